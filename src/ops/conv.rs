@@ -1,0 +1,603 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! 3x3 convolution, stride 1, padding 1, with bias and ReLU in one, and its gradient with respect
+//! to the input.
+//!
+//! The kernels are frozen, so the gradient with respect to them is never computed. The gradient
+//! with respect to the input is the same convolution with the kernel rotated by 180 degrees and
+//! its two channel axes swapped.
+
+use super::{CpuOp, cpu_side, store};
+use candle_core::{Device, Result, Tensor, bail};
+use candle_nn::{Conv2d, Conv2dConfig, Module};
+use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// What lies beyond the edge of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Border {
+    /// Zeros, as VGG was trained with.
+    Zeros,
+    /// The nearest pixel of the input.
+    Replicate,
+}
+
+/// `relu(input * kernel + bias)` over `[height, width, in_channels]`, giving
+/// `[height, width, out_channels]`.
+pub struct Conv3x3 {
+    in_channels: usize,
+    out_channels: usize,
+    border: Border,
+    side: Side,
+}
+
+enum Side {
+    Cpu {
+        /// `[3, 3 * in_channels, out_channels]`: a row of three taps at a time.
+        kernel: Vec<f32>,
+        /// `[3, 3 * out_channels, in_channels]`, rotated and swapped.
+        adjoint: Vec<f32>,
+        bias: Vec<f32>,
+    },
+    Candle {
+        forward: Conv2d,
+        adjoint: Conv2d,
+    },
+}
+
+impl Conv3x3 {
+    /// An operation with a kernel `[out_channels, in_channels, 3, 3]` and a bias `[out_channels]`,
+    /// both `f32`, for the device that they are on.
+    pub fn new(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
+        let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
+        if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
+            bail!(
+                "a 3x3 kernel with a bias is needed, not {:?} with {:?}",
+                kernel.dims(),
+                bias.dims()
+            );
+        }
+        let side = match kernel.device() {
+            Device::Cpu if cpu_side() => Side::packed(kernel, bias)?,
+            _ => Side::composed(kernel, bias, border)?,
+        };
+        Ok(Self {
+            in_channels,
+            out_channels,
+            border,
+            side,
+        })
+    }
+
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// `output = relu(input * kernel + bias)`.
+    pub fn forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        let (h, w, _) = input.dims3()?;
+        expect(input, [h, w, self.in_channels])?;
+        expect(output, [h, w, self.out_channels])?;
+        match &self.side {
+            Side::Cpu { kernel, bias, .. } => {
+                let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
+                    Correlation::new(
+                        [h, w],
+                        self.in_channels,
+                        self.out_channels,
+                        1,
+                        self.border,
+                        kernel,
+                    )
+                    .run(
+                        output,
+                        |y, row| row.copy_from_slice(&input[y * row.len()..][..row.len()]),
+                        |pixel, channels, sums| {
+                            for ((value, sum), bias) in
+                                pixel.iter_mut().zip(sums).zip(&bias[channels])
+                            {
+                                *value = (sum + bias).max(0.0);
+                            }
+                        },
+                    );
+                });
+                output.inplace_op2(input, &op)
+            }
+            Side::Candle { forward, .. } => {
+                let input = input.permute((2, 0, 1))?.unsqueeze(0)?;
+                let input = match self.border {
+                    Border::Zeros => input,
+                    Border::Replicate => input.pad_with_same(2, 1, 1)?.pad_with_same(3, 1, 1)?,
+                };
+                let features = forward.forward(&input)?.relu()?;
+                store(output, &features.squeeze(0)?.permute((1, 2, 0))?, false)
+            }
+        }
+    }
+
+    /// The gradient with respect to the input, written to `gradient` `[height, width,
+    /// in_channels]`, or added to what is there. `upstream` is the gradient with respect to the
+    /// output and `output` the output itself: where it is not above 0 the ReLU lets nothing back.
+    pub fn backward(
+        &self,
+        upstream: &Tensor,
+        output: &Tensor,
+        gradient: &Tensor,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (h, w, _) = output.dims3()?;
+        expect(output, [h, w, self.out_channels])?;
+        expect(upstream, [h, w, self.out_channels])?;
+        expect(gradient, [h, w, self.in_channels])?;
+        match &self.side {
+            Side::Cpu { adjoint, .. } => {
+                // A replicated border has gradients of its own, on the pixels around the image.
+                let padding = match self.border {
+                    Border::Zeros => 1,
+                    Border::Replicate => 2,
+                };
+                let op = CpuOp(
+                    "conv3x3-backward",
+                    |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
+                        if !accumulate {
+                            gradient.fill(0.0);
+                        }
+                        Correlation::new(
+                            [h, w],
+                            self.out_channels,
+                            self.in_channels,
+                            padding,
+                            Border::Zeros,
+                            adjoint,
+                        )
+                        .run(
+                            gradient,
+                            |y, row| {
+                                let range = y * row.len()..(y + 1) * row.len();
+                                let active = upstream[range.clone()].iter().zip(&output[range]);
+                                for (value, (upstream, output)) in row.iter_mut().zip(active) {
+                                    *value = if *output > 0.0 { *upstream } else { 0.0 };
+                                }
+                            },
+                            |pixel, _, sums| {
+                                pixel
+                                    .iter_mut()
+                                    .zip(sums)
+                                    .for_each(|(value, sum)| *value += sum)
+                            },
+                        );
+                    },
+                );
+                gradient.inplace_op3(upstream, output, &op)
+            }
+            Side::Candle { adjoint, .. } => {
+                let mask = output.gt(0f64)?.to_dtype(upstream.dtype())?;
+                let masked = (upstream * mask)?.permute((2, 0, 1))?.unsqueeze(0)?;
+                let full = adjoint.forward(&masked)?.squeeze(0)?;
+                let full = match self.border {
+                    Border::Zeros => full,
+                    Border::Replicate => fold(&fold(&full, 1)?, 2)?,
+                };
+                store(gradient, &full.permute((1, 2, 0))?, accumulate)
+            }
+        }
+    }
+}
+
+fn expect(tensor: &Tensor, shape: [usize; 3]) -> Result<()> {
+    if tensor.dims() != shape {
+        bail!(
+            "a tensor of shape {shape:?} is needed, not {:?}",
+            tensor.dims()
+        );
+    }
+    Ok(())
+}
+
+/// Adds the first and the last slice of `tensor` along `dim` to their neighbours and drops them:
+/// the adjoint of replication by one.
+fn fold(tensor: &Tensor, dim: usize) -> Result<Tensor> {
+    let n = tensor.dim(dim)? - 2;
+    let first = tensor.narrow(dim, 0, 1)?.pad_with_zeros(dim, 0, n - 1)?;
+    let last = tensor
+        .narrow(dim, n + 1, 1)?
+        .pad_with_zeros(dim, n - 1, 0)?;
+    tensor.narrow(dim, 1, n)? + first + last
+}
+
+impl Side {
+    fn packed(kernel: &Tensor, bias: &Tensor) -> Result<Self> {
+        let (n_out, n_in, _, _) = kernel.dims4()?;
+        let values = kernel.flatten_all()?.to_vec1::<f32>()?;
+        let mut forward = vec![0.0; values.len()];
+        let mut adjoint = vec![0.0; values.len()];
+        for (i, &value) in values.iter().enumerate() {
+            let (out, input, tap) = (i / (9 * n_in), i / 9 % n_in, i % 9);
+            forward[(tap * n_in + input) * n_out + out] = value;
+            adjoint[((8 - tap) * n_out + out) * n_in + input] = value;
+        }
+        Ok(Self::Cpu {
+            kernel: forward,
+            adjoint,
+            bias: bias.to_vec1::<f32>()?,
+        })
+    }
+
+    fn composed(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
+        let (forward_padding, adjoint_padding) = match border {
+            Border::Zeros => (1, 1),
+            Border::Replicate => (0, 2),
+        };
+        let config = |padding| Conv2dConfig {
+            padding,
+            ..Default::default()
+        };
+        let rotated = kernel.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?;
+        Ok(Self::Candle {
+            forward: Conv2d::new(kernel.clone(), Some(bias.clone()), config(forward_padding)),
+            adjoint: Conv2d::new(rotated, None, config(adjoint_padding)),
+        })
+    }
+}
+
+/// Positions of a strip: its rows and their products stay within a core's L2 cache, and are
+/// enough to repay the packing of the kernel that `gemm` does for each strip.
+const STRIP_POSITIONS: usize = 768;
+
+/// Pieces that an image is cut into at least, over its rows and then over the output channels,
+/// so that many cores find work.
+const MIN_PIECES: usize = 16;
+
+/// Output channels of a piece at least: below this, copying the strip costs more than it gives.
+const MIN_CHANNELS: usize = 64;
+
+thread_local! {
+    /// A strip's padded input and its sums, kept from call to call.
+    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// A 3x3 correlation of an image `[h, w, n_in]`, done a strip of rows and a range of output
+/// channels at a time.
+///
+/// With the channels last, the three pixels under a row of taps lie side by side, and those of
+/// the next position begin one pixel later. So a padded strip is its own matrix of patches,
+/// `[positions, 3 * n_in]` with a row stride of `n_in`, and the correlation is the sum of three
+/// matrix products, one for each row of taps.
+struct Correlation<'a> {
+    h: usize,
+    w: usize,
+    n_in: usize,
+    n_out: usize,
+    /// Pixels around the image. With 2 there are sums for the pixels just outside too, and they
+    /// count towards the nearest pixel inside: the adjoint of a replicated border.
+    padding: usize,
+    border: Border,
+    /// `[3, 3 * n_in, n_out]`
+    kernel: &'a [f32],
+    strip_rows: usize,
+    strips: usize,
+    block_channels: usize,
+    blocks: usize,
+}
+
+impl<'a> Correlation<'a> {
+    fn new(
+        [h, w]: [usize; 2],
+        n_in: usize,
+        n_out: usize,
+        padding: usize,
+        border: Border,
+        kernel: &'a [f32],
+    ) -> Self {
+        let strip_rows = (STRIP_POSITIONS / (w + 2 * padding)).clamp(1, h);
+        let strips = h.div_ceil(strip_rows);
+        let blocks = MIN_PIECES
+            .div_ceil(strips)
+            .min(n_out.div_ceil(MIN_CHANNELS));
+        Self {
+            h,
+            w,
+            n_in,
+            n_out,
+            padding,
+            border,
+            kernel,
+            strip_rows,
+            strips,
+            block_channels: n_out.div_ceil(blocks),
+            blocks,
+        }
+    }
+
+    /// `read(y, row)` gives row `y` of the image, `[w, n_in]`; `write(pixel, channels, sums)` takes
+    /// the sums of a pixel of the output for a range of its channels.
+    fn run(
+        &self,
+        output: &mut [f32],
+        read: impl Fn(usize, &mut [f32]) + Sync,
+        write: impl Fn(&mut [f32], Range<usize>, &[f32]) + Sync,
+    ) {
+        let output = Shared(output.as_mut_ptr(), output.len());
+        (0..self.strips * self.blocks)
+            .into_par_iter()
+            .for_each(|piece| {
+                let (strip, block) = (piece / self.blocks, piece % self.blocks);
+                let rows = strip * self.strip_rows..((strip + 1) * self.strip_rows).min(self.h);
+                let start = (block * self.block_channels).min(self.n_out);
+                let channels = start..(start + self.block_channels).min(self.n_out);
+                SCRATCH.with_borrow_mut(|(strip, sums)| {
+                    let summed = self.summed_rows(&rows);
+                    self.fill(&summed, strip, &read);
+                    self.multiply(summed.len(), &channels, strip, sums);
+                    let width = self.w + 2 * self.padding;
+                    for (row, sums) in summed.zip(sums.chunks_exact(width * channels.len())) {
+                        let y = self.inside(row, self.h);
+                        let pixels = sums
+                            .chunks_exact(channels.len())
+                            .take(width - 2)
+                            .enumerate();
+                        for (column, sums) in pixels {
+                            let at = (y * self.w + self.inside(column, self.w)) * self.n_out;
+                            // SAFETY: pieces differ in `channels` or in `rows`, and `y` is in `rows`.
+                            let pixel =
+                                unsafe { output.range(at + channels.start, channels.len()) };
+                            write(pixel, channels.clone(), sums);
+                        }
+                    }
+                });
+            });
+    }
+
+    /// The rows of sums that count towards `rows` of the output, numbered from the first there is.
+    fn summed_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        let outside = self.padding - 1;
+        let start = if rows.start == 0 {
+            0
+        } else {
+            rows.start + outside
+        };
+        let end = if rows.end == self.h {
+            rows.end + 2 * outside
+        } else {
+            rows.end + outside
+        };
+        start..end
+    }
+
+    /// The row (or column) of the output that a row (or column) of sums counts towards.
+    fn inside(&self, index: usize, side: usize) -> usize {
+        index.saturating_sub(self.padding - 1).min(side - 1)
+    }
+
+    /// Fills `strip` with the padded rows under `summed`, `[summed + 2, w + 2 * padding, n_in]`.
+    fn fill(&self, summed: &Range<usize>, strip: &mut Vec<f32>, read: &impl Fn(usize, &mut [f32])) {
+        let width = (self.w + 2 * self.padding) * self.n_in;
+        let edge = self.padding * self.n_in;
+        strip.resize((summed.len() + 2) * width, 0.0);
+        for (row, padded) in (summed.start..).zip(strip.chunks_exact_mut(width)) {
+            let beyond = row < self.padding || row >= self.h + self.padding;
+            if beyond && self.border == Border::Zeros {
+                padded.fill(0.0);
+                continue;
+            }
+            let (left, rest) = padded.split_at_mut(edge);
+            let (middle, right) = rest.split_at_mut(self.w * self.n_in);
+            read(row.saturating_sub(self.padding).min(self.h - 1), middle);
+            match self.border {
+                Border::Zeros => {
+                    left.fill(0.0);
+                    right.fill(0.0);
+                }
+                Border::Replicate => {
+                    let (first, last) = (&middle[..self.n_in], &middle[middle.len() - self.n_in..]);
+                    left.chunks_exact_mut(self.n_in)
+                        .for_each(|pixel| pixel.copy_from_slice(first));
+                    right
+                        .chunks_exact_mut(self.n_in)
+                        .for_each(|pixel| pixel.copy_from_slice(last));
+                }
+            }
+        }
+    }
+
+    /// `sums` `[rows, w + 2 * padding, channels]`, whose last two of a row have no meaning.
+    fn multiply(&self, rows: usize, channels: &Range<usize>, strip: &[f32], sums: &mut Vec<f32>) {
+        let width = self.w + 2 * self.padding;
+        let (positions, taps, n) = (rows * width - 2, 3 * self.n_in, channels.len());
+        sums.resize(rows * width * n, 0.0);
+        for (row, kernel) in self.kernel.chunks_exact(taps * self.n_out).enumerate() {
+            let patches = &strip[row * width * self.n_in..];
+            assert!(patches.len() >= (positions - 1) * self.n_in + taps);
+            // SAFETY: `patches` holds the last position's taps by the assertion, `kernel`
+            // [taps, n_out] the channels from `channels.start` on, and `sums` its [positions, n].
+            unsafe {
+                gemm(
+                    positions,
+                    n,
+                    taps,
+                    sums.as_mut_ptr(),
+                    1,
+                    n as isize,
+                    row > 0,
+                    patches.as_ptr(),
+                    1,
+                    self.n_in as isize,
+                    kernel[channels.start..].as_ptr(),
+                    1,
+                    self.n_out as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
+                );
+            }
+        }
+    }
+}
+
+/// The output of a correlation, which its pieces write at the same time.
+struct Shared(*mut f32, usize);
+
+// SAFETY: it is only a pointer; what is written through it at the same time does not overlap, as
+// `range` demands.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// Nobody else may use the range while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn range(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start + len <= self.1);
+        // SAFETY: in bounds by the assertion, not aliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::{Array, Kernel, relative_error};
+    use super::super::with_both_sides;
+    use super::*;
+
+    const SIZES: [(usize, usize); 8] = [
+        (1, 1),
+        (1, 7),
+        (8, 1),
+        (2, 2),
+        (5, 6),
+        (16, 9),
+        (33, 47),
+        (3, 900),
+    ];
+    const CHANNELS: [(usize, usize); 5] = [(3, 4), (1, 1), (5, 3), (16, 70), (24, 160)];
+    const BORDERS: [Border; 2] = [Border::Zeros, Border::Replicate];
+
+    fn each_case(mut check: impl FnMut(&str, Array, Kernel, Border)) {
+        for (h, w) in SIZES {
+            for (n_in, n_out) in CHANNELS {
+                for border in BORDERS {
+                    let case = format!("{h}x{w}, {n_in} to {n_out}, {border:?}");
+                    let input = Array::random(h, w, n_in, 1);
+                    check(&case, input, Kernel::random(n_out, n_in, 2), border);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn forward_is_the_nested_loops() {
+        each_case(|case, input, kernel, border| {
+            let expected = kernel.forward(&input, border);
+            with_both_sides(|side| {
+                let (weights, bias) = kernel.tensors();
+                let op = Conv3x3::new(&weights, &bias, border).unwrap();
+                // What is there before is overwritten.
+                let output = Array::random(input.h, input.w, kernel.n_out, 3).tensor();
+                op.forward(&input.tensor(), &output).unwrap();
+                let error = relative_error(&output, &expected.values);
+                assert!(error < 1e-5, "{side}, {case}: {error}");
+            });
+        });
+    }
+
+    #[test]
+    fn backward_is_the_nested_loops() {
+        each_case(|case, input, kernel, border| {
+            // The reference's ReLU masks, on both sides of the comparison.
+            let output = kernel.forward(&input, border);
+            let upstream = Array::random(input.h, input.w, kernel.n_out, 4);
+            let gradient = kernel.backward(&upstream, &output, border);
+            let before = Array::random(input.h, input.w, kernel.n_in, 5);
+            with_both_sides(|side| {
+                let (weights, bias) = kernel.tensors();
+                let op = Conv3x3::new(&weights, &bias, border).unwrap();
+                for accumulate in [false, true] {
+                    let expected: Vec<f64> = match accumulate {
+                        true => gradient
+                            .values
+                            .iter()
+                            .zip(&before.values)
+                            .map(|(a, b)| a + b)
+                            .collect(),
+                        false => gradient.values.clone(),
+                    };
+                    let result = before.tensor();
+                    op.backward(&upstream.tensor(), &output.tensor(), &result, accumulate)
+                        .unwrap();
+                    let error = relative_error(&result, &expected);
+                    assert!(error < 1e-5, "{side}, {case}, {accumulate}: {error}");
+                }
+            });
+        });
+    }
+
+    /// The reference's gradient against its own forward pass: with a bias that keeps every ReLU
+    /// open, the operation is affine, and ⟨u, f(x) − f(0)⟩ = ⟨fᵀ(u), x⟩.
+    #[test]
+    fn reference_backward_is_the_adjoint() {
+        each_case(|case, input, mut kernel, border| {
+            kernel.bias.fill(1e4);
+            let output = kernel.forward(&input, border);
+            let upstream = Array::random(input.h, input.w, kernel.n_out, 6);
+            let moved = Array {
+                values: output.values.iter().map(|value| value - 1e4).collect(),
+                ..output.clone()
+            };
+            let forward = upstream.dot(&moved);
+            let backward = kernel.backward(&upstream, &output, border).dot(&input);
+            let size = moved.dot(&moved).sqrt() * upstream.dot(&upstream).sqrt();
+            assert!(
+                (forward - backward).abs() < 1e-9 * size,
+                "{case}: {forward} {backward}"
+            );
+        });
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let kernel = Kernel::random(160, 24, 1);
+        let (weights, bias) = kernel.tensors();
+        let op = Conv3x3::new(&weights, &bias, Border::Replicate).unwrap();
+        let input = Array::random(40, 61, 24, 2).tensor();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                let output = Array::zeros(40, 61, 160).tensor();
+                let gradient = input.zeros_like().unwrap();
+                op.forward(&input, &output).unwrap();
+                op.backward(&output, &output, &gradient, false).unwrap();
+                gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 8] {
+            assert_eq!(one, run(threads), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let (weights, bias) = Kernel::random(4, 3, 1).tensors();
+        let op = Conv3x3::new(&weights, &bias, Border::Zeros).unwrap();
+        let zeros = |h, w, n| Array::zeros(h, w, n).tensor();
+        assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());
+        assert!(op.forward(&zeros(5, 5, 3), &zeros(5, 4, 4)).is_err());
+        assert!(
+            op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3), false)
+                .is_err()
+        );
+        assert!(Conv3x3::new(&bias, &bias, Border::Zeros).is_err());
+        assert!(Conv3x3::new(&weights, &weights, Border::Zeros).is_err());
+    }
+}

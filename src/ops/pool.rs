@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! 2x2 pooling with stride 2 and its gradient. A last odd row or column is left out, as in VGG's
+//! own pooling, and has no gradient.
+
+use super::{CpuOp, cpu_side, store};
+use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// What a pixel of the pooled features is of the four under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Pooling {
+    /// Their mean: smoother gradients, as Gatys et al. recommend.
+    #[default]
+    Avg,
+    /// The largest, as VGG was trained with on ImageNet.
+    Max,
+}
+
+impl Pooling {
+    /// `output` `[h / 2, w / 2, channels]` of `input` `[h, w, channels]`.
+    pub fn forward(self, input: &Tensor, output: &Tensor) -> Result<()> {
+        let (_, w, n) = pooled_dims(input, output)?;
+        match input.device() {
+            Device::Cpu if cpu_side() => {
+                let op = CpuOp("pool2x2", |output: &mut [f32], input: &[f32]| {
+                    let pairs = input.par_chunks_exact(2 * w * n);
+                    output
+                        .par_chunks_exact_mut(w / 2 * n)
+                        .zip(pairs)
+                        .for_each(|(output, rows)| {
+                            for (x, pixel) in output.chunks_exact_mut(n).enumerate() {
+                                let window = Window::new(rows, x, w, n);
+                                match self {
+                                    Self::Avg => window.for_each(pixel, |value, four| {
+                                        *value = 0.25 * ((four[0] + four[1]) + (four[2] + four[3]));
+                                    }),
+                                    Self::Max => window.for_each(pixel, |value, four| {
+                                        *value = four[largest(four)]
+                                    }),
+                                }
+                            }
+                        });
+                });
+                output.inplace_op2(input, &op)
+            }
+            _ => {
+                let four = windows(input)?;
+                let pooled = match self {
+                    Self::Avg => (((&four[0] + &four[1])? + (&four[2] + &four[3])?)? * 0.25)?,
+                    Self::Max => largest_of(&four)?,
+                };
+                store(output, &pooled, false)
+            }
+        }
+    }
+
+    /// The gradient with respect to `input`, written to `gradient` of the same shape or added to
+    /// what is there, from `upstream`, that with respect to the output. Of equal largest values
+    /// the first takes it.
+    pub fn backward(
+        self,
+        upstream: &Tensor,
+        input: &Tensor,
+        gradient: &Tensor,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (h, w, n) = pooled_dims(input, upstream)?;
+        if gradient.dims() != input.dims() {
+            bail!(
+                "a gradient of shape {:?} is needed, not {:?}",
+                input.dims(),
+                gradient.dims()
+            );
+        }
+        match input.device() {
+            Device::Cpu if cpu_side() => {
+                let op = CpuOp(
+                    "pool2x2-backward",
+                    |gradient: &mut [f32], upstream: &[f32], input: &[f32]| {
+                        if !accumulate {
+                            gradient.fill(0.0);
+                        }
+                        let pairs = gradient
+                            .par_chunks_exact_mut(2 * w * n)
+                            .zip(input.par_chunks_exact(2 * w * n));
+                        pairs.zip(upstream.par_chunks_exact(w / 2 * n)).for_each(
+                            |((gradient, rows), upstream)| {
+                                for (x, upstream) in upstream.chunks_exact(n).enumerate() {
+                                    let window = Window::new(rows, x, w, n);
+                                    for (channel, upstream) in upstream.iter().enumerate() {
+                                        let places = window.places(channel);
+                                        match self {
+                                            Self::Avg => {
+                                                places.map(|at| gradient[at] += 0.25 * upstream)
+                                            }
+                                            Self::Max => {
+                                                let four = places.map(|at| rows[at]);
+                                                gradient[places[largest(four)]] += upstream;
+                                                [(); 4]
+                                            }
+                                        };
+                                    }
+                                }
+                            },
+                        );
+                    },
+                );
+                gradient.inplace_op3(upstream, input, &op)
+            }
+            _ => {
+                let shares: [Tensor; 4] = match self {
+                    Self::Avg => {
+                        let quarter = (upstream * 0.25)?;
+                        [quarter.clone(), quarter.clone(), quarter.clone(), quarter]
+                    }
+                    Self::Max => first_largest(&windows(input)?, upstream)?,
+                };
+                store(gradient, &unwindow(&shares, h, w)?, accumulate)
+            }
+        }
+    }
+}
+
+/// The dimensions of the input, after a check of the output's.
+fn pooled_dims(input: &Tensor, output: &Tensor) -> Result<(usize, usize, usize)> {
+    let (h, w, n) = input.dims3()?;
+    if h < 2 || w < 2 || output.dims() != [h / 2, w / 2, n] {
+        bail!("{:?} cannot be pooled to {:?}", input.dims(), output.dims());
+    }
+    Ok((h, w, n))
+}
+
+fn largest(four: [f32; 4]) -> usize {
+    (1..4).fold(0, |best, i| if four[i] > four[best] { i } else { best })
+}
+
+/// The four pixels under one of the output, in a pair of rows `[2, w, n]`.
+struct Window<'a> {
+    rows: &'a [f32],
+    start: usize,
+    row: usize,
+    n: usize,
+}
+
+impl<'a> Window<'a> {
+    fn new(rows: &'a [f32], x: usize, w: usize, n: usize) -> Self {
+        let (start, row) = (2 * x * n, w * n);
+        Self {
+            rows,
+            start,
+            row,
+            n,
+        }
+    }
+
+    fn places(&self, channel: usize) -> [usize; 4] {
+        let at = self.start + channel;
+        [at, at + self.n, at + self.row, at + self.row + self.n]
+    }
+
+    fn for_each(&self, pixel: &mut [f32], set: impl Fn(&mut f32, [f32; 4])) {
+        let top = self.rows[self.start..][..2 * self.n].split_at(self.n);
+        let bottom = self.rows[self.start + self.row..][..2 * self.n].split_at(self.n);
+        for (i, value) in pixel.iter_mut().enumerate() {
+            set(value, [top.0[i], top.1[i], bottom.0[i], bottom.1[i]]);
+        }
+    }
+}
+
+/// The four corners of all windows, each `[h / 2, w / 2, channels]`.
+fn windows(input: &Tensor) -> Result<[Tensor; 4]> {
+    let (h, w, n) = input.dims3()?;
+    let even = input.narrow(0, 0, h / 2 * 2)?.narrow(1, 0, w / 2 * 2)?;
+    let split = even.contiguous()?.reshape((h / 2, 2, w / 2, 2, n))?;
+    let corner = |y, x| {
+        split
+            .narrow(1, y, 1)?
+            .narrow(3, x, 1)?
+            .reshape((h / 2, w / 2, n))
+    };
+    Ok([corner(0, 0)?, corner(0, 1)?, corner(1, 0)?, corner(1, 1)?])
+}
+
+/// Puts the four corners of all windows back into place, zeros where no window was.
+fn unwindow(corners: &[Tensor; 4], h: usize, w: usize) -> Result<Tensor> {
+    let rows = |left: &Tensor, right: &Tensor| -> Result<Tensor> {
+        let (h, w, n) = left.dims3()?;
+        Tensor::stack(&[left, right], 2)?.reshape((h, 2 * w, n))
+    };
+    let top = rows(&corners[0], &corners[1])?;
+    let bottom = rows(&corners[2], &corners[3])?;
+    let (half, even, n) = top.dims3()?;
+    let even_rows = Tensor::stack(&[top, bottom], 1)?.reshape((2 * half, even, n))?;
+    even_rows
+        .pad_with_zeros(0, 0, h % 2)?
+        .pad_with_zeros(1, 0, w % 2)
+}
+
+fn largest_of(corners: &[Tensor; 4]) -> Result<Tensor> {
+    let right = corners[2].maximum(&corners[3])?;
+    corners[0].maximum(&corners[1])?.maximum(&right)
+}
+
+/// `upstream` in the first corner that holds the largest value, zeros in the others.
+fn first_largest(corners: &[Tensor; 4], upstream: &Tensor) -> Result<[Tensor; 4]> {
+    let largest = largest_of(corners)?;
+    let mut left = upstream.clone();
+    let mut shares = Vec::with_capacity(4);
+    for corner in corners {
+        let share = (&left * corner.eq(&largest)?.to_dtype(left.dtype())?)?;
+        left = (left - &share)?;
+        shares.push(share);
+    }
+    shares
+        .try_into()
+        .map_err(|_| candle_core::Error::Msg("a window has four corners".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::{Array, pool, pool_backward, relative_error};
+    use super::super::with_both_sides;
+    use super::*;
+
+    const SIZES: [(usize, usize); 6] = [(2, 2), (3, 2), (2, 3), (7, 9), (8, 16), (33, 20)];
+
+    #[test]
+    fn both_poolings_and_their_gradients_are_the_nested_loops() {
+        with_both_sides(|side| {
+            for (h, w) in SIZES {
+                for n in [1, 3, 20] {
+                    for pooling in [Pooling::Avg, Pooling::Max] {
+                        let case = format!("{side}, {h}x{w}x{n}, {pooling:?}");
+                        check(&case, pooling, Array::random(h, w, n, 1));
+                    }
+                }
+            }
+        });
+    }
+
+    fn check(case: &str, pooling: Pooling, input: Array) {
+        let (h, w, n) = (input.h, input.w, input.n);
+        let output = Array::random(h / 2, w / 2, n, 2).tensor();
+        pooling.forward(&input.tensor(), &output).unwrap();
+        let error = relative_error(&output, &pool(pooling, &input).values);
+        assert!(error < 1e-6, "{case}: {error}");
+
+        let upstream = Array::random(h / 2, w / 2, n, 3);
+        let before = Array::random(h, w, n, 4);
+        let mut expected = pool_backward(pooling, &upstream, &input).values;
+        for accumulate in [false, true] {
+            if accumulate {
+                expected
+                    .iter_mut()
+                    .zip(&before.values)
+                    .for_each(|(e, b)| *e += b);
+            }
+            let gradient = before.tensor();
+            pooling
+                .backward(&upstream.tensor(), &input.tensor(), &gradient, accumulate)
+                .unwrap();
+            let error = relative_error(&gradient, &expected);
+            assert!(error < 1e-6, "{case}, gradient, {accumulate}: {error}");
+        }
+    }
+
+    /// ⟨u, pool(x)⟩ = ⟨poolᵀ(u), x⟩: with the places of the largest values held, both are linear.
+    #[test]
+    fn reference_backward_is_the_adjoint() {
+        for pooling in [Pooling::Avg, Pooling::Max] {
+            let input = Array::random(7, 9, 3, 1);
+            let upstream = Array::random(3, 4, 3, 2);
+            let forward = upstream.dot(&pool(pooling, &input));
+            let backward = pool_backward(pooling, &upstream, &input).dot(&input);
+            assert!(
+                (forward - backward).abs() < 1e-12,
+                "{pooling:?}: {forward} {backward}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_equal_largest_values_the_first_takes_the_gradient() {
+        with_both_sides(|side| {
+            let input = Tensor::ones((2, 2, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+            let upstream =
+                (Tensor::ones((1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap() * 3.0)
+                    .unwrap();
+            let gradient = input.zeros_like().unwrap();
+            Pooling::Max
+                .backward(&upstream, &input, &gradient, false)
+                .unwrap();
+            let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values, [3.0, 0.0, 0.0, 0.0], "{side}");
+        });
+    }
+
+    #[test]
+    fn a_side_of_one_pixel_cannot_be_pooled() {
+        let input = Array::zeros(1, 4, 2).tensor();
+        let output = Array::zeros(1, 2, 2).tensor();
+        assert!(Pooling::Avg.forward(&input, &output).is_err());
+    }
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What a stylizer can be told, with its defaults and bounds.
+
+use crate::vgg::{Layer, Pooling, UnknownLayer, Vgg};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What the terms of the objective are divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LossScale {
+    /// The content loss by ½ Σ P², the style loss of a layer by its value for features that are
+    /// all zero: both are relative squared errors, comparable over sizes, layers and weights.
+    #[default]
+    Relative,
+    /// The content loss by its number of features.
+    Mean,
+    /// Nothing: the formulas of the paper.
+    Paper,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OptimizerKind {
+    #[default]
+    Lbfgs,
+    Adam,
+}
+
+/// The image that the optimisation of a frame starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Init {
+    /// The result of the frame before; of the frame itself where there is none.
+    #[default]
+    Previous,
+    /// The frame itself.
+    Content,
+    /// Uniform noise, the same for every frame.
+    Noise,
+}
+
+/// Where the colours of the result come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Color {
+    /// From the optimisation, so from the style image.
+    #[default]
+    Style,
+    /// From the frame: the style is transferred in luminance only.
+    Content,
+}
+
+/// Layers and the weight of each: `conv4_2` or `conv1_1:0.5,conv2_1:0.5`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerWeights(Vec<(Layer, f64)>);
+
+impl LayerWeights {
+    pub fn iter(&self) -> impl Iterator<Item = (Layer, f64)> {
+        self.0.iter().copied()
+    }
+
+    /// The deepest of the layers.
+    pub fn deepest(&self) -> Layer {
+        self.iter()
+            .map(|(layer, _)| layer)
+            .fold(Layer::FIRST, Layer::max)
+    }
+}
+
+impl fmt::Display for LayerWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let equal = 1.0 / self.0.len() as f64;
+        for (index, (layer, weight)) in self.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{layer}")?;
+            if weight != equal {
+                write!(f, ":{weight}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a list of layers.
+#[derive(Debug, thiserror::Error)]
+pub enum LayersError {
+    #[error("the list of layers is empty")]
+    Empty,
+    #[error(transparent)]
+    Unknown(#[from] UnknownLayer),
+    #[error("{0} is listed twice")]
+    Twice(Layer),
+    #[error("‘{weight}’ is not a weight for {layer}: a number above 0 is needed")]
+    Weight { layer: Layer, weight: String },
+}
+
+impl FromStr for LayerWeights {
+    type Err = LayersError;
+
+    /// Layers without a weight share 1 equally.
+    fn from_str(list: &str) -> Result<Self, LayersError> {
+        if list.trim().is_empty() {
+            return Err(LayersError::Empty);
+        }
+        let items: Vec<&str> = list.split(',').map(str::trim).collect();
+        let mut layers: Vec<(Layer, f64)> = Vec::new();
+        for item in &items {
+            let (name, weight) = match item.split_once(':') {
+                Some((name, weight)) => (name.trim(), Some(weight.trim())),
+                None => (*item, None),
+            };
+            let layer: Layer = name.parse()?;
+            if layers.iter().any(|&(other, _)| other == layer) {
+                return Err(LayersError::Twice(layer));
+            }
+            let weight = match weight {
+                None => 1.0 / items.len() as f64,
+                Some(text) => match text.parse::<f64>() {
+                    Ok(weight) if weight.is_finite() && weight > 0.0 => weight,
+                    _ => {
+                        let weight = text.into();
+                        return Err(LayersError::Weight { layer, weight });
+                    }
+                },
+            };
+            layers.push((layer, weight));
+        }
+        Ok(Self(layers))
+    }
+}
+
+/// All that can be set. Fields have the names of the element's properties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub style_scale: f64,
+    pub alpha: f64,
+    pub beta: f64,
+    pub content_layers: LayerWeights,
+    pub style_layers: LayerWeights,
+    pub iterations: u32,
+    pub initial_iterations: u32,
+    /// None is as long as the iterations take.
+    pub time_budget: Option<Duration>,
+    pub optimizer: OptimizerKind,
+    pub learning_rate: f64,
+    pub lbfgs_history: u32,
+    pub init: Init,
+    pub noise: f64,
+    pub seed: u64,
+    pub tv_weight: f64,
+    pub pooling: Pooling,
+    /// None is the frame's own size.
+    pub max_size: Option<u32>,
+    pub color: Color,
+    pub loss_scale: LossScale,
+    pub frame_interval: u32,
+    /// 0 is one for each core.
+    pub n_threads: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let equal = |layers: &[Layer]| {
+            LayerWeights(
+                layers
+                    .iter()
+                    .map(|&layer| (layer, 1.0 / layers.len() as f64))
+                    .collect(),
+            )
+        };
+        Self {
+            style_scale: 1.0,
+            alpha: 1.0,
+            beta: 100.0,
+            content_layers: equal(&[Layer::new(4, 2)]),
+            style_layers: equal(&[1, 2, 3, 4, 5].map(|block| Layer::new(block, 1))),
+            iterations: 20,
+            initial_iterations: 100,
+            time_budget: None,
+            optimizer: OptimizerKind::default(),
+            learning_rate: 0.02,
+            lbfgs_history: 10,
+            init: Init::default(),
+            noise: 0.0,
+            seed: 0,
+            tv_weight: 5.0,
+            pooling: Pooling::default(),
+            max_size: Some(512),
+            color: Color::default(),
+            loss_scale: LossScale::default(),
+            frame_interval: 1,
+            n_threads: 0,
+        }
+    }
+}
+
+/// A value that a stylizer cannot work with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("alpha and beta are both 0: there is nothing to optimise")]
+    NoLoss,
+    #[error("{name}={value}: a number {expected} is needed")]
+    Range {
+        name: &'static str,
+        value: f64,
+        expected: &'static str,
+    },
+    #[error("{property}: {layer} is not in the weights, which end at {deepest}")]
+    TooDeep {
+        property: &'static str,
+        layer: Layer,
+        deepest: Layer,
+    },
+}
+
+impl Config {
+    /// Whether these values can be worked with, on this network.
+    pub fn validate(&self, vgg: &Vgg) -> Result<(), ConfigError> {
+        const NOT_NEGATIVE: &str = "of at least 0";
+        const POSITIVE: &str = "above 0";
+        for (name, value, expected, valid) in [
+            ("alpha", self.alpha, NOT_NEGATIVE, self.alpha >= 0.0),
+            ("beta", self.beta, NOT_NEGATIVE, self.beta >= 0.0),
+            (
+                "tv-weight",
+                self.tv_weight,
+                NOT_NEGATIVE,
+                self.tv_weight >= 0.0,
+            ),
+            (
+                "style-scale",
+                self.style_scale,
+                POSITIVE,
+                self.style_scale > 0.0,
+            ),
+            (
+                "learning-rate",
+                self.learning_rate,
+                POSITIVE,
+                self.learning_rate > 0.0,
+            ),
+            (
+                "noise",
+                self.noise,
+                "from 0 to 1",
+                (0.0..=1.0).contains(&self.noise),
+            ),
+            (
+                "iterations",
+                self.iterations.into(),
+                POSITIVE,
+                self.iterations > 0,
+            ),
+            (
+                "initial-iterations",
+                self.initial_iterations.into(),
+                POSITIVE,
+                self.initial_iterations > 0,
+            ),
+            (
+                "lbfgs-history",
+                self.lbfgs_history.into(),
+                POSITIVE,
+                self.lbfgs_history > 0,
+            ),
+            (
+                "frame-interval",
+                self.frame_interval.into(),
+                POSITIVE,
+                self.frame_interval > 0,
+            ),
+        ] {
+            if !valid || !value.is_finite() {
+                return Err(ConfigError::Range {
+                    name,
+                    value,
+                    expected,
+                });
+            }
+        }
+        if self.alpha == 0.0 && self.beta == 0.0 {
+            return Err(ConfigError::NoLoss);
+        }
+        let deepest = vgg.deepest();
+        for (property, layers) in [
+            ("content-layers", &self.content_layers),
+            ("style-layers", &self.style_layers),
+        ] {
+            if let Some((layer, _)) = layers.iter().find(|&(layer, _)| layer > deepest) {
+                return Err(ConfigError::TooDeep {
+                    property,
+                    layer,
+                    deepest,
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::{Budget, Config, Evaluate, Optimizer, Outcome, Run};
+use crate::ops::elementwise::{adam_step, copy, decay};
+use crate::vgg::Error;
+use candle_core::Tensor;
+
+const BETA_1: f64 = 0.9;
+const BETA_2: f64 = 0.999;
+
+/// Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1), each
+/// step held within 0..1. Its moments and their corrections go on from frame to frame.
+pub struct Adam {
+    learning_rate: f64,
+    steps: i32,
+    /// First and second moments of the gradient.
+    m: Tensor,
+    v: Tensor,
+    gradient: Tensor,
+    best: Tensor,
+}
+
+impl Adam {
+    /// An optimiser for images of the shape and device of `image`.
+    pub fn new(image: &Tensor, config: &Config) -> candle_core::Result<Self> {
+        Ok(Self {
+            learning_rate: config.learning_rate,
+            steps: 0,
+            m: image.zeros_like()?,
+            v: image.zeros_like()?,
+            gradient: image.zeros_like()?,
+            best: image.zeros_like()?,
+        })
+    }
+
+    fn step(&mut self, image: &Tensor) -> candle_core::Result<()> {
+        self.steps = self.steps.saturating_add(1);
+        decay(&self.m, BETA_1, &self.gradient, false)?;
+        decay(&self.v, BETA_2, &self.gradient, true)?;
+        let rate = self.learning_rate / (1.0 - BETA_1.powi(self.steps));
+        adam_step(image, rate, &self.m, 1.0 - BETA_2.powi(self.steps), &self.v)
+    }
+}
+
+impl Optimizer for Adam {
+    fn configure(&mut self, config: &Config) {
+        self.learning_rate = config.learning_rate;
+    }
+
+    fn minimize(
+        &mut self,
+        image: &Tensor,
+        budget: Budget,
+        evaluate: Evaluate,
+    ) -> Result<Outcome, Error> {
+        let mut run = Run::new(budget, evaluate);
+        let initial = run.evaluate(image, &self.gradient)?;
+        let mut best = initial;
+        copy(&self.best, image)?;
+        loop {
+            if let Some(reason) = run.ended() {
+                copy(image, &self.best)?;
+                return Ok(run.outcome(reason, initial, best));
+            }
+            self.step(image)?;
+            let losses = run.evaluate(image, &self.gradient)?;
+            if losses.total < best.total {
+                best = losses;
+                copy(&self.best, image)?;
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The style image, from its file to the size that the network sees.
+
+use super::resize::{pad, resize, scaled};
+use crate::vgg::MIN_SIDE;
+use crate::vgg::weights::open;
+use candle_core::{Device, Tensor};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage, imageops};
+use std::io::BufReader;
+use std::path::Path;
+
+/// Longest side and memory that a style image may have: more than any camera's picture.
+const MAX_SIDE: u32 = 16_384;
+const MAX_BYTES: u64 = 1 << 30;
+
+/// A style image is not enlarged beyond this: it would only show the enlargement's blur.
+const MAX_ENLARGEMENT: f64 = 2.0;
+
+/// What is wrong with a style image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("it is empty")]
+    Empty,
+    #[error("it is not a PNG, JPEG or WebP image")]
+    UnknownFormat,
+    #[error("it cannot be decoded, or it is cut short ({0})")]
+    Decode(ImageError),
+    #[error("it is larger than {MAX_SIDE}x{MAX_SIDE} pixels or than {} MiB in memory", MAX_BYTES >> 20)]
+    TooLarge,
+    #[error("it is {width}x{height} pixels, and at least {MIN_SIDE}x{MIN_SIDE} are needed")]
+    TooSmall { width: u32, height: u32 },
+}
+
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Unsupported(_) => Self::UnknownFormat,
+            ImageError::Limits(_) => Self::TooLarge,
+            ImageError::IoError(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
+                Self::Io(error)
+            }
+            error => Self::Decode(error),
+        }
+    }
+}
+
+/// A decoded style image: upright, transparency over white.
+#[derive(Clone, Debug)]
+pub struct StyleImage(RgbImage);
+
+impl StyleImage {
+    /// Decodes a PNG, JPEG or WebP file, told by its content.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let (file, len) = open(path)?;
+        if len == 0 {
+            return Err(Error::Empty);
+        }
+        let mut reader = ImageReader::new(BufReader::new(file)).with_guessed_format()?;
+        let mut limits = Limits::default();
+        limits.max_image_width = Some(MAX_SIDE);
+        limits.max_image_height = Some(MAX_SIDE);
+        limits.max_alloc = Some(MAX_BYTES);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder()?;
+        // A picture with a broken EXIF block is still a picture.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let (width, height) = decoder.dimensions();
+        if width.min(height) < MIN_SIDE as u32 {
+            return Err(Error::TooSmall { width, height });
+        }
+        let mut image = DynamicImage::from_decoder(decoder)?;
+        image.apply_orientation(orientation);
+        Ok(Self(over_white(image)))
+    }
+
+    /// The image as the network sees it, `[h, w, 3]` on the CPU: its longest side `scale` times
+    /// `longest`, but not enlarged too far, and neither side below [`MIN_SIDE`].
+    pub fn tensor(&self, longest: usize, scale: f64) -> candle_core::Result<Tensor> {
+        let (w, h) = (self.0.width() as usize, self.0.height() as usize);
+        let values = self
+            .0
+            .as_raw()
+            .iter()
+            .map(|&value| f32::from(value) / 255.0);
+        let image = Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)?;
+        let ratio = (longest as f64 * scale / h.max(w) as f64).min(MAX_ENLARGEMENT);
+        pad(&resize(&image, scaled((h, w), ratio))?)
+    }
+}
+
+fn over_white(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let image = image.into_rgba8();
+    let mut white =
+        image::RgbaImage::from_pixel(image.width(), image.height(), image::Rgba([255; 4]));
+    imageops::overlay(&mut white, &image, 0, 0);
+    DynamicImage::ImageRgba8(white).into_rgb8()
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! VGG-19's convolutional part (Simonyan and Zisserman 2015), with frozen weights: the features of
+//! an image, and the gradient with respect to the image of a loss on them.
+//!
+//! The network is a chain, so the backward pass is written out rather than recorded.
+
+pub mod shared;
+pub mod weights;
+
+use crate::ops::conv::{Border, Conv3x3};
+pub use crate::ops::pool::Pooling;
+use candle_core::{DType, Device, Tensor};
+use std::fmt;
+use std::str::FromStr;
+use weights::Weights;
+
+/// Convolutions of each block; a pooling layer stands between two blocks.
+pub const BLOCKS: [usize; 5] = [2, 2, 4, 4, 4];
+
+/// The number of convolutions of a whole VGG-19.
+pub const LAYERS: usize = 16;
+
+/// Shortest side of an image that the deepest block still sees a pixel of.
+pub const MIN_SIDE: usize = 1 << (BLOCKS.len() - 1);
+
+/// Why features or a gradient were not computed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Asked before every layer; `true` ends the computation with [`Error::Cancelled`].
+pub type Cancel<'a> = &'a (dyn Fn() -> bool + Sync);
+
+/// A convolution of VGG-19 by its place in the network. Its name, `conv1_1` to `conv5_4`, means
+/// the activation after its ReLU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Layer(usize);
+
+impl Layer {
+    /// conv1_1
+    pub const FIRST: Self = Self(0);
+
+    /// The layer `conv{block}_{within}`, both counted from 1.
+    ///
+    /// # Panics
+    /// Where VGG-19 has no such layer.
+    pub const fn new(block: usize, within: usize) -> Self {
+        assert!(1 <= within && within <= BLOCKS[block - 1]);
+        let mut index = within - 1;
+        let mut before = 0;
+        while before < block - 1 {
+            index += BLOCKS[before];
+            before += 1;
+        }
+        Self(index)
+    }
+
+    /// All layers, from the image to the deepest.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..LAYERS).map(Self)
+    }
+
+    /// Its place, from 0.
+    pub fn index(self) -> usize {
+        self.0
+    }
+
+    /// Its block, from 0: the layer sees the image at 1 / 2^block of its size.
+    pub fn block(self) -> usize {
+        self.place().0
+    }
+
+    fn place(self) -> (usize, usize) {
+        let mut within = self.0;
+        for (block, &convs) in BLOCKS.iter().enumerate() {
+            if within < convs {
+                return (block, within);
+            }
+            within -= convs;
+        }
+        unreachable!("a layer's place is below LAYERS")
+    }
+
+    /// Whether a pooling layer comes before it.
+    fn follows_pool(self) -> bool {
+        self.0 > 0 && self.place().1 == 0
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (block, within) = self.place();
+        write!(f, "conv{}_{}", block + 1, within + 1)
+    }
+}
+
+/// A name that is no layer's.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no layer ‘{0}’; the layers are conv1_1, conv1_2, conv2_1, conv2_2, conv3_1 to conv3_4, conv4_1 to conv4_4 and conv5_1 to conv5_4"
+)]
+pub struct UnknownLayer(String);
+
+impl FromStr for Layer {
+    type Err = UnknownLayer;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLayer> {
+        Self::all()
+            .find(|layer| layer.to_string() == name)
+            .ok_or_else(|| UnknownLayer(name.into()))
+    }
+}
+
+/// The activations of an image, or the gradients with respect to them: tensors allocated once for
+/// an image size, written at each iteration.
+pub struct Features {
+    /// `[h, w, channels]` of each layer, from conv1_1 to the deepest that is used.
+    layers: Vec<Tensor>,
+    /// What each block but the first is given.
+    pooled: Vec<Tensor>,
+}
+
+impl Features {
+    /// The layer's activation, or the gradient with respect to it, `[h, w, channels]`.
+    pub fn layer(&self, layer: Layer) -> &Tensor {
+        &self.layers[layer.0]
+    }
+
+    /// The input of `layer`'s convolution, for an image at the network's end.
+    fn input<'a>(&'a self, layer: Layer, image: &'a Tensor) -> &'a Tensor {
+        match layer.0 {
+            0 => image,
+            _ if layer.follows_pool() => &self.pooled[layer.block() - 1],
+            index => &self.layers[index - 1],
+        }
+    }
+
+    fn deepest(&self) -> Layer {
+        Layer(self.layers.len() - 1)
+    }
+}
+
+/// The network on one device.
+pub struct Vgg {
+    convs: Vec<Conv3x3>,
+    device: Device,
+}
+
+impl Vgg {
+    /// Puts `weights` on `device`.
+    ///
+    /// The image's normalisation becomes part of conv1_1: with mean μ and deviation σ of a
+    /// channel, w (x − μ) / σ + b = (w / σ) x + (b − w μ / σ). Its border is replicated, because
+    /// zeros there would leave a frame around the picture; further in, zeros stand around the
+    /// features, as the weights were trained with.
+    pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
+        let mut convs = Vec::with_capacity(weights.convs.len());
+        for (index, (kernel, bias)) in weights.convs.iter().enumerate() {
+            let (kernel, bias, border) = if index == 0 {
+                let (kernel, bias) = normalised(kernel, bias, weights)?;
+                (kernel, bias, Border::Replicate)
+            } else {
+                (kernel.clone(), bias.clone(), Border::Zeros)
+            };
+            convs.push(Conv3x3::new(
+                &kernel.to_device(device)?,
+                &bias.to_device(device)?,
+                border,
+            )?);
+        }
+        Ok(Self {
+            convs,
+            device: device.clone(),
+        })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The deepest layer that the weights go to.
+    pub fn deepest(&self) -> Layer {
+        Layer(self.convs.len() - 1)
+    }
+
+    /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`.
+    pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
+        let mut features = Features {
+            layers: Vec::new(),
+            pooled: Vec::new(),
+        };
+        for layer in Layer::all().take_while(|&layer| layer <= deepest) {
+            let conv = &self.convs[layer.0];
+            let (h, w) = (h >> layer.block(), w >> layer.block());
+            let zeros = |channels| Tensor::zeros((h, w, channels), DType::F32, &self.device);
+            if layer.follows_pool() {
+                features.pooled.push(zeros(conv.in_channels())?);
+            }
+            features.layers.push(zeros(conv.out_channels())?);
+        }
+        Ok(features)
+    }
+
+    /// The activations of `image` `[h, w, 3]`, RGB 0..1, into `features`, no deeper than those go.
+    pub fn forward(
+        &self,
+        image: &Tensor,
+        pooling: Pooling,
+        features: &Features,
+        cancel: Cancel,
+    ) -> Result<(), Error> {
+        for layer in Layer::all().take_while(|&layer| layer <= features.deepest()) {
+            if cancel() {
+                return Err(Error::Cancelled);
+            }
+            let input = features.input(layer, image);
+            if layer.follows_pool() {
+                pooling.forward(&features.layers[layer.0 - 1], input)?;
+            }
+            self.convs[layer.0].forward(input, features.layer(layer))?;
+        }
+        Ok(())
+    }
+
+    /// The gradient with respect to the image, into `image_gradient` `[h, w, 3]`.
+    ///
+    /// `gradients` holds the loss's own gradient with respect to the activation of each layer
+    /// that `seeded` says; what comes from deeper layers is added there. `features` are those of
+    /// the last `forward`. The pass starts at the deepest seeded layer.
+    pub fn backward(
+        &self,
+        pooling: Pooling,
+        features: &Features,
+        gradients: &Features,
+        seeded: impl Fn(Layer) -> bool,
+        image_gradient: &Tensor,
+        cancel: Cancel,
+    ) -> Result<(), Error> {
+        let used = Layer::all().take_while(|&layer| layer <= features.deepest());
+        let Some(start) = used.filter(|&layer| seeded(layer)).last() else {
+            return Ok(image_gradient.zero_set()?);
+        };
+        for index in (0..=start.0).rev() {
+            if cancel() {
+                return Err(Error::Cancelled);
+            }
+            let layer = Layer(index);
+            let input_gradient = gradients.input(layer, image_gradient);
+            let before_seeded = index > 0 && seeded(Layer(index - 1));
+            self.convs[index].backward(
+                gradients.layer(layer),
+                features.layer(layer),
+                input_gradient,
+                before_seeded && !layer.follows_pool(),
+            )?;
+            if layer.follows_pool() {
+                let before = Layer(index - 1);
+                pooling.backward(
+                    input_gradient,
+                    features.layer(before),
+                    gradients.layer(before),
+                    before_seeded,
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// conv1_1 with the image's normalisation folded in.
+fn normalised(
+    kernel: &Tensor,
+    bias: &Tensor,
+    weights: &Weights,
+) -> candle_core::Result<(Tensor, Tensor)> {
+    let cpu = Device::Cpu;
+    let mean = Tensor::new(&weights.mean, &cpu)?.reshape((1, 3, 1, 1))?;
+    let std = Tensor::new(&weights.std, &cpu)?.reshape((1, 3, 1, 1))?;
+    let kernel = kernel.to_dtype(DType::F64)?.broadcast_div(&std)?;
+    let shift = kernel.broadcast_mul(&mean)?.flatten_from(1)?.sum(1)?;
+    let bias = (bias.to_dtype(DType::F64)? - shift)?;
+    Ok((kernel.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?))
+}

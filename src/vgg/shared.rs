@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! One copy of a network for each device, shared by all that use it in the process.
+
+use super::Vgg;
+use super::weights::{self, Source, Weights};
+use candle_core::{Device, DeviceLocation};
+use once_cell::sync::Lazy;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+/// Why a network could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// A file may be replaced while the process runs: its time and length tell.
+type Key = (Source, Option<(SystemTime, u64)>, DeviceLocation);
+
+static NETWORKS: Lazy<Mutex<HashMap<Key, Weak<Vgg>>>> = Lazy::new(Mutex::default);
+
+impl Vgg {
+    /// The network of `source` on `device`: that in use already, or loaded now.
+    pub fn shared(source: &Source, device: &Device) -> Result<Arc<Self>, Error> {
+        let key = (source.clone(), stamp(source), device.location());
+        if let Some(network) = lookup(&key) {
+            return Ok(network);
+        }
+        // Loaded without the lock; two that come at the same time both load, and one is kept.
+        let network = Arc::new(Self::new(&Weights::load(source)?, device)?);
+        let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
+        networks.retain(|_, network| network.strong_count() > 0);
+        if let Some(earlier) = networks.get(&key).and_then(Weak::upgrade) {
+            return Ok(earlier);
+        }
+        networks.insert(key, Arc::downgrade(&network));
+        Ok(network)
+    }
+}
+
+fn lookup(key: &Key) -> Option<Arc<Vgg>> {
+    let networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    networks.get(key).and_then(Weak::upgrade)
+}
+
+fn stamp(source: &Source) -> Option<(SystemTime, u64)> {
+    let Source::File(path) = source else {
+        return None;
+    };
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
