@@ -1,0 +1,509 @@
+// SPDX-License-Identifier: MPL-2.0
+
+/**
+ * SECTION:element-gatys
+ *
+ * Paints each video frame in the style of an image: it solves the optimisation of Gatys, Ecker
+ * and Bethge for the frame, starting from the result of the frame before.
+ *
+ * ## Example pipeline
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! gatys style-image=starry_night.jpg ! videoconvert ! autovideosink sync=false
+ * ]|
+ */
+use super::frame::{FORMATS, to_image, write_image};
+use super::latency::Latency;
+use super::report;
+use super::settings::{Invalid, PROPERTIES, Settings, property};
+use crate::stylizer::style::StyleImage;
+use crate::stylizer::{self, Stylizer, device};
+use crate::vgg::Vgg;
+use crate::vgg::weights::Source;
+use gst::glib::{self, ParamSpec};
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::*;
+use gst_base::subclass::base_transform::BaseTransformMode;
+use gst_base::subclass::prelude::*;
+use gst_video::subclass::prelude::*;
+use gst_video::{VideoFrameRef, VideoInfo};
+use once_cell::sync::Lazy;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
+    gst::DebugCategory::new(
+        "gatys",
+        gst::DebugColorFlags::empty(),
+        Some("Gatys style transfer"),
+    )
+});
+
+/// A jump in time beyond this starts anew.
+const JUMP: gst::ClockTime = gst::ClockTime::SECOND;
+
+/// The values of the properties, and what of them the stylizer does not know yet.
+#[derive(Default)]
+struct Shared {
+    settings: Settings,
+    /// Whether the stylizer's settings may differ from these.
+    changed: bool,
+    /// Whether the stylizer is there, so that a style image is to be loaded for it.
+    started: bool,
+    /// Counts the style images that were set: only the last one is taken up.
+    style_serial: u64,
+    /// The style image for the next frame.
+    style: Option<StyleImage>,
+    /// Of the last frame.
+    stats: Option<gst::Structure>,
+}
+
+/// What belongs to the streaming thread.
+#[derive(Default)]
+struct State {
+    info: Option<VideoInfo>,
+    stylizer: Option<Stylizer>,
+    /// Whether no frame was made since the stylizer was reset.
+    first: bool,
+    /// Frames since the element started.
+    frames: u64,
+    /// When the last frame began and when the next one should.
+    position: Option<(gst::ClockTime, gst::ClockTime)>,
+    latency: Latency,
+}
+
+#[derive(Default)]
+pub struct Gatys {
+    shared: Mutex<Shared>,
+    state: Mutex<State>,
+    /// Either ends the frame that is computed: the element stops, or the pipeline flushes.
+    stopping: AtomicBool,
+    flushing: AtomicBool,
+}
+
+/// No lock is held while foreign code runs, so what a poisoned one guards is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for Gatys {
+    const NAME: &'static str = "GstGatys";
+    type Type = super::Gatys;
+    type ParentType = gst_video::VideoFilter;
+}
+
+impl ObjectImpl for Gatys {
+    fn properties() -> &'static [ParamSpec] {
+        static SPECS: Lazy<Vec<ParamSpec>> = Lazy::new(|| {
+            let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                .nick("Statistics")
+                .blurb("Losses, iterations and time of the last frame")
+                .read_only()
+                .build();
+            PROPERTIES
+                .iter()
+                .map(|property| property.spec.clone())
+                .chain([stats])
+                .collect()
+        });
+        &SPECS
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, spec: &ParamSpec) {
+        let Some(property) = property(spec) else {
+            return;
+        };
+        let mut shared = lock(&self.shared);
+        (property.set)(&mut shared.settings, value);
+        shared.changed = true;
+        if spec.name() == "style-image" {
+            shared.style_serial += 1;
+            let (serial, path) = (shared.style_serial, shared.settings.style_image.clone());
+            if shared.started {
+                drop(shared);
+                self.load_style_beside(serial, path.unwrap_or_default());
+            }
+        }
+    }
+
+    fn property(&self, _id: usize, spec: &ParamSpec) -> glib::Value {
+        let shared = lock(&self.shared);
+        match property(spec) {
+            Some(property) => (property.get)(&shared.settings),
+            None => shared.stats.to_value(),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        // A gap's frame is painted like any other, and stays marked as one.
+        self.obj().set_gap_aware(true);
+    }
+}
+
+impl GstObjectImpl for Gatys {}
+
+impl ElementImpl for Gatys {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: Lazy<gst::subclass::ElementMetadata> = Lazy::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "Gatys style transfer",
+                "Filter/Effect/Video",
+                "Paints video in the style of an image by solving Gatys' optimisation for every frame",
+                "The gst-plugin-gatys developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(|| {
+            // The fields of an interlaced frame are of two moments: it would be painted as a comb.
+            let caps = gst_video::VideoCapsBuilder::new()
+                .format_list(FORMATS)
+                .field("interlace-mode", "progressive")
+                .build();
+            let template = |name, direction| {
+                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
+            };
+            [
+                ("sink", gst::PadDirection::Sink),
+                ("src", gst::PadDirection::Src),
+            ]
+            .into_iter()
+            .filter_map(|(name, direction)| template(name, direction).ok())
+            .collect()
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        match transition {
+            gst::StateChange::ReadyToPaused => self.stopping.store(false, Ordering::SeqCst),
+            gst::StateChange::PausedToReady => self.stopping.store(true, Ordering::SeqCst),
+            _ => (),
+        }
+        self.parent_change_state(transition)
+    }
+}
+
+impl BaseTransformImpl for Gatys {
+    const MODE: BaseTransformMode = BaseTransformMode::NeverInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        let settings = {
+            let mut shared = lock(&self.shared);
+            shared.changed = false;
+            shared.style = None;
+            shared.stats = None;
+            shared.started = true;
+            shared.settings.clone()
+        };
+        let stylizer = self
+            .load(&settings)
+            .inspect_err(|_| lock(&self.shared).started = false)?;
+        self.flushing.store(false, Ordering::SeqCst);
+        *lock(&self.state) = State {
+            stylizer: Some(stylizer),
+            first: true,
+            ..State::default()
+        };
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.state) = State::default();
+        let mut shared = lock(&self.shared);
+        shared.started = false;
+        shared.style = None;
+        Ok(())
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        use gst::EventView;
+        match event.view() {
+            EventView::FlushStart(_) => self.flushing.store(true, Ordering::SeqCst),
+            EventView::FlushStop(_) => {
+                self.flushing.store(false, Ordering::SeqCst);
+                self.reset();
+            }
+            EventView::Segment(_) => self.reset(),
+            _ => (),
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        let answered = BaseTransformImplExt::parent_query(self, direction, query);
+        if answered
+            && direction == gst::PadDirection::Src
+            && let gst::QueryViewMut::Latency(query) = query.view_mut()
+        {
+            let own = lock(&self.state).latency.reported();
+            let (live, min, max) = query.result();
+            query.set(live, min + own, max.map(|max| max + own));
+        }
+        answered
+    }
+
+    fn transform(
+        &self,
+        input: &gst::Buffer,
+        output: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let (info, mut stylizer, first) = self.begin(input)?;
+        let begun = Instant::now();
+        // Computed without a lock, so that properties, queries and state changes do not wait.
+        let result = self.paint(&info, &mut stylizer, input, output);
+        let time = gst::ClockTime::try_from(begun.elapsed()).unwrap_or(gst::ClockTime::MAX);
+        let device = device::name(stylizer.device());
+        let frame = {
+            let mut state = lock(&self.state);
+            state.stylizer = Some(stylizer);
+            state.frames += 1;
+            state.frames - 1
+        };
+        let report = result?;
+        lock(&self.state).first = false;
+        self.report(report::structure(
+            &report,
+            input.pts(),
+            frame,
+            time,
+            &device,
+        ));
+        if !first && report.reason.is_some() {
+            self.add_latency(time);
+        }
+        Ok(gst::FlowSuccess::Ok)
+    }
+}
+
+impl VideoFilterImpl for Gatys {
+    fn set_info(
+        &self,
+        incaps: &gst::Caps,
+        in_info: &VideoInfo,
+        outcaps: &gst::Caps,
+        out_info: &VideoInfo,
+    ) -> Result<(), gst::LoggableError> {
+        self.parent_set_info(incaps, in_info, outcaps, out_info)?;
+        lock(&self.state).info = Some(in_info.clone());
+        self.reset();
+        Ok(())
+    }
+}
+
+impl Gatys {
+    /// Loads all that `settings` name.
+    fn load(&self, settings: &Settings) -> Result<Stylizer, gst::ErrorMessage> {
+        let invalid = |error: Invalid| gst::error_msg!(gst::ResourceError::Settings, ("{error}"));
+        let config = settings.config().map_err(invalid)?;
+        let Some(path) = settings.style_path() else {
+            return Err(gst::error_msg!(
+                gst::ResourceError::NotFound,
+                ("style-image is not set: the path of an image is needed")
+            ));
+        };
+        let choice = settings.device().map_err(invalid)?;
+        let style = load_style(&path)
+            .map_err(|error| gst::error_msg!(gst::ResourceError::OpenRead, ("{error}")))?;
+        let (device, fallback) = choice.open().map_err(|error| {
+            let name = settings.device.as_deref().unwrap_or_default();
+            gst::error_msg!(gst::ResourceError::OpenRead, ("device={name}: {error}"))
+        })?;
+        if let Some(reason) = fallback {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::NotFound,
+                ("device=auto takes the CPU: {reason}")
+            );
+        }
+        let source = settings.weights();
+        let vgg = Vgg::shared(&source, &device).map_err(|error| {
+            let name = match &source {
+                Source::BuiltIn => "those built in".into(),
+                Source::File(path) => format!("‘{}’", path.display()),
+            };
+            gst::error_msg!(gst::ResourceError::OpenRead, ("weights={name}: {error}"))
+        })?;
+        gst::info!(
+            CAT,
+            imp = self,
+            "{} layers on {}",
+            vgg.deepest().index() + 1,
+            device::name(&device)
+        );
+        Stylizer::new(vgg, style, config)
+            .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))
+    }
+
+    /// Loads a style image in a thread of its own and hands it to the next frame, unless another
+    /// was set meanwhile.
+    fn load_style_beside(&self, serial: u64, path: String) {
+        self.obj().call_async(move |element| {
+            let this = element.imp();
+            let loaded = load_style(Path::new(&path));
+            let mut shared = lock(&this.shared);
+            if serial != shared.style_serial || !shared.started {
+                return;
+            }
+            match loaded {
+                Ok(style) => shared.style = Some(style),
+                Err(error) => {
+                    drop(shared);
+                    this.warn(&error);
+                }
+            }
+        });
+    }
+
+    /// Says that something that was set cannot be used.
+    fn warn(&self, cause: &str) {
+        gst::element_imp_warning!(
+            self,
+            gst::ResourceError::Settings,
+            ("{cause}; what was in use stays in use")
+        );
+    }
+
+    fn reset(&self) {
+        let mut state = lock(&self.state);
+        state.first = true;
+        state.position = None;
+        if let Some(stylizer) = &mut state.stylizer {
+            stylizer.reset();
+        }
+    }
+
+    /// Takes the stylizer out of the state, with the settings and the style for this frame. True
+    /// where the frame is a first one.
+    fn begin(&self, input: &gst::Buffer) -> Result<(VideoInfo, Stylizer, bool), gst::FlowError> {
+        if self.cancelled() {
+            return Err(gst::FlowError::Flushing);
+        }
+        if let Some(pts) = input.pts() {
+            self.follow(pts, input.duration());
+            let time = self
+                .obj()
+                .segment()
+                .downcast_ref::<gst::ClockTime>()
+                .and_then(|s| s.to_stream_time(pts));
+            if let Some(time) = time
+                && let Err(error) = self.obj().sync_values(time)
+            {
+                gst::warning!(CAT, imp = self, "properties cannot be controlled: {error}");
+            }
+        }
+        let (changed, style) = {
+            let mut shared = lock(&self.shared);
+            let changed = std::mem::take(&mut shared.changed).then(|| shared.settings.clone());
+            (changed, shared.style.take())
+        };
+        let (info, mut stylizer, first) = {
+            let mut state = lock(&self.state);
+            match (state.info.clone(), state.stylizer.take()) {
+                (Some(info), Some(stylizer)) => (info, stylizer, state.first),
+                _ => return Err(gst::FlowError::NotNegotiated),
+            }
+        };
+        if let Some(style) = style {
+            stylizer.set_style(style);
+        }
+        if let Some(settings) = changed {
+            let applied = settings.config().map_err(|error| error.to_string());
+            let applied = applied.and_then(|config| {
+                stylizer
+                    .set_config(config)
+                    .map_err(|error| error.to_string())
+            });
+            if let Err(cause) = applied {
+                self.warn(&cause);
+            }
+        }
+        Ok((info, stylizer, first))
+    }
+
+    /// Starts anew where a frame does not follow the last one in time.
+    fn follow(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
+        let position = lock(&self.state).position;
+        if position.is_some_and(|(last, next)| pts.absdiff(last).min(pts.absdiff(next)) > JUMP) {
+            gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
+            self.reset();
+        }
+        let next = pts + duration.unwrap_or_default();
+        lock(&self.state).position = Some((pts, next));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst) || self.flushing.load(Ordering::SeqCst)
+    }
+
+    /// Makes the frame in `output` of the one in `input`.
+    fn paint(
+        &self,
+        info: &VideoInfo,
+        stylizer: &mut Stylizer,
+        input: &gst::Buffer,
+        output: &mut gst::BufferRef,
+    ) -> Result<stylizer::Report, gst::FlowError> {
+        let unmapped = |error: glib::BoolError| {
+            self.fail("a frame's memory cannot be used", &error.to_string())
+        };
+        let input = VideoFrameRef::from_buffer_ref_readable(input, info).map_err(unmapped)?;
+        let mut output = VideoFrameRef::from_buffer_ref_writable(output, info).map_err(unmapped)?;
+        let failed = |error: candle_core::Error| {
+            self.fail("a frame cannot be converted", &error.to_string())
+        };
+        let image = to_image(&input).map_err(failed)?;
+        let (image, report) = stylizer
+            .stylize(&image, &|| self.cancelled())
+            .map_err(|error| match error {
+                stylizer::Error::Cancelled => gst::FlowError::Flushing,
+                error => self.fail("a frame cannot be stylised", &error.to_string()),
+            })?;
+        write_image(&image, &input, &mut output).map_err(failed)?;
+        Ok(report)
+    }
+
+    fn fail(&self, what: &str, cause: &str) -> gst::FlowError {
+        gst::element_imp_error!(self, gst::StreamError::Failed, ("{what}: {cause}"));
+        gst::FlowError::Error
+    }
+
+    fn report(&self, structure: gst::Structure) {
+        gst::debug!(CAT, imp = self, "{structure}");
+        let post = {
+            let mut shared = lock(&self.shared);
+            shared.stats = Some(structure.clone());
+            shared.settings.post_messages
+        };
+        if post {
+            let message = gst::message::Element::builder(structure)
+                .src(&*self.obj())
+                .build();
+            // Without a bus there is nobody to tell.
+            let _ = self.obj().post_message(message);
+        }
+    }
+
+    fn add_latency(&self, time: gst::ClockTime) {
+        if lock(&self.state).latency.add(time) {
+            let message = gst::message::Latency::builder().src(&*self.obj()).build();
+            let _ = self.obj().post_message(message);
+        }
+    }
+}
+
+fn load_style(path: &Path) -> Result<StyleImage, String> {
+    StyleImage::load(path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
+}

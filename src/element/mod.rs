@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! All that knows GStreamer.
+
+mod frame;
+mod imp;
+mod latency;
+mod report;
+mod settings;
+
+use crate::stylizer::config;
+use gst::glib;
+use gst::prelude::*;
+
+glib::wrapper! {
+    /// The element `gatys`: paints each frame in the style of an image, by Gatys' optimisation.
+    pub struct Gatys(ObjectSubclass<imp::Gatys>)
+        @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+/// An enumeration of the stylizer's as a GLib type.
+macro_rules! enumeration {
+    (
+        $(#[$doc:meta])* $name:ident, $gtype:literal, $of:path,
+        { $($variant:ident = $target:ident, $nick:literal, $blurb:literal;)+ }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, glib::Enum)]
+        #[repr(i32)]
+        #[enum_type(name = $gtype)]
+        pub enum $name {
+            $(#[enum_value(name = $blurb, nick = $nick)] $variant,)+
+        }
+
+        impl From<$name> for $of {
+            fn from(value: $name) -> Self {
+                match value { $($name::$variant => Self::$target,)+ }
+            }
+        }
+
+        impl From<$of> for $name {
+            fn from(value: $of) -> Self {
+                match value { $(<$of>::$target => Self::$variant,)+ }
+            }
+        }
+    };
+}
+
+enumeration!(
+    /// How the image is improved.
+    Optimizer, "GstGatysOptimizer", config::OptimizerKind, {
+        Lbfgs = Lbfgs, "lbfgs", "L-BFGS: learns the curvature, lowest loss for the same iterations";
+        Adam = Adam, "adam", "Adam: steps of learning-rate, little memory";
+    }
+);
+
+enumeration!(
+    /// Where a frame starts.
+    Init, "GstGatysInit", config::Init, {
+        Previous = Previous, "previous", "The result of the frame before";
+        Content = Content, "content", "The frame itself";
+        Noise = Noise, "noise", "Uniform noise, the same for each frame";
+    }
+);
+
+enumeration!(
+    /// How the network halves its features.
+    Pooling, "GstGatysPooling", crate::vgg::Pooling, {
+        Avg = Avg, "avg", "Average pooling, which Gatys et al. recommend";
+        Max = Max, "max", "Max pooling, which VGG-19 was trained with on ImageNet";
+    }
+);
+
+enumeration!(
+    /// Where the colours come from.
+    Color, "GstGatysColor", config::Color, {
+        Style = Style, "style", "The colours of the style image";
+        Content = Content, "content", "The colours of the frame: only luminance is painted";
+    }
+);
+
+enumeration!(
+    /// What the losses are divided by.
+    LossScale, "GstGatysLossScale", config::LossScale, {
+        Relative = Relative, "relative", "Relative squared errors, alike for all sizes, layers and weights";
+        Mean = Mean, "mean", "Content loss by its number of features";
+        Paper = Paper, "paper", "The formulas of the paper as they are";
+    }
+);
+
+/// Registers the element.
+pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    gst::Element::register(Some(plugin), "gatys", gst::Rank::NONE, Gatys::static_type())
+}

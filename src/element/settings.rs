@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The table of properties, and what is made of their values.
+
+use super::{Color, Init, LossScale, Optimizer, Pooling};
+use crate::stylizer::config::{Config, LayerWeights};
+use crate::stylizer::device::DeviceChoice;
+use crate::vgg::weights::Source;
+use gst::glib::{self, ParamFlags, ParamSpec, Value};
+use gst::prelude::*;
+use once_cell::sync::Lazy;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Takes effect on the next frame and may be driven by a controller.
+const CONTROLLABLE: ParamFlags = LIVE.union(gst::PARAM_FLAG_CONTROLLABLE);
+/// Takes effect on the next frame.
+const LIVE: ParamFlags = ParamFlags::READWRITE.union(gst::PARAM_FLAG_MUTABLE_PLAYING);
+/// May change in READY at the latest.
+const READY: ParamFlags = ParamFlags::READWRITE.union(gst::PARAM_FLAG_MUTABLE_READY);
+
+/// A property: its specification, and how its value is read from and written to the settings.
+pub struct Property {
+    pub spec: ParamSpec,
+    pub get: fn(&Settings) -> Value,
+    pub set: fn(&mut Settings, &Value),
+}
+
+/// A type that a property can have.
+trait PropertyType: Sized {
+    /// The lowest and the highest value, where there are such.
+    type Range;
+
+    fn spec(
+        name: &str,
+        nick: &str,
+        blurb: &str,
+        default: Self,
+        range: Self::Range,
+        flags: ParamFlags,
+    ) -> ParamSpec;
+}
+
+macro_rules! ranged {
+    ($($type:ty, $spec:ident;)+) => {$(
+        impl PropertyType for $type {
+            type Range = (Self, Self);
+
+            fn spec(
+                name: &str, nick: &str, blurb: &str, default: Self, (minimum, maximum): Self::Range, flags: ParamFlags,
+            ) -> ParamSpec {
+                glib::$spec::builder(name).nick(nick).blurb(blurb)
+                    .minimum(minimum).maximum(maximum).default_value(default).flags(flags).build()
+            }
+        }
+    )+};
+}
+
+macro_rules! unranged {
+    ($($type:ty, |$name:ident, $default:ident| $builder:expr;)+) => {$(
+        impl PropertyType for $type {
+            type Range = ();
+
+            fn spec($name: &str, nick: &str, blurb: &str, $default: Self, (): (), flags: ParamFlags) -> ParamSpec {
+                $builder.nick(nick).blurb(blurb).flags(flags).build()
+            }
+        }
+    )+};
+}
+
+ranged! {
+    f64, ParamSpecDouble;
+    u32, ParamSpecUInt;
+    u64, ParamSpecUInt64;
+}
+
+unranged! {
+    bool, |name, default| glib::ParamSpecBoolean::builder(name).default_value(default);
+    Option<String>, |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref());
+    Optimizer, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Init, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Pooling, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Color, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    LossScale, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+}
+
+/// Makes the settings, their defaults and the table from rows of
+/// `field: type = default, range, "name", "nick", "blurb", flags;`.
+macro_rules! properties {
+    (
+        let $defaults:ident = $config:expr;
+        $($field:ident: $type:ty = $default:expr, $range:expr, $name:literal, $nick:literal, $blurb:expr, $flags:expr;)+
+    ) => {
+        /// The values of the properties, as they were set.
+        #[derive(Clone, Debug)]
+        pub struct Settings { $(pub $field: $type,)+ }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                let $defaults = $config;
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        /// The properties, in the order of `gst-inspect-1.0`.
+        pub static PROPERTIES: Lazy<Vec<Property>> = Lazy::new(|| {
+            let defaults = Settings::default();
+            vec![$(Property {
+                spec: <$type>::spec($name, $nick, $blurb, defaults.$field.clone(), $range, $flags),
+                get: |settings| settings.$field.to_value(),
+                set: |settings, value| {
+                    // GObject lets nothing of another type through.
+                    if let Ok(value) = value.get() {
+                        settings.$field = value;
+                    }
+                },
+            },)+]
+        });
+    };
+}
+
+properties! {
+    let config = Config::default();
+
+    style_image: Option<String> = None, (),
+        "style-image", "Style image",
+        "Path of the image whose style is painted: PNG, JPEG or WebP. Required. Changed while playing, \
+         it is loaded beside the stream and taken up by the next frame", LIVE;
+    style_scale: f64 = config.style_scale, (0.01, 100.0),
+        "style-scale", "Style scale",
+        "Longest side of the style image as a multiple of the longest side that is optimised: smaller makes finer \
+         strokes. The image is enlarged to twice its own size at most", CONTROLLABLE;
+    alpha: f64 = config.alpha, (0.0, 1e12),
+        "alpha", "Content weight", "Weight of the content loss: higher keeps more of the frame", CONTROLLABLE;
+    beta: f64 = config.beta, (0.0, 1e12),
+        "beta", "Style weight", "Weight of the style loss: higher paints more freely", CONTROLLABLE;
+    content_layers: Option<String> = Some(config.content_layers.to_string()), (),
+        "content-layers", "Content layers",
+        "Layers that the frame is recognised by, separated by commas, each with a weight or none: conv4_2 or \
+         conv3_1:0.3,conv4_2:0.7. Without weights they share 1 equally. The layers are conv1_1 to conv5_4", LIVE;
+    style_layers: Option<String> = Some(config.style_layers.to_string()), (),
+        "style-layers", "Style layers",
+        "Layers whose correlations make the style, written as content-layers are. The deeper, the larger the \
+         patterns", LIVE;
+    iterations: u32 = config.iterations, (1, 100_000),
+        "iterations", "Iterations",
+        "Iterations for each frame but the first, one evaluation of loss and gradient each", CONTROLLABLE;
+    initial_iterations: u32 = config.initial_iterations, (1, 100_000),
+        "initial-iterations", "Initial iterations",
+        "Iterations for the first frame, and the first after a seek or a change of format", CONTROLLABLE;
+    time_budget: u64 = 0, (0, u64::MAX),
+        "time-budget", "Time budget",
+        "Nanoseconds after which a frame's optimisation stops and the best image so far is sent (0 = none). A frame \
+         gets two iterations at least", CONTROLLABLE;
+    optimizer: Optimizer = config.optimizer.into(), (),
+        "optimizer", "Optimizer", "How the image is improved", LIVE;
+    learning_rate: f64 = config.learning_rate, (1e-6, 1.0),
+        "learning-rate", "Learning rate",
+        "Adam's step as a part of the range of a pixel; L-BFGS finds its own", CONTROLLABLE;
+    lbfgs_history: u32 = config.lbfgs_history, (1, 1000),
+        "lbfgs-history", "L-BFGS history", "Steps that L-BFGS remembers: more is faster and takes memory", CONTROLLABLE;
+    init: Init = config.init.into(), (),
+        "init", "Start", "The image that a frame's optimisation starts from", LIVE;
+    noise: f64 = config.noise, (0.0, 1.0),
+        "noise", "Noise",
+        "Part of noise in a start from the frame itself (0 = none, 1 = nothing else)", CONTROLLABLE;
+    seed: u64 = config.seed, (0, u64::MAX),
+        "seed", "Seed", "Seed of the noise", CONTROLLABLE;
+    tv_weight: f64 = config.tv_weight, (0.0, 1e12),
+        "tv-weight", "Total variation weight",
+        "Weight of the mean squared difference between neighbouring pixels: higher makes it smoother", CONTROLLABLE;
+    pooling: Pooling = config.pooling.into(), (),
+        "pooling", "Pooling", "How the network halves its features", LIVE;
+    max_size: u32 = config.max_size.unwrap_or(0), (0, 32_768),
+        "max-size", "Maximum size",
+        "Longest side that is optimised (0 = the frame's own); a larger frame is scaled down and its result up again. \
+         The time of a frame grows with its square", CONTROLLABLE;
+    color: Color = config.color.into(), (),
+        "color", "Colour", "Where the colours come from", LIVE;
+    weights: Option<String> = None, (),
+        "weights", "Weights",
+        "The network's weights: path of a safetensors or PyTorch file of a VGG-19, or the name of one in the data \
+         directory gst-plugin-gatys (empty = those built in)", READY;
+    n_threads: u32 = config.n_threads, (0, 1024),
+        "n-threads", "Threads", "CPU threads of this element (0 = one for each core)", CONTROLLABLE;
+    post_messages: bool = true, (),
+        "post-messages", "Post messages",
+        "Post an element message named gatys for each frame, with the fields of stats", LIVE;
+    device: Option<String> = Some("auto".into()), (),
+        "device", "Device",
+        "auto, cpu, cuda or cuda:N. auto takes the first GPU where this build has CUDA and it works, else the CPU", READY;
+    loss_scale: LossScale = config.loss_scale.into(), (),
+        "loss-scale", "Loss scale", "What the losses are divided by before alpha and beta", LIVE;
+    frame_interval: u32 = config.frame_interval, (1, 100_000),
+        "frame-interval", "Frame interval",
+        "Paint every n-th frame and repeat its result for the others", CONTROLLABLE;
+}
+
+/// The property of a specification's name, if it is in the table.
+pub fn property(spec: &ParamSpec) -> Option<&'static Property> {
+    PROPERTIES
+        .iter()
+        .find(|property| property.spec.name() == spec.name())
+}
+
+/// A value that nothing can be made of.
+#[derive(Debug, thiserror::Error)]
+#[error("{property}=‘{value}’: {cause}")]
+pub struct Invalid {
+    property: &'static str,
+    value: String,
+    cause: String,
+}
+
+impl Settings {
+    /// What the stylizer is told.
+    pub fn config(&self) -> Result<Config, Invalid> {
+        Ok(Config {
+            style_scale: self.style_scale,
+            alpha: self.alpha,
+            beta: self.beta,
+            content_layers: layers("content-layers", &self.content_layers)?,
+            style_layers: layers("style-layers", &self.style_layers)?,
+            iterations: self.iterations,
+            initial_iterations: self.initial_iterations,
+            time_budget: (self.time_budget > 0).then(|| Duration::from_nanos(self.time_budget)),
+            optimizer: self.optimizer.into(),
+            learning_rate: self.learning_rate,
+            lbfgs_history: self.lbfgs_history,
+            init: self.init.into(),
+            noise: self.noise,
+            seed: self.seed,
+            tv_weight: self.tv_weight,
+            pooling: self.pooling.into(),
+            max_size: (self.max_size > 0).then_some(self.max_size),
+            color: self.color.into(),
+            loss_scale: self.loss_scale.into(),
+            frame_interval: self.frame_interval,
+            n_threads: self.n_threads,
+        })
+    }
+
+    /// The style image's path, if one is set.
+    pub fn style_path(&self) -> Option<PathBuf> {
+        let path = self.style_image.as_deref().filter(|path| !path.is_empty());
+        path.map(PathBuf::from)
+    }
+
+    /// The device that is asked for.
+    pub fn device(&self) -> Result<DeviceChoice, Invalid> {
+        let value = self.device.as_deref().unwrap_or("auto");
+        value
+            .parse()
+            .map_err(|error| Invalid::new("device", value, error))
+    }
+
+    /// Where the weights are: a path, else a name in the data directory.
+    pub fn weights(&self) -> Source {
+        match self.weights.as_deref() {
+            None | Some("") => Source::BuiltIn,
+            Some(value) => {
+                let path = PathBuf::from(value);
+                let named = weights_directory().join(format!("{value}.safetensors"));
+                let is_name = path.components().count() == 1 && !path.exists() && named.exists();
+                Source::File(if is_name { named } else { path })
+            }
+        }
+    }
+}
+
+/// Where weights are found by name.
+fn weights_directory() -> PathBuf {
+    glib::user_data_dir().join("gst-plugin-gatys")
+}
+
+fn layers(property: &'static str, list: &Option<String>) -> Result<LayerWeights, Invalid> {
+    let list = list.as_deref().unwrap_or_default();
+    list.parse()
+        .map_err(|error| Invalid::new(property, list, error))
+}
+
+impl Invalid {
+    pub fn new(property: &'static str, value: &str, cause: impl ToString) -> Self {
+        Self {
+            property,
+            value: value.into(),
+            cause: cause.to_string(),
+        }
+    }
+}
