@@ -6,7 +6,7 @@ use crate::vgg::Error;
 use candle_core::Tensor;
 
 const BETA_1: f64 = 0.9;
-const BETA_2: f64 = 0.999;
+const BETA_2: f64 = 0.99;
 
 /// Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1), each
 /// step held within 0..1. Its moments and their corrections go on from frame to frame.

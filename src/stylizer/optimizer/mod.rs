@@ -17,7 +17,7 @@ pub type Evaluate<'a> = &'a mut dyn FnMut(&Tensor, &Tensor) -> Result<Losses, Er
 /// Progress has stopped when the loss fell by less than this part of itself over the last
 /// [`WINDOW`] iterations.
 const CONVERGED: f64 = 1e-4;
-const WINDOW: usize = 10;
+const WINDOW: usize = 30;
 
 /// A frame gets so many iterations at least, whatever its deadline: one at its start and one after a
 /// step, or it would never leave its start.
