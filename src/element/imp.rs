@@ -14,12 +14,11 @@
  */
 use super::frame::{FORMATS, to_image, write_image};
 use super::latency::Latency;
+use super::load;
 use super::report;
-use super::settings::{Invalid, PROPERTIES, Settings, property};
+use super::settings::{PROPERTIES, Settings, property};
 use crate::stylizer::style::StyleImage;
 use crate::stylizer::{self, Stylizer, device};
-use crate::vgg::Vgg;
-use crate::vgg::weights::Source;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -208,9 +207,11 @@ impl BaseTransformImpl for Gatys {
             shared.started = true;
             shared.settings.clone()
         };
-        let stylizer = self
-            .load(&settings)
-            .inspect_err(|_| lock(&self.shared).started = false)?;
+        let (stylizer, fallback) =
+            load::stylizer(&settings).inspect_err(|_| lock(&self.shared).started = false)?;
+        if let Some(reason) = fallback {
+            gst::element_imp_warning!(self, gst::ResourceError::NotFound, ("{reason}"));
+        }
         self.flushing.store(false, Ordering::SeqCst);
         *lock(&self.state) = State {
             stylizer: Some(stylizer),
@@ -304,55 +305,12 @@ impl VideoFilterImpl for Gatys {
 }
 
 impl Gatys {
-    /// Loads all that `settings` name.
-    fn load(&self, settings: &Settings) -> Result<Stylizer, gst::ErrorMessage> {
-        let invalid = |error: Invalid| gst::error_msg!(gst::ResourceError::Settings, ("{error}"));
-        let config = settings.config().map_err(invalid)?;
-        let Some(path) = settings.style_path() else {
-            return Err(gst::error_msg!(
-                gst::ResourceError::NotFound,
-                ("style-image is not set: the path of an image is needed")
-            ));
-        };
-        let choice = settings.device().map_err(invalid)?;
-        let style = load_style(&path)
-            .map_err(|error| gst::error_msg!(gst::ResourceError::OpenRead, ("{error}")))?;
-        let (device, fallback) = choice.open().map_err(|error| {
-            let name = settings.device.as_deref().unwrap_or_default();
-            gst::error_msg!(gst::ResourceError::OpenRead, ("device={name}: {error}"))
-        })?;
-        if let Some(reason) = fallback {
-            gst::element_imp_warning!(
-                self,
-                gst::ResourceError::NotFound,
-                ("device=auto takes the CPU: {reason}")
-            );
-        }
-        let source = settings.weights();
-        let vgg = Vgg::shared(&source, &device).map_err(|error| {
-            let name = match &source {
-                Source::BuiltIn => "those built in".into(),
-                Source::File(path) => format!("‘{}’", path.display()),
-            };
-            gst::error_msg!(gst::ResourceError::OpenRead, ("weights={name}: {error}"))
-        })?;
-        gst::info!(
-            CAT,
-            imp = self,
-            "{} layers on {}",
-            vgg.deepest().index() + 1,
-            device::name(&device)
-        );
-        Stylizer::new(vgg, style, config)
-            .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))
-    }
-
     /// Loads a style image in a thread of its own and hands it to the next frame, unless another
     /// was set meanwhile.
     fn load_style_beside(&self, serial: u64, path: String) {
         self.obj().call_async(move |element| {
             let this = element.imp();
-            let loaded = load_style(Path::new(&path));
+            let loaded = load::style(Path::new(&path));
             let mut shared = lock(&this.shared);
             if serial != shared.style_serial || !shared.started {
                 return;
@@ -502,8 +460,4 @@ impl Gatys {
             let _ = self.obj().post_message(message);
         }
     }
-}
-
-fn load_style(path: &Path) -> Result<StyleImage, String> {
-    StyleImage::load(path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
 }

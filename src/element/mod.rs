@@ -5,6 +5,7 @@
 mod frame;
 mod imp;
 mod latency;
+mod load;
 mod report;
 mod settings;
 

@@ -9,6 +9,7 @@
 //! for bit whatever the machine.
 
 pub mod conv;
+mod correlation;
 pub mod elementwise;
 pub mod gram;
 pub mod pool;
