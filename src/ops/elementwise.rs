@@ -155,7 +155,7 @@ pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<
             let x = if squared { x.sqr()? } else { x.clone() };
             store(
                 average,
-                &((&*average * decay)? + (x * (1.0 - decay))?)?,
+                &((average * decay)? + (x * (1.0 - decay))?)?,
                 false,
             )
         }

@@ -193,7 +193,7 @@ impl Stylizer {
             },
             deadline,
         };
-        self.set_start(&mut canvas, &content)?;
+        self.set_start(&canvas, &content)?;
         let report = self.optimize(&mut canvas, &content, budget, cancel)?;
         let result = resize::resize(
             &resize::crop(&canvas.image.to_device(&Device::Cpu)?, size)?,
