@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MPL-2.0
+//! The pipeline: demux, decode, stylise, encode, mux.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gst::glib;
+use gst::prelude::*;
+
+use crate::{Failure, Job, error};
+
+/// The pipeline, but for the demuxed streams' links, which [`connect`] makes when they are known.
+///
+/// One thread demuxes, and the muxer takes the stream that is behind: what it waits for must not be
+/// stuck behind a full queue of another stream. `multiqueue` grows a full queue while another one is
+/// empty, as long as only the number of buffers is limited.
+///
+/// Players take interlaced and turned video as it is; a style cannot, so it is deinterlaced and
+/// stands upright. Grey becomes RGB: a painting has colours. There are no B-frames because readers
+/// disagree on the time stamps of a file that begins with some.
+pub fn build(job: &Job, muxer: &str, output: &Path) -> Result<gst::Pipeline, Failure> {
+    let description = format!(
+        "filesrc name=input ! parsebin name=demuxer
+         multiqueue name=queues max-size-buffers=32 max-size-bytes=0 max-size-time=0
+         {muxer} name=muxer ! filesink name=output sync=false
+         decodebin name=video force-sw-decoders=true
+           ! videoconvert name=decoded ! deinterlace fields=top ! videoflip video-direction=auto
+           ! videoconvert ! video/x-raw,format=RGB ! gatys name=gatys
+           ! videoconvert ! capsfilter name=format
+           ! x264enc name=encoder pass=qual quantizer=18 vbv-buf-capacity=0 bframes=0
+           ! h264parse ! muxer.video_0"
+    );
+    let pipeline = gst::parse::launch(&description).map_err(|err| {
+        let plugins = "GStreamer's base, good, bad, ugly and libav plugins";
+        error(format_args!("{err} ({plugins} are needed)"))
+    })?;
+    let pipeline = pipeline.downcast::<gst::Pipeline>();
+    let pipeline = pipeline.expect("several elements make a pipeline");
+
+    named(&pipeline, "input").set_property("location", &job.input);
+    named(&pipeline, "output").set_property("location", output);
+    let gatys = named(&pipeline, "gatys");
+    gatys.set_property("style-image", &job.style);
+    for (name, value) in &job.properties {
+        set_property(&gatys, name, value)?;
+    }
+
+    pin_format(&pipeline);
+    let weak = pipeline.downgrade();
+    named(&pipeline, "demuxer").connect_pad_added(move |_, pad| {
+        let Some(pipeline) = weak.upgrade() else {
+            return;
+        };
+        if let Err(err) = connect(&pipeline, pad) {
+            let what = "A stream of the input cannot be processed";
+            gst::element_error!(pipeline, gst::StreamError::Failed, ("{what}"), ["{err}"]);
+        }
+    });
+    Ok(pipeline)
+}
+
+pub fn named(pipeline: &gst::Pipeline, name: &str) -> gst::Element {
+    let element = pipeline.by_name(name);
+    element.expect("the pipeline's description names it")
+}
+
+fn pad(element: &gst::Element, name: &str) -> gst::Pad {
+    let pad = element.static_pad(name);
+    pad.expect("filters and encoders have both pads")
+}
+
+/// Counts what passes a pad; the result reads the count.
+pub fn count_buffers(element: &gst::Element, name: &str) -> impl Fn() -> u64 + use<> {
+    let count = Arc::new(AtomicU64::new(0));
+    let counter = count.clone();
+    pad(element, name).add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        gst::PadProbeReturn::Ok
+    });
+    move || count.load(Ordering::Relaxed)
+}
+
+/// Sets a property from text, as gst-launch-1.0 does. gstreamer-rs panics where this fails.
+fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<(), Failure> {
+    let settable = |spec: &glib::ParamSpec| spec.flags().contains(glib::ParamFlags::WRITABLE);
+    let Some(spec) = element.find_property(name).filter(settable) else {
+        let mut known = element.list_properties().to_vec();
+        known.retain(|spec| settable(spec) && spec.owner_type() == element.type_());
+        let known: Vec<_> = known.iter().map(|spec| spec.name()).collect();
+        let known = known.join(", ");
+        return Err(error(format_args!(
+            "no property {name} can be set; there are {known}"
+        )));
+    };
+    let value = glib::Value::deserialize_with_pspec(text, &spec);
+    let value = value.map_err(|_| {
+        let kind = spec.value_type();
+        error(format_args!("{name}={text}: not a value of type {kind}"))
+    })?;
+    if let Some(range) = range_missed(&spec, &value) {
+        return Err(error(format_args!("{name}={text}: not within {range}")));
+    }
+    element.set_property_from_value(name, &value);
+    Ok(())
+}
+
+fn range_missed(spec: &glib::ParamSpec, value: &glib::Value) -> Option<String> {
+    macro_rules! check {
+        ($kind:ident, $number:ty) => {
+            if let Some(spec) = spec.downcast_ref::<glib::$kind>() {
+                let (least, most) = (spec.minimum(), spec.maximum());
+                let number = value.get::<$number>().ok()?;
+                return (!(least..=most).contains(&number)).then(|| format!("{least} to {most}"));
+            }
+        };
+    }
+    check!(ParamSpecUInt, u32);
+    check!(ParamSpecUInt64, u64);
+    check!(ParamSpecInt, i32);
+    check!(ParamSpecInt64, i64);
+    check!(ParamSpecDouble, f64);
+    None
+}
+
+/// Gives the output the decoded video's colorimetry. Left alone, `videoconvert` chooses it by size.
+fn pin_format(pipeline: &gst::Pipeline) {
+    let format = named(pipeline, "format");
+    let decoded = pad(&named(pipeline, "decoded"), "sink");
+    decoded.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view())
+            && let Ok(video) = gst_video::VideoInfo::from_caps(event.caps())
+        {
+            format.set_property("caps", output_caps(&video));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// H.264 with 4:2:0 chroma has even sizes only, so an odd one is kept in 4:4:4. The range is the
+/// one that every player takes.
+fn output_caps(video: &gst_video::VideoInfo) -> gst::Caps {
+    let even = video.width().is_multiple_of(2) && video.height().is_multiple_of(2);
+    let colors = video.colorimetry();
+    let colorimetry = gst_video::VideoColorimetry::new(
+        gst_video::VideoColorRange::Range16_235,
+        match colors.matrix() {
+            gst_video::VideoColorMatrix::Rgb => gst_video::VideoColorMatrix::Bt709,
+            matrix => matrix,
+        },
+        colors.transfer(),
+        colors.primaries(),
+    );
+    gst::Caps::builder("video/x-raw")
+        .field("format", if even { "I420" } else { "Y444" })
+        .field("colorimetry", colorimetry.to_string())
+        .build()
+}
+
+/// Links the first video stream and all sound; subtitles and the rest are left.
+fn connect(pipeline: &gst::Pipeline, stream: &gst::Pad) -> Result<(), glib::BoolError> {
+    let caps = stream.current_caps();
+    let caps = caps.unwrap_or_else(|| stream.query_caps(None));
+    let kind = caps.structure(0).map_or("", |kind| kind.name().as_str());
+    let pictures = kind.starts_with("video/") || kind.starts_with("image/");
+    let video = pad(&named(pipeline, "video"), "sink");
+    if kind.starts_with("audio/") {
+        connect_sound(pipeline, stream, &caps)
+    } else if pictures && !video.is_linked() {
+        link(&queue(pipeline, stream)?, &video)
+    } else {
+        Ok(())
+    }
+}
+
+/// Sound is copied where the container takes it as it is, and becomes AAC where it does not.
+fn connect_sound(
+    pipeline: &gst::Pipeline,
+    stream: &gst::Pad,
+    caps: &gst::Caps,
+) -> Result<(), glib::BoolError> {
+    let muxer = named(pipeline, "muxer");
+    let template = muxer.pad_template("audio_%u").expect("muxers take sound");
+    let sink = muxer.request_pad(&template, None, None);
+    let sink = sink.ok_or_else(|| glib::bool_error!("The container takes no more sound"))?;
+    let queued = queue(pipeline, stream)?;
+    // Where the demuxer knows little yet, the parser after it finds a form that the muxer takes.
+    let fits = match caps.is_fixed() {
+        true => caps.is_subset(template.caps()),
+        false => caps.can_intersect(template.caps()),
+    };
+    if fits {
+        return link(&queued, &sink);
+    }
+    let channels = caps.structure(0).and_then(|kind| kind.get("channels").ok());
+    let encoder = aac_encoder(channels.unwrap_or(2))?;
+    pipeline.add(&encoder)?;
+    link(&pad(&encoder, "src"), &sink)?;
+    link(&queued, &pad(&encoder, "sink"))?;
+    encoder.sync_state_with_parent()
+}
+
+fn aac_encoder(channels: i32) -> Result<gst::Element, glib::BoolError> {
+    let bitrate = 96_000 * channels.clamp(1, 6);
+    let description = format!(
+        "decodebin name=first ! audioconvert ! audioresample
+         ! avenc_aac bitrate={bitrate} ! aacparse name=last"
+    );
+    let bin = gst::parse::bin_from_description(&description, false);
+    let bin = bin.map_err(|err| glib::bool_error!("{err}"))?;
+    // The bin would not find its ends by itself: what follows decodebin is linked only later.
+    for (name, side) in [("first", "sink"), ("last", "src")] {
+        let end = bin.by_name(name).expect("the description names it");
+        bin.add_pad(&gst::GhostPad::with_target(&pad(&end, side))?)?;
+    }
+    Ok(bin.upcast())
+}
+
+/// Puts a queue behind the pad; its other end.
+fn queue(pipeline: &gst::Pipeline, stream: &gst::Pad) -> Result<gst::Pad, glib::BoolError> {
+    let queues = named(pipeline, "queues");
+    let sink = queues.request_pad_simple("sink_%u");
+    let sink = sink.ok_or_else(|| glib::bool_error!("There is no queue for it"))?;
+    link(stream, &sink)?;
+    Ok(pad(&queues, &sink.name().replace("sink", "src")))
+}
+
+fn link(from: &gst::Pad, to: &gst::Pad) -> Result<(), glib::BoolError> {
+    let link = from.link(to);
+    link.map_err(|err| glib::bool_error!("{} does not link: {err}", from.name()))?;
+    Ok(())
+}

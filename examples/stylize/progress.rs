@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MPL-2.0
+//! What the user sees meanwhile: one line on a terminal, a line for each frame elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use gst::prelude::*;
+
+use crate::say;
+
+pub struct Progress {
+    /// Where the element takes the video: it knows the frame rate, and what is before it the length.
+    video: gst::Pad,
+    terminal: bool,
+    frames: u64,
+    pts: Option<gst::ClockTime>,
+    last: Instant,
+    /// Seconds a frame, smoothed. The first frame takes far longer than the others: it is left out.
+    pace: Option<f64>,
+}
+
+impl Progress {
+    pub fn new(gatys: &gst::Element) -> Self {
+        Self {
+            video: gatys.static_pad("sink").expect("filters have a sink pad"),
+            terminal: io::stderr().is_terminal(),
+            frames: 0,
+            pts: None,
+            last: Instant::now(),
+            pace: None,
+        }
+    }
+
+    /// Shows the element's message on a frame.
+    pub fn frame(&mut self, message: &gst::StructureRef) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        self.frames += 1;
+        self.pts = message.get("pts").ok().map(gst::ClockTime::from_nseconds);
+        if self.frames > 1 {
+            let pace = self.pace.unwrap_or(seconds);
+            self.pace = Some(0.8 * pace + 0.2 * seconds);
+        }
+        let loss = |name: &str| message.get(name).map_or("?".into(), short);
+        let (content, style) = (loss("content-loss"), loss("style-loss"));
+        let total = loss("total-loss");
+        let (position, left) = (self.position(), self.time_left());
+        let pace = self.pace.unwrap_or(seconds);
+        let line = format!(
+            "frame {position}  {pace:.2} s/frame{left}  content {content}  style {style}  total {total}"
+        );
+        if self.terminal {
+            // Without the terminal's line wrap, a narrow one shows the line's beginning.
+            let _ = write!(io::stderr(), "\r\x1b[?7l{line}\x1b[K\x1b[?7h");
+        } else {
+            say(line);
+        }
+    }
+
+    pub fn warn(&self, what: &str) {
+        self.end_line();
+        say(format_args!("warning: {what}"));
+    }
+
+    pub fn end_line(&self) {
+        if self.terminal && self.frames > 0 {
+            say("");
+        }
+    }
+
+    /// A file that was cut off ends early without an error.
+    pub fn check_length(&self) {
+        if let (Some(pts), Some(duration)) = (self.pts, self.duration())
+            && pts + 2 * gst::ClockTime::SECOND < duration
+        {
+            self.warn(&format!(
+                "the video ended at {pts:.1}, the input says {duration:.1}: it may be incomplete"
+            ));
+        }
+    }
+
+    fn position(&self) -> String {
+        let frames = self.frames;
+        if let Some(total) = self.total() {
+            return format!("{frames}/{total}  {}%", 100 * frames / total);
+        }
+        match (self.pts, self.duration()) {
+            (Some(pts), Some(duration)) if pts < duration => {
+                let percent = 100 * pts.nseconds() / duration.nseconds();
+                format!("{frames}  {percent}%")
+            }
+            _ => frames.to_string(),
+        }
+    }
+
+    fn time_left(&self) -> String {
+        let (Some(total), Some(pace)) = (self.total(), self.pace) else {
+            return String::new();
+        };
+        let left = Duration::from_secs_f64(pace * (total - self.frames) as f64).as_secs();
+        let (hours, minutes, seconds) = (left / 3600, left / 60 % 60, left % 60);
+        format!("  {hours}:{minutes:02}:{seconds:02} left")
+    }
+
+    fn duration(&self) -> Option<gst::ClockTime> {
+        self.video.peer_query_duration()
+    }
+
+    /// How many frames there will be, as far as the input says; never fewer than there were.
+    fn total(&self) -> Option<u64> {
+        let caps = self.video.current_caps()?;
+        let rate = gst_video::VideoInfo::from_caps(&caps).ok()?.fps();
+        if rate.numer() <= 0 {
+            return None;
+        }
+        // Durations are rounded, down at times.
+        let duration = self.duration()? + gst::ClockTime::MSECOND;
+        let rate = (rate.numer() as u64, rate.denom() as u64);
+        let per_second = gst::ClockTime::SECOND.nseconds() * rate.1;
+        let total = duration.nseconds().mul_div_floor(rate.0, per_second)?;
+        Some(total.max(self.frames))
+    }
+}
+
+fn short(loss: f64) -> String {
+    if loss == 0.0 || (1e-3..1e4).contains(&loss) {
+        format!("{loss:.4}")
+    } else {
+        format!("{loss:.2e}")
+    }
+}
