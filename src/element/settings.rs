@@ -126,7 +126,7 @@ properties! {
         "style-image", "Style image",
         "Path of the image whose style is painted: PNG, JPEG or WebP. Required. Changed while playing, \
          it is loaded beside the stream and taken up by the next frame", LIVE;
-    style_scale: f64 = config.style_scale, (0.01, 100.0),
+    style_scale: f64 = config.style_scale, (0.05, 4.0),
         "style-scale", "Style scale",
         "Longest side of the style image as a multiple of the longest side that is optimised: smaller makes finer \
          strokes. The image is enlarged to twice its own size at most", CONTROLLABLE;
