@@ -15,7 +15,7 @@ pub mod gram;
 pub mod pool;
 
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail,

@@ -26,3 +26,80 @@ pub fn with_chrominance(result: &Tensor, frame: &Tensor) -> Result<Tensor> {
         .broadcast_add(&(luma(result)? - luma(frame)?)?)?
         .clamp(0f32, 1f32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn image(pixels: &[[f32; 3]]) -> Tensor {
+        let values = pixels.concat();
+        Tensor::from_vec(values, (1, pixels.len(), 3), &Device::Cpu).unwrap()
+    }
+
+    fn pixels(image: &Tensor) -> Vec<Vec<f32>> {
+        image.squeeze(0).unwrap().to_vec2().unwrap()
+    }
+
+    fn luma_of(rgb: &[f32]) -> f32 {
+        0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+    }
+
+    #[track_caller]
+    fn assert_close(a: f32, b: f32) {
+        assert!((a - b).abs() < 1e-6, "{a} is not {b}");
+    }
+
+    #[test]
+    fn grey_is_rec_601_luma() {
+        let colours = image(&[
+            [1.0, 0.0, 0.0],
+            [0.0, 1.0, 0.0],
+            [0.0, 0.0, 1.0],
+            [0.2, 0.2, 0.2],
+        ]);
+        let grey = grey(&colours).unwrap();
+        assert!(grey.is_contiguous());
+        for (pixel, luma) in pixels(&grey).iter().zip([0.299, 0.587, 0.114, 0.2]) {
+            pixel.iter().for_each(|&value| assert_close(value, luma));
+        }
+    }
+
+    #[test]
+    fn luma_of_one_and_chrominance_of_the_other() {
+        let result = image(&[[0.5, 0.4, 0.3], [0.6, 0.6, 0.6]]);
+        let frame = image(&[[0.3, 0.5, 0.4], [0.45, 0.5, 0.55]]);
+        let mixed = pixels(&with_chrominance(&result, &frame).unwrap());
+        for ((mixed, result), frame) in mixed.iter().zip(pixels(&result)).zip(pixels(&frame)) {
+            assert_close(luma_of(mixed), luma_of(&result));
+            for channel in 0..3 {
+                assert_close(
+                    mixed[channel] - luma_of(mixed),
+                    frame[channel] - luma_of(&frame),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_frame_keeps_its_colours_where_nothing_was_painted() {
+        let frame = image(&[[0.9, 0.1, 0.2], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]);
+        let same = with_chrominance(&grey(&frame).unwrap(), &frame).unwrap();
+        for (same, frame) in pixels(&same).concat().iter().zip(pixels(&frame).concat()) {
+            assert_close(*same, frame);
+        }
+    }
+
+    #[test]
+    fn colours_stay_within_their_range() {
+        let white = image(&[[1.0; 3], [0.0; 3]]);
+        let frame = image(&[[0.9, 0.1, 0.2], [0.1, 0.9, 0.8]]);
+        let mixed = with_chrominance(&white, &frame).unwrap();
+        assert!(
+            pixels(&mixed)
+                .concat()
+                .iter()
+                .all(|value| (0.0..=1.0).contains(value))
+        );
+    }
+}

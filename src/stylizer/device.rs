@@ -89,3 +89,47 @@ pub fn name(device: &Device) -> String {
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:0", DeviceChoice::Cuda(0)),
+            ("cuda:12", DeviceChoice::Cuda(12)),
+        ] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
+        }
+        for text in [
+            "", "banana", "CPU", " cpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda0", "gpu",
+        ] {
+            let error = text.parse::<DeviceChoice>().unwrap_err();
+            assert!(
+                matches!(&error, Error::Unknown(name) if name == text),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_cpu_is_always_there() {
+        let (device, fallback) = DeviceChoice::Cpu.open().unwrap();
+        assert!(device.is_cpu() && fallback.is_none());
+        assert_eq!(name(&device), "cpu");
+        assert!(DeviceChoice::Auto.open().is_ok());
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_build_without_cuda_says_so() {
+        let (device, fallback) = DeviceChoice::Auto.open().unwrap();
+        assert!(device.is_cpu() && fallback.is_none());
+        assert!(matches!(DeviceChoice::Cuda(0).open(), Err(Error::NoCuda)));
+        assert!(matches!(DeviceChoice::Cuda(7).open(), Err(Error::NoCuda)));
+    }
+}

@@ -248,3 +248,6 @@ impl Objective {
         Ok(weight * dot(&term.residual, &term.residual)? / (4.0 * term.channels_squared()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,3 +64,112 @@ pub fn pad(image: &Tensor) -> Result<Tensor> {
 pub fn crop(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     image.narrow(0, 0, h)?.narrow(1, 0, w)?.contiguous()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(h: usize, w: usize, value: impl Fn(usize, usize, usize) -> f32) -> Tensor {
+        let values = (0..h * w * 3).map(|i| value(i / 3 / w, i / 3 % w, i % 3));
+        Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu).unwrap()
+    }
+
+    fn values(image: &Tensor) -> Vec<f32> {
+        image.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(scaled((100, 50), 0.5), (50, 25));
+        assert_eq!(scaled((3, 5), 0.5), (2, 3));
+        assert_eq!(scaled((1000, 1), 0.01), (10, 1));
+        assert_eq!(scaled((1, 1), 1e-9), (1, 1));
+
+        assert_eq!(fit((1080, 1920), Some(512)), (288, 512));
+        assert_eq!(fit((1920, 1080), Some(512)), (512, 288));
+        assert_eq!(fit((288, 512), Some(512)), (288, 512));
+        assert_eq!(fit((10, 20), Some(512)), (10, 20));
+        assert_eq!(fit((1080, 1920), None), (1080, 1920));
+        assert_eq!(fit((1, 4000), Some(16)), (1, 16));
+        assert_eq!(fit((4000, 3000), Some(1)), (1, 1));
+    }
+
+    #[test]
+    fn the_longest_side_is_what_was_asked_for() {
+        for h in [1, 2, 479, 480, 1081, 4001] {
+            for w in [1, 640, 853, 1919, 4096] {
+                for max in [1, 17, 255, 512] {
+                    let (to_h, to_w) = fit((h, w), Some(max));
+                    assert_eq!(to_h.max(to_w), h.max(w).min(max as usize), "{h}x{w} {max}");
+                    assert!(to_h.min(to_w) >= 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_even_colour_stays_as_it_is() {
+        let colour = [0.0, 0.25, 1.0];
+        let source = image(19, 31, |_, _, c| colour[c]);
+        for size in [(7, 5), (1, 1), (19, 31), (40, 90)] {
+            let scaled = resize(&source, size).unwrap();
+            assert_eq!(scaled.dims(), [size.0, size.1, 3]);
+            for (i, value) in values(&scaled).iter().enumerate() {
+                assert!((value - colour[i % 3]).abs() < 1e-6, "{size:?}: {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn channels_and_axes_are_not_mixed_up() {
+        // Each channel a smooth wave of its own, so that down and up again is nearly the same.
+        let wave = |at: usize, side: usize| 0.5 + 0.4 * (at as f32 / side as f32 * 6.0).sin();
+        let smooth = |h: usize, w: usize| {
+            image(h, w, |y, x, c| match c {
+                0 => wave(2 * y + 1, 2 * h),
+                1 => wave(2 * x + 1, 2 * w),
+                _ => 0.5,
+            })
+        };
+        let scaled = resize(&smooth(64, 96), (32, 24)).unwrap();
+        for (scaled, direct) in values(&scaled).iter().zip(values(&smooth(32, 24))) {
+            assert!((scaled - direct).abs() < 0.02, "{scaled} {direct}");
+        }
+    }
+
+    #[test]
+    fn sharp_edges_do_not_overshoot() {
+        let edges = image(24, 24, |y, x, _| ((x / 4 + y / 4) % 2) as f32);
+        for size in [(60, 60), (11, 17)] {
+            let scaled = values(&resize(&edges, size).unwrap());
+            assert!(scaled.iter().all(|value| (0.0..=1.0).contains(value)));
+        }
+    }
+
+    #[test]
+    fn padding_repeats_the_last_row_and_column() {
+        let small = image(2, 3, |y, x, c| (y * 10 + x * 3 + c) as f32 / 100.0);
+        let padded = pad(&small).unwrap();
+        assert_eq!(padded.dims(), [MIN_SIDE, MIN_SIDE, 3]);
+        assert!(padded.is_contiguous());
+        let expected = image(MIN_SIDE, MIN_SIDE, |y, x, c| {
+            (y.min(1) * 10 + x.min(2) * 3 + c) as f32 / 100.0
+        });
+        assert_eq!(values(&padded), values(&expected));
+    }
+
+    #[test]
+    fn cropping_undoes_padding() {
+        for size in [(1, 1), (1, 40), (40, 1), (15, 16), (17, 16)] {
+            let source = image(size.0, size.1, |y, x, c| (y * 7 + x * 3 + c) as f32 / 400.0);
+            let padded = pad(&source).unwrap();
+            assert_eq!(
+                padded.dims(),
+                [size.0.max(MIN_SIDE), size.1.max(MIN_SIDE), 3]
+            );
+            let cropped = crop(&padded, size).unwrap();
+            assert_eq!(cropped.dims(), source.dims());
+            assert_eq!(values(&cropped), values(&source));
+        }
+    }
+}

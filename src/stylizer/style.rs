@@ -7,8 +7,10 @@ use crate::vgg::MIN_SIDE;
 use crate::vgg::weights::open;
 use candle_core::{Device, Tensor};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage, imageops};
-use std::io::BufReader;
+use image::{
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, imageops,
+};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 /// Longest side and memory that a style image may have: more than any camera's picture.
@@ -29,6 +31,8 @@ pub enum Error {
     UnknownFormat,
     #[error("it cannot be decoded, or it is cut short ({0})")]
     Decode(ImageError),
+    #[error("it is a JPEG image that is cut short")]
+    CutShort,
     #[error("it is larger than {MAX_SIDE}x{MAX_SIDE} pixels or than {} MiB in memory", MAX_BYTES >> 20)]
     TooLarge,
     #[error("it is {width}x{height} pixels, and at least {MIN_SIDE}x{MIN_SIDE} are needed")]
@@ -60,6 +64,14 @@ impl StyleImage {
             return Err(Error::Empty);
         }
         let mut reader = ImageReader::new(BufReader::new(file)).with_guessed_format()?;
+        if reader.format() == Some(ImageFormat::Jpeg) {
+            let mut file = reader.into_inner();
+            if !jpeg_ends(&mut file)? {
+                return Err(Error::CutShort);
+            }
+            file.rewind()?;
+            reader = ImageReader::with_format(file, ImageFormat::Jpeg);
+        }
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);
@@ -92,6 +104,39 @@ impl StyleImage {
     }
 }
 
+/// Whether a JPEG file goes on to its end marker: the decoder makes up what is missing.
+///
+/// The structure is that of ITU-T T.81, annex B: markers, most of them with a segment of a given
+/// length, and coded data between them, in which 0xFF is followed by 0 or a restart marker.
+fn jpeg_ends(file: &mut impl BufRead) -> io::Result<bool> {
+    const END: u8 = 0xD9;
+    loop {
+        file.skip_until(0xFF)?;
+        let mut marker = [0xFF];
+        while marker[0] == 0xFF {
+            if file.read(&mut marker)? == 0 {
+                return Ok(false);
+            }
+        }
+        match marker[0] {
+            END => return Ok(true),
+            // Coded data, or a marker without a segment.
+            0x00 | 0x01 | 0xD0..=0xD8 => (),
+            _ => {
+                let mut length = Vec::with_capacity(2);
+                file.by_ref().take(2).read_to_end(&mut length)?;
+                let Ok(length) = <[u8; 2]>::try_from(length) else {
+                    return Ok(false);
+                };
+                let rest = u64::from(u16::from_be_bytes(length)).saturating_sub(2);
+                if io::copy(&mut file.by_ref().take(rest), &mut io::sink())? < rest {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
 fn over_white(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
@@ -102,3 +147,6 @@ fn over_white(image: DynamicImage) -> RgbImage {
     imageops::overlay(&mut white, &image, 0, 0);
     DynamicImage::ImageRgba8(white).into_rgb8()
 }
+
+#[cfg(test)]
+mod tests;

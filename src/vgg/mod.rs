@@ -287,3 +287,6 @@ fn normalised(
     let bias = (bias.to_dtype(DType::F64)? - shift)?;
     Ok((kernel.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -311,3 +311,83 @@ fn per_channel(
             expected: "a number for each of three channels is needed",
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::BLOCKS;
+    use super::*;
+
+    fn metadata(key: &str, value: &str) -> Metadata {
+        Metadata::from([(key.into(), value.into())])
+    }
+
+    /// torchvision counts every convolution and ReLU, and every pool after a block.
+    #[test]
+    fn torchvision_numbering() {
+        let mut number = 0;
+        let mut layers = Layer::all();
+        for block in BLOCKS {
+            for layer in layers.by_ref().take(block) {
+                assert_eq!(TORCHVISION[layer.index()], number, "{layer}");
+                number += 2;
+            }
+            number += 1;
+        }
+        let first = ["conv1_1.weight", "features.0.weight"];
+        assert_eq!(names(Layer::FIRST, "weight"), first);
+        assert_eq!(
+            names(Layer::new(5, 4), "bias"),
+            ["conv5_4.bias", "features.34.bias"]
+        );
+    }
+
+    #[test]
+    fn numbers_for_each_channel() {
+        let read = |value: &str| {
+            per_channel(&metadata("std", value), "std", IMAGENET_STD, |value| {
+                value > 0.0
+            })
+        };
+        assert_eq!(read("0.1, 0.2 ,3").unwrap(), [0.1, 0.2, 3.0]);
+        for bad in [
+            "", "1", "1,2", "1,2,3,4", "1,2,x", "1,2,0", "1,2,-3", "1,2,nan", "1,2,inf",
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(
+                matches!(&error, Error::Metadata { key: "std", value, .. } if value == bad),
+                "{error}"
+            );
+        }
+        let default = per_channel(&Metadata::new(), "mean", IMAGENET_MEAN, |_| true);
+        assert_eq!(default.unwrap(), IMAGENET_MEAN);
+    }
+
+    #[test]
+    fn what_images_look_like() {
+        let expect =
+            |value| expect_metadata(&metadata("range", value), "range", "0..1", "it is read");
+        expect("0..1").unwrap();
+        expect_metadata(&Metadata::new(), "range", "0..1", "it is read").unwrap();
+        let error = expect("0..255").unwrap_err().to_string();
+        assert!(
+            error.contains("range") && error.contains("‘0..255’"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"four").unwrap();
+        assert_eq!(open(&path).unwrap().1, 4);
+        let kind = |path: &Path| open(path).unwrap_err().kind();
+        assert_eq!(kind(folder.path()), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(&path.join("below")), io::ErrorKind::NotADirectory);
+        assert_eq!(
+            kind(&folder.path().join("missing")),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(kind(Path::new("/dev/null")), io::ErrorKind::InvalidInput);
+    }
+}

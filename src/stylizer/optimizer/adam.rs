@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-use super::{Budget, Config, Evaluate, Optimizer, Outcome, Run};
+use super::{Budget, Config, Evaluate, Optimizer, Outcome, Reason, Run};
 use crate::ops::elementwise::{adam_step, copy, decay};
 use crate::vgg::Error;
 use candle_core::Tensor;
@@ -56,14 +56,17 @@ impl Optimizer for Adam {
         let mut run = Run::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;
+        let mut losses = initial;
         copy(&self.best, image)?;
         loop {
-            if let Some(reason) = run.ended() {
+            // The gradient of a loss that is not a number would spoil the moments for good.
+            let spoilt = (!losses.total.is_finite()).then_some(Reason::Converged);
+            if let Some(reason) = run.ended().or(spoilt) {
                 copy(image, &self.best)?;
                 return Ok(run.outcome(reason, initial, best));
             }
             self.step(image)?;
-            let losses = run.evaluate(image, &self.gradient)?;
+            losses = run.evaluate(image, &self.gradient)?;
             if losses.total < best.total {
                 best = losses;
                 copy(&self.best, image)?;

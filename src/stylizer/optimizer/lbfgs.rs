@@ -86,7 +86,11 @@ impl Lbfgs {
             None => {
                 let mean_square =
                     dot(&self.gradient, &self.gradient)? / self.gradient.elem_count() as f64;
-                Ok(FIRST_STEP / mean_square.sqrt().max(f64::MIN_POSITIVE))
+                // Where the gradient is zero, so is the step.
+                Ok(match mean_square > 0.0 {
+                    true => FIRST_STEP / mean_square.sqrt(),
+                    false => 0.0,
+                })
             }
         }
     }
@@ -156,9 +160,11 @@ impl Optimizer for Lbfgs {
                 (length, shortenings) = (1.0, 0);
                 self.set_direction(image)?;
             } else {
-                // The minimum of the parabola through both losses and the slope.
+                // The minimum of the parabola through both losses and the slope; a loss that is
+                // not a number is far too high.
                 let rise = losses.total - best.total - promised;
-                length *= (-promised / (2.0 * rise)).clamp(0.1, 0.5);
+                let minimum = -promised / (2.0 * rise);
+                length *= if minimum > 0.1 { minimum.min(0.5) } else { 0.1 };
             }
         }
     }

@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::*;
+use crate::ops::conv::Border;
+use crate::ops::reference::{Array, Kernel, gram, pool, pool_backward, relative_error};
+use crate::ops::with_both_sides;
+use crate::stylizer::config::LossScale;
+use crate::vgg::weights::Weights;
+use candle_core::Device;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const CHANNELS: [usize; 16] = [4, 4, 6, 6, 8, 8, 8, 8, 10, 10, 10, 10, 10, 10, 10, 10];
+const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const STD: [f64; 3] = [0.229, 0.224, 0.225];
+/// Layers with both losses, with one, and with none.
+const CONTENT: &str = "conv1_2:0.2,conv2_1:0.3,conv4_2:0.5";
+const STYLE: &str = "conv1_1:0.2,conv2_1:0.3,conv3_1:0.1,conv3_4:0.2,conv5_2:0.2";
+const SIZE: (usize, usize) = (35, 38);
+
+/// A network as nested loops in `f64`.
+struct Network(Vec<Kernel>);
+
+/// The input and the output of each layer, normalised image and pooled features among them.
+type Passed = Vec<(Array, Array)>;
+
+impl Network {
+    fn new() -> Self {
+        let mut inputs = 3;
+        let kernels = CHANNELS.iter().enumerate().map(|(i, &outputs)| {
+            let mut kernel = Kernel::random(outputs, inputs, 100 + 2 * i as u64);
+            let bound = (6.0 / (9 * inputs) as f64).sqrt();
+            for weight in &mut kernel.weights {
+                *weight = f64::from((*weight * bound) as f32);
+            }
+            for bias in &mut kernel.bias {
+                *bias = f64::from((*bias * 0.1) as f32);
+            }
+            inputs = outputs;
+            kernel
+        });
+        Self(kernels.collect())
+    }
+
+    fn vgg(&self) -> Arc<Vgg> {
+        let weights = Weights {
+            convs: self.0.iter().map(Kernel::tensors).collect(),
+            mean: MEAN,
+            std: STD,
+        };
+        Arc::new(Vgg::new(&weights, &Device::Cpu).unwrap())
+    }
+
+    fn border(layer: Layer) -> Border {
+        match layer {
+            Layer::FIRST => Border::Replicate,
+            _ => Border::Zeros,
+        }
+    }
+
+    fn forward(&self, image: &Array, pooling: Pooling) -> Passed {
+        let mut image = image.clone();
+        for (i, value) in image.values.iter_mut().enumerate() {
+            *value = (*value - MEAN[i % 3]) / STD[i % 3];
+        }
+        let mut passed: Passed = Vec::new();
+        let mut block = 0;
+        for (layer, kernel) in Layer::all().zip(&self.0) {
+            let input = match passed.last() {
+                None => image.clone(),
+                Some((_, before)) if layer.block() > block => pool(pooling, before),
+                Some((_, before)) => before.clone(),
+            };
+            block = layer.block();
+            let output = kernel.forward(&input, Self::border(layer));
+            passed.push((input, output));
+        }
+        passed
+    }
+
+    /// The gradient with respect to the image; `gradients` has that of each layer's own loss.
+    fn backward(&self, passed: &Passed, mut gradients: Vec<Array>, pooling: Pooling) -> Array {
+        for layer in Layer::all().collect::<Vec<_>>().into_iter().rev() {
+            let i = layer.index();
+            let (input, output) = &passed[i];
+            let mut gradient = self.0[i].backward(&gradients[i], output, Self::border(layer));
+            if i == 0 {
+                for (j, value) in gradient.values.iter_mut().enumerate() {
+                    *value /= STD[j % 3];
+                }
+                return gradient;
+            }
+            let before = &passed[i - 1].1;
+            if input.h != before.h {
+                gradient = pool_backward(pooling, &gradient, before);
+            }
+            add(&mut gradients[i - 1], 1.0, &gradient);
+        }
+        unreachable!("the first layer returns")
+    }
+}
+
+fn add(sum: &mut Array, factor: f64, term: &Array) {
+    for (sum, term) in sum.values.iter_mut().zip(&term.values) {
+        *sum += factor * term;
+    }
+}
+
+fn half_square(values: &[f64]) -> f64 {
+    0.5 * values.iter().map(|value| value * value).sum::<f64>()
+}
+
+/// The objective, from the formulas of the paper.
+struct Reference {
+    network: Network,
+    pooling: Pooling,
+    balance: Balance,
+    content: Passed,
+    style: Passed,
+}
+
+impl Reference {
+    fn new(pooling: Pooling, balance: Balance) -> Self {
+        let network = Network::new();
+        Self {
+            content: network.forward(&content(), pooling),
+            style: network.forward(&style(), pooling),
+            network,
+            pooling,
+            balance,
+        }
+    }
+
+    fn evaluate(&self, image: &Array) -> (Losses, Array) {
+        let passed = self.network.forward(image, self.pooling);
+        let mut gradients: Vec<Array> = passed
+            .iter()
+            .map(|(_, f)| Array::zeros(f.h, f.w, f.n))
+            .collect();
+        let balance = self.balance;
+        let mut losses = Losses::default();
+        for (layer, weight) in layers(CONTENT).iter() {
+            let (f, p) = (&passed[layer.index()].1, &self.content[layer.index()].1);
+            let scale = match balance.loss_scale {
+                LossScale::Paper => 1.0,
+                LossScale::Mean => f.values.len() as f64,
+                LossScale::Relative => half_square(&p.values),
+            };
+            let mut error = f.clone();
+            add(&mut error, -1.0, p);
+            losses.content += weight / scale * half_square(&error.values);
+            add(
+                &mut gradients[layer.index()],
+                balance.alpha * weight / scale,
+                &error,
+            );
+        }
+        for (layer, weight) in layers(STYLE).iter() {
+            let f = &passed[layer.index()].1;
+            let target = gram(&self.style[layer.index()].1);
+            let n_squared = (f.n * f.n) as f64;
+            let scale = match balance.loss_scale {
+                LossScale::Relative => half_square(&target) / (2.0 * n_squared),
+                _ => 1.0,
+            };
+            let error: Vec<f64> = gram(f).iter().zip(&target).map(|(g, a)| g - a).collect();
+            losses.style += weight / scale * half_square(&error) / (2.0 * n_squared);
+            let factor = balance.beta * weight / (scale * n_squared * (f.h * f.w) as f64);
+            let gradient = &mut gradients[layer.index()].values;
+            for (gradient, f) in gradient.chunks_mut(f.n).zip(f.values.chunks(f.n)) {
+                for (i, gradient) in gradient.iter_mut().enumerate() {
+                    let row = &error[i * f.len()..][..f.len()];
+                    *gradient += factor * row.iter().zip(f).map(|(e, f)| e * f).sum::<f64>();
+                }
+            }
+        }
+        let mut gradient = self.network.backward(&passed, gradients, self.pooling);
+        losses.variation = self.variation(image, &mut gradient);
+        losses.total = balance.alpha * losses.content
+            + balance.beta * losses.style
+            + balance.tv_weight * losses.variation;
+        (losses, gradient)
+    }
+
+    fn variation(&self, image: &Array, gradient: &mut Array) -> f64 {
+        let count = image.values.len() as f64;
+        let mut sum = 0.0;
+        for y in 0..image.h {
+            for x in 0..image.w {
+                for c in 0..3 {
+                    for (to_y, to_x) in [(y + 1, x), (y, x + 1)] {
+                        if to_y < image.h && to_x < image.w {
+                            let d = image.at(to_y, to_x, c) - image.at(y, x, c);
+                            sum += d * d / count;
+                            let slope = 2.0 * self.balance.tv_weight * d / count;
+                            *gradient.at_mut(to_y, to_x, c) += slope;
+                            *gradient.at_mut(y, x, c) -= slope;
+                        }
+                    }
+                }
+            }
+        }
+        sum
+    }
+}
+
+fn layers(list: &str) -> LayerWeights {
+    list.parse().unwrap()
+}
+
+/// A smooth image whose values `f32` holds exactly.
+fn smooth((h, w): (usize, usize), phase: f64) -> Array {
+    let mut image = Array::zeros(h, w, 3);
+    for y in 0..h {
+        for x in 0..w {
+            for c in 0..3 {
+                let (u, v) = (x as f64 / w as f64, y as f64 / h as f64);
+                let wave = (5.0 * u + 3.0 * v + phase + c as f64).sin()
+                    + (7.0 * v - 4.0 * u + 2.0 * phase * (c + 1) as f64).cos();
+                *image.at_mut(y, x, c) = f64::from((0.5 + 0.2 * wave) as f32);
+            }
+        }
+    }
+    image
+}
+
+fn image() -> Array {
+    smooth(SIZE, 0.3)
+}
+
+fn content() -> Array {
+    smooth(SIZE, 1.1)
+}
+
+/// Of another size than the frame.
+fn style() -> Array {
+    smooth((33, 50), 2.7)
+}
+
+fn balance(loss_scale: LossScale) -> Balance {
+    Balance {
+        alpha: 1.5,
+        beta: 40.0,
+        tv_weight: 5.0,
+        loss_scale,
+    }
+}
+
+fn cases() -> impl Iterator<Item = (Pooling, LossScale)> {
+    let scales = [LossScale::Relative, LossScale::Mean, LossScale::Paper];
+    let with = move |pooling| scales.map(|scale| (pooling, scale));
+    [Pooling::Avg, Pooling::Max].into_iter().flat_map(with)
+}
+
+fn objective(pooling: Pooling) -> Objective {
+    let vgg = Network::new().vgg();
+    let mut objective =
+        Objective::new(vgg, SIZE, &layers(CONTENT), &layers(STYLE), pooling).unwrap();
+    objective
+        .set_content(&content().tensor(), &|| false)
+        .unwrap();
+    objective.set_style(&style().tensor(), &|| false).unwrap();
+    objective
+}
+
+/// The reference deserves its name: its gradient is that of its loss, by central differences.
+/// The step is so small that hardly a ReLU or a maximum changes sides within it.
+#[test]
+fn reference_against_finite_differences() {
+    for (pooling, loss_scale) in cases() {
+        let reference = Reference::new(pooling, balance(loss_scale));
+        let (_, gradient) = reference.evaluate(&image());
+        for seed in 0..3 {
+            let direction = Array::random(SIZE.0, SIZE.1, 3, seed);
+            let loss = |step: f64| {
+                let mut image = image();
+                add(&mut image, step, &direction);
+                reference.evaluate(&image).0.total
+            };
+            let step = 1e-8;
+            let slope = (loss(step) - loss(-step)) / (2.0 * step);
+            let expected = gradient.dot(&direction);
+            // A random direction is nearly orthogonal to the gradient: the error is measured
+            // against what an aligned one would give.
+            let largest = (gradient.dot(&gradient) * direction.dot(&direction)).sqrt();
+            let error = (slope - expected).abs() / largest;
+            println!("{pooling:?} {loss_scale:?}: {error:.1e}");
+            assert!(
+                error < 1e-5,
+                "{pooling:?} {loss_scale:?}: {slope} {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn losses_and_gradient_against_the_reference() {
+    for (pooling, loss_scale) in cases() {
+        let (expected, expected_gradient) =
+            Reference::new(pooling, balance(loss_scale)).evaluate(&image());
+        with_both_sides(|side| {
+            let image = image().tensor();
+            let gradient = image.ones_like().unwrap();
+            let losses = objective(pooling)
+                .evaluate(&image, balance(loss_scale), &gradient, &|| false)
+                .unwrap();
+            for (value, expected) in [
+                (losses.content, expected.content),
+                (losses.style, expected.style),
+                (losses.variation, expected.variation),
+                (losses.total, expected.total),
+            ] {
+                let error = (value - expected).abs() / expected;
+                assert!(
+                    error < 1e-5,
+                    "{side} {pooling:?} {loss_scale:?}: {losses:?}"
+                );
+            }
+            let error = relative_error(&gradient, &expected_gradient.values);
+            println!("{side} {pooling:?} {loss_scale:?}: gradient {error:.1e}");
+            assert!(error < 1e-5, "{side} {pooling:?} {loss_scale:?}: {error}");
+        });
+    }
+}
+
+#[test]
+fn the_frame_itself_has_no_content_loss() {
+    let objective = objective(Pooling::Avg);
+    let image = content().tensor();
+    let gradient = image.ones_like().unwrap();
+    let balance = Balance {
+        beta: 0.0,
+        tv_weight: 0.0,
+        ..balance(LossScale::Relative)
+    };
+    let losses = objective
+        .evaluate(&image, balance, &gradient, &|| false)
+        .unwrap();
+    assert_eq!((losses.content, losses.total), (0.0, 0.0));
+    assert!(losses.style > 0.0);
+    assert_eq!(
+        relative_error(&gradient, &vec![0.0; SIZE.0 * SIZE.1 * 3]),
+        0.0
+    );
+}
+
+#[test]
+fn the_style_image_itself_has_no_style_loss() {
+    let mut objective = objective(Pooling::Max);
+    objective.set_style(&image().tensor(), &|| false).unwrap();
+    let gradient = image().tensor();
+    let losses = objective
+        .evaluate(
+            &image().tensor(),
+            balance(LossScale::Relative),
+            &gradient,
+            &|| false,
+        )
+        .unwrap();
+    assert_eq!(losses.style, 0.0);
+    assert!(losses.content > 0.0);
+}
+
+/// A network whose features are all zero: there is nothing to be relative to.
+#[test]
+fn dead_layers_give_finite_losses() {
+    let mut network = Network::new();
+    for kernel in &mut network.0 {
+        kernel.weights.fill(0.0);
+        kernel.bias.fill(-1.0);
+    }
+    for loss_scale in [LossScale::Relative, LossScale::Mean, LossScale::Paper] {
+        let (content_layers, style_layers) = (layers(CONTENT), layers(STYLE));
+        let mut objective = Objective::new(
+            network.vgg(),
+            SIZE,
+            &content_layers,
+            &style_layers,
+            Pooling::Avg,
+        )
+        .unwrap();
+        objective
+            .set_content(&content().tensor(), &|| false)
+            .unwrap();
+        objective.set_style(&style().tensor(), &|| false).unwrap();
+        let gradient = image().tensor();
+        let losses = objective
+            .evaluate(&image().tensor(), balance(loss_scale), &gradient, &|| false)
+            .unwrap();
+        assert_eq!((losses.content, losses.style), (0.0, 0.0));
+        assert!(losses.total.is_finite());
+        let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values.iter().all(|value| value.is_finite()));
+    }
+}
+
+/// Each pass asks before each of its layers whether to stop, so the questions count layers.
+#[test]
+fn no_layer_is_computed_in_vain() {
+    let vgg = Network::new().vgg();
+    let (shallow, deep) = (layers("conv2_1"), layers("conv4_2"));
+    let count = AtomicUsize::new(0);
+    let cancel = || {
+        count.fetch_add(1, Ordering::SeqCst);
+        false
+    };
+    let asked = || count.swap(0, Ordering::SeqCst);
+    for (content_layers, style_layers) in [(&shallow, &deep), (&deep, &shallow)] {
+        let mut objective = Objective::new(
+            vgg.clone(),
+            SIZE,
+            content_layers,
+            style_layers,
+            Pooling::Avg,
+        )
+        .unwrap();
+        objective.set_style(&style().tensor(), &cancel).unwrap();
+        assert_eq!(asked(), style_layers.deepest().index() + 1);
+        objective.set_content(&content().tensor(), &cancel).unwrap();
+        asked();
+        let gradient = image().tensor();
+        objective
+            .evaluate(
+                &image().tensor(),
+                balance(LossScale::Relative),
+                &gradient,
+                &cancel,
+            )
+            .unwrap();
+        assert_eq!(asked(), 2 * (deep.deepest().index() + 1));
+    }
+}
+
+#[test]
+fn stopping_ends_each_pass() {
+    for last in 1..=32 {
+        let count = AtomicUsize::new(0);
+        let result = objective(Pooling::Avg).evaluate(
+            &image().tensor(),
+            balance(LossScale::Relative),
+            &image().tensor(),
+            &|| count.fetch_add(1, Ordering::SeqCst) + 1 == last,
+        );
+        // 14 layers to conv5_2, forward and backward.
+        let ended = last.min(28);
+        assert_eq!(count.load(Ordering::SeqCst), ended);
+        assert_eq!(matches!(result, Err(Error::Cancelled)), last <= 28);
+    }
+}

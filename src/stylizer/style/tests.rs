@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::*;
+use image::{ImageFormat, Rgb, Rgba, RgbaImage};
+use std::io::Cursor;
+
+const RED: Rgb<u8> = Rgb([250, 10, 10]);
+const BLUE: Rgb<u8> = Rgb([10, 10, 250]);
+
+/// Red on the left and blue on the right.
+fn halves(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, _| if x < width / 2 { RED } else { BLUE })
+}
+
+fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.into().write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn load(bytes: &[u8], name: &str) -> Result<RgbImage, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    StyleImage::load(&path).map(|style| style.0)
+}
+
+/// `jpeg` with an EXIF segment before all others. JEITA CP-3451, section 4.6.4: the tag 0x0112
+/// is the orientation, a SHORT.
+fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let mut exif = b"Exif\0\0II*\0\x08\0\0\0".to_vec();
+    exif.extend([1, 0, 0x12, 0x01, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0]);
+    exif.extend([0; 4]);
+    with_segment(jpeg, &exif)
+}
+
+fn with_segment(jpeg: &[u8], segment: &[u8]) -> Vec<u8> {
+    let (start, rest) = jpeg.split_at(2);
+    let length = (segment.len() as u16 + 2).to_be_bytes();
+    [start, &[0xFF, 0xE1], &length, segment, rest].concat()
+}
+
+#[track_caller]
+fn assert_near(pixel: &Rgb<u8>, colour: Rgb<u8>) {
+    let near = |(a, b): (&u8, u8)| a.abs_diff(b) < 12;
+    assert!(
+        pixel.0.iter().zip(colour.0).all(near),
+        "{pixel:?} is not {colour:?}"
+    );
+}
+
+#[test]
+fn the_format_is_told_by_content() {
+    for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
+        for name in ["style", "style.png", "style.jpg", "style.webp", "style.txt"] {
+            let image = load(&encoded(halves(64, 32), format), name).unwrap();
+            assert_eq!(image.dimensions(), (64, 32));
+            assert_near(image.get_pixel(8, 16), RED);
+            assert_near(image.get_pixel(56, 16), BLUE);
+        }
+    }
+}
+
+#[test]
+fn pictures_of_other_kinds_become_rgb() {
+    let grey = image::GrayImage::from_pixel(20, 20, image::Luma([99]));
+    assert_eq!(
+        load(&encoded(grey, ImageFormat::Png), "grey").unwrap()[(3, 3)],
+        Rgb([99; 3])
+    );
+    let deep = image::ImageBuffer::from_pixel(20, 20, Rgb([0x8080u16, 0, 0xFFFF]));
+    let deep = DynamicImage::ImageRgb16(deep);
+    assert_eq!(
+        load(&encoded(deep, ImageFormat::Png), "deep").unwrap()[(3, 3)],
+        Rgb([128, 0, 255])
+    );
+}
+
+#[test]
+fn orientation_is_obeyed() {
+    let jpeg = encoded(halves(64, 32), ImageFormat::Jpeg);
+    // Where the left half of what is stored goes: to a point in the picture's quarters.
+    for (orientation, size, red) in [
+        (1, (64, 32), (1, 2)),
+        (2, (64, 32), (3, 2)),
+        (3, (64, 32), (3, 2)),
+        (4, (64, 32), (1, 2)),
+        (5, (32, 64), (2, 1)),
+        (6, (32, 64), (2, 1)),
+        (7, (32, 64), (2, 3)),
+        (8, (32, 64), (2, 3)),
+    ] {
+        let image = load(&with_orientation(&jpeg, orientation), "style").unwrap();
+        assert_eq!(image.dimensions(), size, "{orientation}");
+        let at = |(x, y): (u32, u32)| image.get_pixel(size.0 * x / 4, size.1 * y / 4);
+        assert_near(at(red), RED);
+        assert_near(at((4 - red.0, 4 - red.1)), BLUE);
+    }
+}
+
+#[test]
+fn broken_exif_is_passed_over() {
+    let jpeg = encoded(halves(64, 32), ImageFormat::Jpeg);
+    for orientation in [0, 9, 255] {
+        let image = load(&with_orientation(&jpeg, orientation), "style").unwrap();
+        assert_eq!(image.dimensions(), (64, 32));
+    }
+    for exif in [
+        &b"Exif\0\0"[..],
+        b"Exif\0\0II*\0\xFF\xFF\xFF\xFF",
+        b"Exif\0\0??",
+    ] {
+        let image = load(&with_segment(&jpeg, exif), "style").unwrap();
+        assert_eq!(image.dimensions(), (64, 32));
+    }
+}
+
+#[test]
+fn transparency_is_over_white() {
+    let pixels = [
+        [0, 0, 0, 0],
+        [0, 0, 0, 255],
+        [200, 100, 0, 128],
+        [9, 9, 9, 1],
+    ];
+    let image = RgbaImage::from_fn(16, 16, |x, _| Rgba(pixels[x as usize % 4]));
+    for format in [ImageFormat::Png, ImageFormat::WebP] {
+        let image = load(&encoded(image.clone(), format), "style").unwrap();
+        for (x, pixel) in pixels.iter().enumerate() {
+            let alpha = f64::from(pixel[3]) / 255.0;
+            for c in 0..3 {
+                let expected = f64::from(pixel[c]) * alpha + 255.0 * (1.0 - alpha);
+                let found = f64::from(image[(x as u32, 5)].0[c]);
+                assert!(
+                    (found - expected).abs() <= 1.5,
+                    "{pixel:?}: {found} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn jpegs_with_more_than_a_picture_are_whole() {
+    let jpeg = encoded(halves(64, 32), ImageFormat::Jpeg);
+    let thumbnail = [b"Exif\0\0", jpeg.as_slice()].concat();
+    load(&with_segment(&jpeg, &thumbnail), "style").unwrap();
+    load(
+        &[jpeg.as_slice(), b"something after the end"].concat(),
+        "style",
+    )
+    .unwrap();
+    // Without its own end, that of the thumbnail does not count.
+    let cut = with_segment(&jpeg[..jpeg.len() - 2], &thumbnail);
+    assert!(load(&cut, "style").is_err());
+}
+
+#[test]
+fn every_shortened_file_is_refused() {
+    for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
+        let bytes = encoded(halves(16, 16), format);
+        for len in 0..bytes.len() {
+            let error = load(&bytes[..len], "style");
+            // A PNG's last chunk holds nothing, and a WebP's last byte makes its length even:
+            // the picture is whole without them.
+            let needless = match format {
+                ImageFormat::Png => 12,
+                ImageFormat::WebP => 1,
+                _ => 0,
+            };
+            let is_whole = len + needless >= bytes.len();
+            assert!(
+                error.is_err() || is_whole,
+                "{format:?}: {len} of {}",
+                bytes.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn sizes_that_the_network_cannot_see() {
+    for (width, height) in [(1, 1), (15, 16), (16, 15), (1, 4000)] {
+        let error = load(&encoded(halves(width, height), ImageFormat::Png), "style");
+        assert!(
+            matches!(error, Err(Error::TooSmall { width: w, height: h }) if (w, h) == (width, height))
+        );
+    }
+    load(&encoded(halves(16, 16), ImageFormat::Png), "style").unwrap();
+}
+
+#[track_caller]
+fn assert_size(image: (u32, u32), longest: usize, scale: f64, (h, w): (usize, usize)) {
+    let tensor = StyleImage(halves(image.0, image.1))
+        .tensor(longest, scale)
+        .unwrap();
+    assert_eq!(tensor.dims(), [h, w, 3]);
+}
+
+#[test]
+fn the_longest_side_is_a_multiple_of_the_frames() {
+    assert_size((200, 100), 200, 1.0, (100, 200));
+    assert_size((200, 100), 100, 1.0, (50, 100));
+    assert_size((100, 200), 100, 0.5, (50, 25));
+    assert_size((200, 100), 100, 3.0, (150, 300));
+}
+
+#[test]
+fn enlarged_to_twice_its_size_at_most() {
+    assert_size((200, 100), 400, 1.0, (200, 400));
+    assert_size((200, 100), 401, 1.0, (200, 400));
+    assert_size((200, 100), 512, 100.0, (200, 400));
+}
+
+#[test]
+fn no_side_is_too_short_for_the_network() {
+    assert_size((400, 20), 100, 1.0, (16, 100));
+    assert_size((20, 400), 100, 1.0, (100, 16));
+    assert_size((64, 64), 1, 0.01, (16, 16));
+}
+
+#[test]
+fn values_are_rgb_from_0_to_1() {
+    let tensor = StyleImage(halves(64, 32)).tensor(64, 1.0).unwrap();
+    let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(&values[..3], RED.0.map(|value| f32::from(value) / 255.0));
+    assert_eq!(
+        &values[63 * 3..64 * 3],
+        BLUE.0.map(|value| f32::from(value) / 255.0)
+    );
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A network that hands on what it is given: each kernel is 0.1 everywhere.
+fn vgg(layers: usize) -> Vgg {
+    let full = |value: f32, shape: &[usize]| Tensor::full(value, shape, &Device::Cpu).unwrap();
+    let conv = |inputs| (full(0.1, &[2, inputs, 3, 3]), full(0.1, &[2]));
+    let weights = Weights {
+        convs: (0..layers)
+            .map(|i| conv(if i == 0 { 3 } else { 2 }))
+            .collect(),
+        mean: [0.0; 3],
+        std: [1.0; 3],
+    };
+    Vgg::new(&weights, &Device::Cpu).unwrap()
+}
+
+fn image(value: f32) -> Tensor {
+    Tensor::full(value, (17, 35, 3), &Device::Cpu).unwrap()
+}
+
+fn is_zero(tensor: &Tensor) -> bool {
+    let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.iter().all(|&value| value == 0.0)
+}
+
+/// Calls `compute` with a question that says stop when it is asked for the `last` time; how
+/// often it was asked.
+fn asked(last: usize, compute: impl FnOnce(Cancel) -> Result<(), Error>) -> (usize, bool) {
+    let count = AtomicUsize::new(0);
+    let result = compute(&|| count.fetch_add(1, Ordering::SeqCst) + 1 == last);
+    let cancelled = matches!(result, Err(Error::Cancelled));
+    assert!(cancelled || result.is_ok());
+    (count.into_inner(), cancelled)
+}
+
+#[test]
+fn names() {
+    let names: Vec<String> = Layer::all().map(|layer| layer.to_string()).collect();
+    assert_eq!(names.len(), LAYERS);
+    assert_eq!(names[0], "conv1_1");
+    assert_eq!(names[3], "conv2_2");
+    assert_eq!(names[9], "conv4_2");
+    assert_eq!(names[15], "conv5_4");
+    for (layer, name) in Layer::all().zip(&names) {
+        assert_eq!(name.parse::<Layer>().unwrap(), layer);
+    }
+    assert_eq!(Layer::new(1, 1), Layer::FIRST);
+    assert_eq!(Layer::new(4, 2).to_string(), "conv4_2");
+    for name in [
+        "", "conv", "conv1_3", "conv5_5", "conv4_2 ", "relu1_1", "1_1",
+    ] {
+        let error = name.parse::<Layer>().unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("‘{name}’")) && error.contains("conv5_4"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn each_block_sees_half_of_the_one_before() {
+    let features = vgg(16).allocate(17, 35, Layer::new(5, 4)).unwrap();
+    for layer in Layer::all() {
+        let expected = [17 >> layer.block(), 35 >> layer.block(), 2];
+        assert_eq!(features.layer(layer).dims(), expected, "{layer}");
+    }
+}
+
+#[test]
+fn forward_goes_no_further_than_asked() {
+    let vgg = vgg(16);
+    for deepest in Layer::all() {
+        let features = vgg.allocate(17, 35, deepest).unwrap();
+        assert_eq!(features.layers.len(), deepest.index() + 1);
+        assert_eq!(features.pooled.len(), deepest.block());
+        let (count, cancelled) = asked(usize::MAX, |cancel| {
+            vgg.forward(&image(0.5), Pooling::Avg, &features, cancel)
+        });
+        assert_eq!((count, cancelled), (deepest.index() + 1, false));
+        assert!(!is_zero(features.layer(deepest)));
+    }
+}
+
+#[test]
+fn forward_stops_before_the_next_layer() {
+    let vgg = vgg(16);
+    for last in 1..=LAYERS {
+        let features = vgg.allocate(17, 35, Layer::new(5, 4)).unwrap();
+        let (count, cancelled) = asked(last, |cancel| {
+            vgg.forward(&image(0.5), Pooling::Max, &features, cancel)
+        });
+        assert_eq!((count, cancelled), (last, true));
+        for layer in Layer::all() {
+            let untouched = layer.index() + 1 >= last;
+            assert_eq!(
+                is_zero(features.layer(layer)),
+                untouched,
+                "{layer} of {last}"
+            );
+        }
+    }
+}
+
+/// A backward pass from `seeded` on, where each of them has a gradient of ones.
+fn backward(vgg: &Vgg, seeded: &[Layer], gradient: &Tensor, cancel: Cancel) -> Result<(), Error> {
+    let deepest = vgg.deepest();
+    let features = vgg.allocate(17, 35, deepest)?;
+    let gradients = vgg.allocate(17, 35, deepest)?;
+    vgg.forward(&image(0.5), Pooling::Avg, &features, &|| false)?;
+    for &layer in seeded {
+        let ones = gradients.layer(layer).ones_like()?;
+        gradients.layer(layer).slice_set(&ones, 0, 0)?;
+    }
+    let is_seeded = |layer| seeded.contains(&layer);
+    vgg.backward(
+        Pooling::Avg,
+        &features,
+        &gradients,
+        is_seeded,
+        gradient,
+        cancel,
+    )
+}
+
+#[test]
+fn backward_starts_at_the_deepest_seeded_layer() {
+    let vgg = vgg(16);
+    for deepest in Layer::all() {
+        let gradient = image(7.0);
+        let seeded = [Layer::FIRST, deepest];
+        let (count, cancelled) = asked(usize::MAX, |cancel| {
+            backward(&vgg, &seeded, &gradient, cancel)
+        });
+        assert_eq!((count, cancelled), (deepest.index() + 1, false));
+    }
+}
+
+#[test]
+fn backward_stops_before_the_next_layer() {
+    let vgg = vgg(16);
+    for last in 1..=10 {
+        let gradient = image(7.0);
+        let (count, cancelled) = asked(last, |cancel| {
+            backward(&vgg, &[Layer::new(4, 2)], &gradient, cancel)
+        });
+        assert_eq!((count, cancelled), (last, true));
+        // The image's gradient comes last.
+        assert_eq!(
+            gradient.to_vec3::<f32>().unwrap(),
+            image(7.0).to_vec3::<f32>().unwrap()
+        );
+    }
+}
+
+#[test]
+fn without_a_loss_there_is_no_gradient() {
+    let gradient = image(7.0);
+    let (count, cancelled) = asked(1, |cancel| backward(&vgg(3), &[], &gradient, cancel));
+    assert_eq!((count, cancelled), (0, false));
+    assert!(is_zero(&gradient));
+}
+
+/// The sum of the gradients of two losses is the gradient of their sum.
+#[test]
+fn what_comes_from_deeper_layers_is_added() {
+    let vgg = vgg(16);
+    let gradient = |seeded: &[Layer]| {
+        let gradient = image(7.0);
+        backward(&vgg, seeded, &gradient, &|| false).unwrap();
+        gradient
+    };
+    for (shallow, deep) in [
+        ((1, 1), (1, 2)),
+        ((1, 2), (2, 1)),
+        ((2, 2), (5, 4)),
+        ((3, 1), (3, 3)),
+    ] {
+        let (shallow, deep) = (Layer::new(shallow.0, shallow.1), Layer::new(deep.0, deep.1));
+        let both = gradient(&[shallow, deep]);
+        let sum = (gradient(&[shallow]) + gradient(&[deep])).unwrap();
+        let error = (both - &sum).unwrap().abs().unwrap().max_all().unwrap();
+        let error = error.to_scalar::<f32>().unwrap();
+        let largest = sum.max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(
+            error <= 1e-5 * largest,
+            "{shallow} and {deep}: {error} of {largest}"
+        );
+    }
+}
