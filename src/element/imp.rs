@@ -72,6 +72,8 @@ struct State {
     /// When the last frame began and when the next one should.
     position: Option<(gst::ClockTime, gst::ClockTime)>,
     latency: Latency,
+    /// What was wrong with the settings, as far as it was warned of.
+    refused: Vec<String>,
 }
 
 #[derive(Default)]
@@ -249,11 +251,33 @@ impl BaseTransformImpl for Gatys {
             && direction == gst::PadDirection::Src
             && let gst::QueryViewMut::Latency(query) = query.view_mut()
         {
-            let own = lock(&self.state).latency.reported();
+            let own = lock(&self.state).latency.largest();
             let (live, min, max) = query.result();
             query.set(live, min + own, max.map(|max| max + own));
         }
         answered
+    }
+
+    /// What is known of a frame holds for the painting of it.
+    fn transform_meta<'a>(
+        &self,
+        _output: &mut gst::BufferRef,
+        _meta: gst::MetaRef<'a, gst::Meta>,
+        _input: &'a gst::BufferRef,
+    ) -> bool {
+        true
+    }
+
+    /// Sees the frames that are dropped for being late, too.
+    fn submit_input_buffer(
+        &self,
+        is_discont: bool,
+        input: gst::Buffer,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if let Some(pts) = input.pts() {
+            self.follow(pts, input.duration());
+        }
+        self.parent_submit_input_buffer(is_discont, input)
     }
 
     fn transform(
@@ -267,14 +291,14 @@ impl BaseTransformImpl for Gatys {
         let result = self.paint(&info, &mut stylizer, input, output);
         let time = gst::ClockTime::try_from(begun.elapsed()).unwrap_or(gst::ClockTime::MAX);
         let device = device::name(stylizer.device());
+        lock(&self.state).stylizer = Some(stylizer);
+        let report = result?;
         let frame = {
             let mut state = lock(&self.state);
-            state.stylizer = Some(stylizer);
+            state.first = false;
             state.frames += 1;
             state.frames - 1
         };
-        let report = result?;
-        lock(&self.state).first = false;
         self.report(report::structure(
             &report,
             input.pts(),
@@ -283,7 +307,10 @@ impl BaseTransformImpl for Gatys {
             &device,
         ));
         if !first && report.reason.is_some() {
-            self.add_latency(time);
+            let moved = lock(&self.state).latency.add(time);
+            if moved {
+                self.post(gst::message::Latency::builder().src(&*self.obj()).build());
+            }
         }
         Ok(gst::FlowSuccess::Ok)
     }
@@ -350,7 +377,6 @@ impl Gatys {
             return Err(gst::FlowError::Flushing);
         }
         if let Some(pts) = input.pts() {
-            self.follow(pts, input.duration());
             let time = self
                 .obj()
                 .segment()
@@ -378,17 +404,18 @@ impl Gatys {
             stylizer.set_style(style);
         }
         if let Some(settings) = changed {
-            let applied = settings.config().map_err(|error| error.to_string());
-            let applied = applied.and_then(|config| {
-                stylizer
-                    .set_config(config)
-                    .map_err(|error| error.to_string())
-            });
-            if let Err(cause) = applied {
-                self.warn(&cause);
-            }
+            self.configure(&mut stylizer, &settings);
         }
         Ok((info, stylizer, first))
+    }
+
+    /// Gives the stylizer the settings; each that cannot be used is warned of once.
+    fn configure(&self, stylizer: &mut Stylizer, settings: &Settings) {
+        let refused = load::apply(settings, stylizer);
+        let earlier = std::mem::replace(&mut lock(&self.state).refused, refused.clone());
+        for cause in refused.iter().filter(|cause| !earlier.contains(cause)) {
+            self.warn(cause);
+        }
     }
 
     /// Starts anew where a frame does not follow the last one in time.
@@ -446,18 +473,16 @@ impl Gatys {
             shared.settings.post_messages
         };
         if post {
-            let message = gst::message::Element::builder(structure)
-                .src(&*self.obj())
-                .build();
-            // Without a bus there is nobody to tell.
-            let _ = self.obj().post_message(message);
+            self.post(
+                gst::message::Element::builder(structure)
+                    .src(&*self.obj())
+                    .build(),
+            );
         }
     }
 
-    fn add_latency(&self, time: gst::ClockTime) {
-        if lock(&self.state).latency.add(time) {
-            let message = gst::message::Latency::builder().src(&*self.obj()).build();
-            let _ = self.obj().post_message(message);
-        }
+    fn post(&self, message: gst::Message) {
+        // Without a bus there is nobody to tell.
+        let _ = self.obj().post_message(message);
     }
 }

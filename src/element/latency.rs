@@ -11,28 +11,28 @@ const WINDOW: usize = 30;
 #[derive(Default)]
 pub struct Latency {
     times: VecDeque<ClockTime>,
-    reported: ClockTime,
+    announced: ClockTime,
 }
 
 impl Latency {
-    /// Counts a frame's time. True if the latency has moved by more than a tenth since it was last
-    /// reported, so that the pipeline should ask again.
+    /// Counts a frame's time. True if the latency has moved by more than a tenth since this was
+    /// last true, so that the pipeline should ask again.
     pub fn add(&mut self, time: ClockTime) -> bool {
         if self.times.len() == WINDOW {
             self.times.pop_front();
         }
         self.times.push_back(time);
-        let largest = self.times.iter().copied().max().unwrap_or_default();
-        let moved = largest.absdiff(self.reported) > self.reported / 10;
+        let largest = self.largest();
+        let moved = largest.absdiff(self.announced) > self.announced / 10;
         if moved {
-            self.reported = largest;
+            self.announced = largest;
         }
         moved
     }
 
     /// What the element adds to the pipeline's latency.
-    pub fn reported(&self) -> ClockTime {
-        self.reported
+    pub fn largest(&self) -> ClockTime {
+        self.times.iter().copied().max().unwrap_or_default()
     }
 }
 
@@ -47,10 +47,10 @@ mod tests {
         assert!(latency.add(ms(100)));
         assert!(!latency.add(ms(50)));
         assert!(!latency.add(ms(109)));
-        assert_eq!(latency.reported(), ms(100));
+        assert_eq!(latency.largest(), ms(109));
         assert!(latency.add(ms(120)));
-        assert_eq!(latency.reported(), ms(120));
+        assert_eq!(latency.largest(), ms(120));
         let moved = (0..WINDOW).filter(|_| latency.add(ms(60))).count();
-        assert_eq!((moved, latency.reported()), (1, ms(60)));
+        assert_eq!((moved, latency.largest()), (1, ms(60)));
     }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Loads what the settings name; errors name the property, the path and the cause.
+//! What the settings name, for the stylizer; errors name the property, the path and the cause.
 
 use super::settings::{Invalid, Settings};
-use crate::stylizer::Stylizer;
-use crate::stylizer::device;
+use crate::stylizer::config::ConfigError;
 use crate::stylizer::style::StyleImage;
+use crate::stylizer::{self, Stylizer, device};
 use crate::vgg::Vgg;
 use crate::vgg::weights::Source;
 use gst::{ErrorMessage, ResourceError, error_msg};
@@ -46,4 +46,26 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
 /// Loads a style image.
 pub fn style(path: &Path) -> Result<StyleImage, String> {
     StyleImage::load(path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
+}
+
+/// Gives a stylizer that is in use the settings, but for those that nothing can be made of: there,
+/// what is in use stays. The result says what was wrong with them.
+pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
+    let in_use = stylizer.config().clone();
+    let (mut config, invalid) = settings.config_beside(&in_use);
+    let mut refused: Vec<String> = invalid.iter().map(ToString::to_string).collect();
+    while let Err(error) = stylizer.set_config(config.clone()) {
+        refused.push(error.to_string());
+        match error {
+            stylizer::Error::Config(ConfigError::NoLoss) => {
+                (config.alpha, config.beta) = (in_use.alpha, in_use.beta);
+            }
+            stylizer::Error::Config(ConfigError::TooDeep { property, .. }) => match property {
+                "content-layers" => config.content_layers = in_use.content_layers.clone(),
+                _ => config.style_layers = in_use.style_layers.clone(),
+            },
+            _ => break,
+        }
+    }
+    refused
 }

@@ -240,6 +240,34 @@ impl Settings {
         })
     }
 
+    /// What the stylizer is told while `in_use` is: where a value cannot be read, the one in use
+    /// stays.
+    pub fn config_beside(&self, in_use: &Config) -> (Config, Vec<Invalid>) {
+        let mut settings = self.clone();
+        let mut refused = Vec::new();
+        for (property, list, in_use) in [
+            (
+                "content-layers",
+                &mut settings.content_layers,
+                &in_use.content_layers,
+            ),
+            (
+                "style-layers",
+                &mut settings.style_layers,
+                &in_use.style_layers,
+            ),
+        ] {
+            if let Err(invalid) = layers(property, list) {
+                refused.push(invalid);
+                *list = Some(in_use.to_string());
+            }
+        }
+        match settings.config() {
+            Ok(config) => (config, refused),
+            Err(invalid) => (in_use.clone(), vec![invalid]),
+        }
+    }
+
     /// The style image's path, if one is set.
     pub fn style_path(&self) -> Option<PathBuf> {
         let path = self.style_image.as_deref().filter(|path| !path.is_empty());

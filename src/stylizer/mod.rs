@@ -218,7 +218,13 @@ impl Stylizer {
         cancel: Cancel,
     ) -> Result<Canvas, Error> {
         let mut canvas = match self.canvas.take() {
-            Some(canvas) if canvas.size == size => canvas,
+            Some(mut canvas) if canvas.size == size => {
+                if !canvas.painted {
+                    // What it learned belongs to the frames before the reset.
+                    canvas.optimizer = optimizer::optimizer(&canvas.image, &self.config)?;
+                }
+                canvas
+            }
             earlier => {
                 let earlier = earlier.filter(|canvas| canvas.painted);
                 let image = match &earlier {

@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What several tests share: networks with seeded random weights.
+//! What several tests share: networks with seeded random weights, files of them, and the element
+//! in a harness.
 #![allow(dead_code)]
 
+#[cfg(feature = "plugin")]
+pub mod painter;
+#[cfg(feature = "plugin")]
+pub mod video;
+
 use candle_core::{Device, Tensor};
+use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::Weights;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Channels of a network that is VGG-19 in all but its width.
 pub const NARROW: [usize; 16] = [4, 4, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 16, 16, 16, 16];
@@ -41,5 +52,79 @@ pub fn random_weights(channels: &[usize]) -> Weights {
         convs: convs.collect(),
         mean: [0.485, 0.456, 0.406],
         std: [0.229, 0.224, 0.225],
+    }
+}
+
+/// Writes the narrow network as a safetensors file.
+pub fn narrow_weights_file(dir: &Path) -> PathBuf {
+    let weights = random_weights(&NARROW);
+    let bytes = |tensor: &Tensor| -> Vec<u8> {
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect()
+    };
+    let mut tensors = Vec::new();
+    for (layer, (kernel, bias)) in Layer::all().zip(&weights.convs) {
+        for (what, tensor) in [("weight", kernel), ("bias", bias)] {
+            tensors.push((
+                format!("{layer}.{what}"),
+                tensor.dims().to_vec(),
+                bytes(tensor),
+            ));
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap();
+        (name.as_str(), view)
+    });
+    let list = |values: [f64; 3]| values.map(|value| value.to_string()).join(",");
+    let metadata = HashMap::from([
+        ("mean".into(), list(weights.mean)),
+        ("std".into(), list(weights.std)),
+    ]);
+    let path = dir.join("narrow.safetensors");
+    safetensors::serialize_to_file(views, Some(metadata), &path).unwrap();
+    path
+}
+
+/// Writes a style image: `pattern` tells one from another.
+pub fn style_image_file(dir: &Path, pattern: u32) -> PathBuf {
+    let image = image::RgbImage::from_fn(48, 40, |x, y| {
+        let wave =
+            |period: u32, phase: u32| 255 * ((x * period + y * phase + pattern * 7) % 16 / 8);
+        image::Rgb([
+            wave(1 + pattern, 2) as u8,
+            (x * 5) as u8,
+            wave(3, 1 + pattern) as u8 / 2,
+        ])
+    });
+    let path = dir.join(format!("style-{pattern}.png"));
+    image.save(&path).unwrap();
+    path
+}
+
+/// The files that an element needs, for as long as this is kept.
+pub struct Files {
+    pub dir: TempDir,
+    /// The narrow network.
+    pub weights: PathBuf,
+    pub style: PathBuf,
+}
+
+impl Files {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self {
+            weights: narrow_weights_file(dir.path()),
+            style: style_image_file(dir.path(), 0),
+            dir,
+        }
+    }
+
+    /// Another style image.
+    pub fn style(&self, pattern: u32) -> PathBuf {
+        style_image_file(self.dir.path(), pattern)
     }
 }

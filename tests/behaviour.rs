@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Proves what is spent on a frame and what is said of it.
+#![cfg(feature = "plugin")]
+
+mod common;
+
+use common::Files;
+use common::painter::{FIRST, LATER, Painter, element, init};
+use common::video::{Pixels, info, picture};
+use gst::prelude::*;
+use gst_video::VideoFormat;
+
+/// Paints `frames` frames and gives them one after the other.
+fn run(element: &gst::Element, frames: u32) -> Vec<Pixels> {
+    let mut painter = Painter::with_info(element, info(VideoFormat::Rgb, 64, 48));
+    let painted = |_| {
+        let frame = painter.next_frame();
+        painter.paint(frame)
+    };
+    (0..frames).map(painted).collect()
+}
+
+#[test]
+fn the_first_frame_has_iterations_of_its_own() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let iterations: Vec<u32> = (0..4).map(|_| painter.iterations()).collect();
+    assert_eq!(iterations, [FIRST, LATER, LATER, LATER]);
+}
+
+#[test]
+fn one_iteration_looks_and_changes_nothing() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("initial-iterations", 1u32);
+    element.set_property("tv-weight", 0.0);
+    let mut painter = Painter::new(&element);
+    let content = picture(32, 24, 0);
+    let frame = painter.frame(&content);
+    assert_eq!(painter.paint(frame), content);
+    let stats = painter.stats();
+    assert_eq!(stats.get::<u32>("iterations").unwrap(), 1);
+    assert_eq!(
+        stats.get::<f64>("total-loss").unwrap(),
+        stats.get::<f64>("initial-loss").unwrap()
+    );
+    assert_eq!(stats.get::<f64>("content-loss").unwrap(), 0.0);
+}
+
+#[test]
+fn each_frame_is_reported_in_full() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    for number in 0..3 {
+        let frame = painter.next_frame();
+        let pts = frame.pts().unwrap();
+        painter.paint(frame);
+        let messages = painter.messages(gst::MessageType::Element);
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].src(), Some(painter.element.upcast_ref()));
+        let report = messages[0].structure().unwrap().to_owned();
+        assert_eq!(report.name(), "gatys");
+        assert_eq!(report, painter.stats());
+
+        assert_eq!(report.get::<u64>("pts").unwrap(), pts.nseconds());
+        assert_eq!(report.get::<u64>("frame").unwrap(), number);
+        assert!(report.get::<u32>("iterations").unwrap() > 0);
+        assert_eq!(report.get::<&str>("reason").unwrap(), "iterations");
+        let loss = |name: &str| report.get::<f64>(name).unwrap();
+        assert!(loss("content-loss") > 0.0 && loss("style-loss") > 0.0);
+        assert!(loss("content-loss") + 100.0 * loss("style-loss") <= loss("total-loss"));
+        assert!(loss("total-loss") <= loss("initial-loss"));
+        assert!(report.get::<u64>("time").unwrap() > 0);
+        assert_eq!(report.get::<&str>("device").unwrap(), "cpu");
+        assert_eq!(report.get::<&str>("precision").unwrap(), "f32");
+    }
+}
+
+#[test]
+fn reports_may_be_had_without_messages() {
+    let files = Files::new();
+    let element = element(&files);
+    assert!(
+        element
+            .property::<Option<gst::Structure>>("stats")
+            .is_none()
+    );
+    element.set_property("post-messages", false);
+    let mut painter = Painter::new(&element);
+    assert_eq!(painter.iterations(), FIRST);
+    assert!(painter.reports().is_empty());
+    painter.element.set_property("post-messages", true);
+    assert_eq!(painter.iterations(), LATER);
+    assert_eq!(painter.reports().len(), 1);
+}
+
+#[test]
+fn no_frame_is_made_worse() {
+    let files = Files::new();
+    for optimizer in ["lbfgs", "adam"] {
+        for init in ["previous", "content", "noise"] {
+            let element = element(&files);
+            element.set_property_from_str("optimizer", optimizer);
+            element.set_property_from_str("init", init);
+            element.set_property("learning-rate", 0.5);
+            let mut painter = Painter::new(&element);
+            for _ in 0..8 {
+                let report = painter.report();
+                let loss = |name: &str| report.get::<f64>(name).unwrap();
+                assert!(
+                    loss("total-loss") <= loss("initial-loss"),
+                    "{optimizer}, {init}: {report}"
+                );
+            }
+        }
+    }
+}
+
+/// With the built-in weights.
+#[test]
+fn a_still_frame_comes_to_what_one_long_optimisation_gives() {
+    init();
+    let files = Files::new();
+    let element = || {
+        let element = gst::ElementFactory::make("gatys").build().unwrap();
+        element.set_property("style-image", files.style.to_str().unwrap());
+        element.set_property("initial-iterations", 20u32);
+        element.set_property("iterations", 20u32);
+        element
+    };
+    let content = picture(64, 48, 0);
+    let paint = |painter: &mut Painter| -> f64 {
+        let frame = painter.frame(&content);
+        painter.paint(frame);
+        painter.stats().get("total-loss").unwrap()
+    };
+    let start =
+        |element: &gst::Element| Painter::with_info(element, info(VideoFormat::Rgb, 64, 48));
+
+    let mut painter = start(&element());
+    let losses: Vec<f64> = (0..10).map(|_| paint(&mut painter)).collect();
+    let long = element();
+    long.set_property("initial-iterations", 300u32);
+    let expected = paint(&mut start(&long));
+    println!("{losses:?} against {expected}");
+    assert!(
+        losses.is_sorted_by(|earlier, later| later <= earlier),
+        "{losses:?}"
+    );
+    // Which the first frame alone is far from.
+    assert!(losses[0] > 1.1 * expected, "{losses:?}, {expected}");
+    assert!(
+        (losses[9] / expected - 1.0).abs() < 0.05,
+        "{losses:?}, {expected}"
+    );
+}
+
+#[test]
+fn frames_between_are_repeated() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("frame-interval", 3u32);
+    let painted = run(&element, 7);
+    for (number, picture) in painted.iter().enumerate() {
+        assert!(picture == &painted[number / 3 * 3], "{number}");
+    }
+    assert_ne!(painted[0], painted[3]);
+    assert_ne!(painted[3], painted[6]);
+}
+
+#[test]
+fn repeated_frames_are_reported_as_such() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("frame-interval", 3u32);
+    let mut painter = Painter::new(&element);
+    for number in 0..7 {
+        let report = painter.report();
+        let reason = report.get::<&str>("reason").unwrap();
+        let iterations = report.get::<u32>("iterations").unwrap();
+        match number {
+            0 => assert_eq!((reason, iterations), ("iterations", FIRST)),
+            3 | 6 => assert_eq!((reason, iterations), ("iterations", LATER)),
+            _ => assert_eq!((reason, iterations), ("repeated", 0)),
+        }
+        assert_eq!(report.get::<u64>("frame").unwrap(), number);
+    }
+    assert_eq!(painter.reports().len(), 7);
+}
+
+#[test]
+fn a_budget_that_is_spent_leaves_two_iterations() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("time-budget", 1u64);
+    let mut painter = Painter::new(&element);
+    for _ in 0..3 {
+        let report = painter.report();
+        assert_eq!(report.get::<&str>("reason").unwrap(), "budget");
+        assert_eq!(report.get::<u32>("iterations").unwrap(), 2);
+    }
+    painter.element.set_property("time-budget", 0u64);
+    assert_eq!(painter.iterations(), LATER);
+}
+
+#[test]
+fn a_frame_that_can_be_no_better_ends_early() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("initial-iterations", 100_000u32);
+    let mut painter = Painter::with_info(&element, info(VideoFormat::Rgb, 16, 16));
+    let report = painter.report();
+    assert_eq!(report.get::<&str>("reason").unwrap(), "converged");
+    assert!(report.get::<u32>("iterations").unwrap() < 100_000);
+}
+
+#[test]
+fn a_seed_means_one_noise() {
+    let files = Files::new();
+    let with_seed = |seed: u64| {
+        let element = element(&files);
+        element.set_property_from_str("init", "noise");
+        element.set_property("seed", seed);
+        run(&element, 2)
+    };
+    assert_eq!(with_seed(7), with_seed(7));
+    assert_ne!(with_seed(7), with_seed(8));
+}
+
+#[test]
+fn noise_is_a_part_of_the_start() {
+    let files = Files::new();
+    let with_noise = |noise: f64| {
+        let element = element(&files);
+        element.set_property_from_str("init", "content");
+        element.set_property("initial-iterations", 1u32);
+        element.set_property("noise", noise);
+        run(&element, 1).remove(0)
+    };
+    let content = picture(64, 48, 0);
+    let distance = |painted: &Pixels| -> u32 {
+        let values = painted.concat().into_iter().zip(content.concat());
+        values.map(|(a, b)| u32::from(a.abs_diff(b))).sum()
+    };
+    let distances = [0.0, 0.1, 0.5, 1.0].map(|noise| distance(&with_noise(noise)));
+    assert_eq!(distances[0], 0);
+    assert!(distances.is_sorted_by(|a, b| a < b), "{distances:?}");
+}
+
+#[test]
+fn the_same_input_gives_the_same_output() {
+    let files = Files::new();
+    for optimizer in ["lbfgs", "adam"] {
+        let with_threads = |threads: u32| {
+            let element = element(&files);
+            element.set_property_from_str("optimizer", optimizer);
+            element.set_property("n-threads", threads);
+            run(&element, 4)
+        };
+        let expected = with_threads(1);
+        for threads in [1, 2, 5, 0] {
+            assert!(with_threads(threads) == expected, "{optimizer}, {threads}");
+        }
+    }
+}
+
+#[test]
+fn latency_is_the_largest_frame_time() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let latency = |painter: &Painter| painter.harness.query_latency().unwrap_or_default();
+    let upstream = latency(&painter);
+    painter.harness.set_upstream_latency(gst::ClockTime::SECOND);
+    assert_eq!(latency(&painter), upstream + gst::ClockTime::SECOND);
+    painter.report();
+    // A first frame says nothing about those that follow.
+    assert_eq!(latency(&painter), upstream + gst::ClockTime::SECOND);
+    assert!(painter.messages(gst::MessageType::Latency).is_empty());
+    painter.reports();
+
+    let mut largest = gst::ClockTime::ZERO;
+    for number in 0..20 {
+        let time = painter.report().get::<u64>("time").unwrap();
+        largest = largest.max(gst::ClockTime::from_nseconds(time));
+        let own = latency(&painter) - upstream - gst::ClockTime::SECOND;
+        assert!(
+            own >= largest,
+            "{number}: {own} where a frame took {largest}"
+        );
+        let posted = painter.messages(gst::MessageType::Latency).len();
+        assert!(
+            posted <= 1 && (number > 0 || posted == 1),
+            "{number}: {posted}"
+        );
+    }
+}

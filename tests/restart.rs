@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Proves what starts anew, and what goes on.
+#![cfg(feature = "plugin")]
+
+mod common;
+
+use common::Files;
+use common::painter::{FIRST, LATER, Painter, element};
+use common::video::{DURATION, Pixels, info, picture};
+use gst::prelude::*;
+use gst_video::VideoFormat;
+
+fn segment() -> gst::Event {
+    gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())
+}
+
+/// What a first frame of `picture` comes out as.
+fn first(painter: &mut Painter, picture: &Pixels) -> Pixels {
+    let frame = painter.frame(picture);
+    let painted = painter.paint(frame);
+    assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), FIRST);
+    painted
+}
+
+/// Three frames before `event` happens, and whether all is as it was at the very start after it.
+fn check_anew(files: &Files, event: impl Fn(&mut Painter)) {
+    for optimizer in ["lbfgs", "adam"] {
+        let element = element(files);
+        element.set_property_from_str("optimizer", optimizer);
+        let mut painter = Painter::new(&element);
+        let content = picture(32, 24, 5);
+        let expected = first(&mut painter, &content);
+        assert_eq!(painter.iterations(), LATER);
+        assert_eq!(painter.iterations(), LATER);
+        event(&mut painter);
+        let painted = first(&mut painter, &content);
+        assert_eq!(painter.iterations(), LATER);
+        assert!(
+            painted == expected,
+            "something was kept of the frames before ({optimizer})"
+        );
+    }
+}
+
+#[test]
+fn a_flush_starts_anew() {
+    check_anew(&Files::new(), |painter| {
+        assert!(painter.harness.push_event(gst::event::FlushStart::new()));
+        assert!(painter.harness.push_event(gst::event::FlushStop::new(true)));
+        assert!(painter.harness.push_event(segment()));
+    });
+}
+
+#[test]
+fn a_new_segment_starts_anew() {
+    check_anew(&Files::new(), |painter| {
+        assert!(painter.harness.push_event(segment()));
+    });
+}
+
+#[test]
+fn a_jump_in_time_starts_anew() {
+    check_anew(&Files::new(), |painter| painter.jump(2));
+    check_anew(&Files::new(), |painter| {
+        painter.jump(10);
+        painter.iterations();
+        assert_eq!(painter.iterations(), LATER);
+        painter.index = 1;
+    });
+}
+
+#[test]
+fn a_short_gap_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    painter.index += 5;
+    assert_eq!(painter.iterations(), LATER);
+    painter.index -= 5;
+    assert_eq!(painter.iterations(), LATER);
+}
+
+#[test]
+fn frames_that_last_over_a_second_go_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    for number in 0..4 {
+        let mut frame = painter.next_frame();
+        let buffer = frame.get_mut().unwrap();
+        buffer.set_pts(number * 5 * gst::ClockTime::SECOND);
+        buffer.set_duration(5 * gst::ClockTime::SECOND);
+        painter.paint(frame);
+        let iterations: u32 = painter.stats().get("iterations").unwrap();
+        assert_eq!(iterations, if number == 0 { FIRST } else { LATER });
+    }
+}
+
+#[test]
+fn stopping_starts_anew() {
+    check_anew(&Files::new(), |painter| {
+        for state in [gst::State::Ready, gst::State::Null] {
+            painter.element.set_state(state).unwrap();
+            painter.element.set_state(gst::State::Playing).unwrap();
+            assert!(
+                painter
+                    .element
+                    .property::<Option<gst::Structure>>("stats")
+                    .is_none()
+            );
+            for event in [
+                gst::event::StreamStart::new("again"),
+                gst::event::Caps::new(&painter.info.to_caps().unwrap()),
+                segment(),
+            ] {
+                assert!(painter.harness.push_event(event));
+            }
+        }
+    });
+}
+
+#[test]
+fn new_caps_start_anew() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let sizes = [(32, 24), (24, 32), (16, 16), (32, 24)];
+    let mut painted = Vec::new();
+    for (width, height) in sizes {
+        painter.info = info(VideoFormat::Rgb, width, height);
+        let caps = gst::event::Caps::new(&painter.info.to_caps().unwrap());
+        assert!(painter.harness.push_event(caps));
+        painted.push(first(&mut painter, &picture(width, height, 0)));
+        assert_eq!(painter.iterations(), LATER);
+    }
+    assert!(
+        painted[0] == painted[3],
+        "something was kept of the frames before"
+    );
+
+    // The same size in another format too.
+    painter.info = info(VideoFormat::Bgra, 32, 24);
+    let caps = gst::event::Caps::new(&painter.info.to_caps().unwrap());
+    assert!(painter.harness.push_event(caps));
+    assert!(first(&mut painter, &picture(32, 24, 0)) == painted[0]);
+}
+
+#[test]
+fn a_discontinuity_alone_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    for _ in 0..3 {
+        let mut frame = painter.next_frame();
+        frame
+            .get_mut()
+            .unwrap()
+            .set_flags(gst::BufferFlags::DISCONT);
+        painter.paint(frame);
+        assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
+    }
+}
+
+/// Says that the frame before was late by `lateness`, and gives the number of frames that are
+/// dropped for it.
+fn be_late(painter: &mut Painter, lateness: gst::ClockTime) -> u32 {
+    let timestamp = painter.index * DURATION;
+    let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness.nseconds() as i64)
+        .timestamp(timestamp)
+        .build();
+    painter.harness.push_upstream_event(event);
+    let before = painter.harness.buffers_received();
+    let mut dropped = 0;
+    loop {
+        let frame = painter.next_frame();
+        painter.harness.push(frame).unwrap();
+        if painter.harness.buffers_received() > before {
+            painter.harness.pull().unwrap();
+            return dropped;
+        }
+        dropped += 1;
+        assert!(dropped < 100, "no frame comes out any more");
+    }
+}
+
+#[test]
+fn late_frames_are_dropped_and_the_next_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    painter.iterations();
+    let reported = painter.reports().len();
+    assert_eq!(reported, 2);
+    let dropped = be_late(&mut painter, 4 * DURATION);
+    assert!(dropped >= 4, "{dropped}");
+    assert_eq!(painter.reports().len(), 1);
+    assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
+}
+
+/// Starting anew would make it later still.
+#[test]
+fn however_many_frames_are_dropped_the_next_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    let dropped = be_late(&mut painter, 3 * gst::ClockTime::SECOND);
+    assert!(dropped >= 30, "{dropped}");
+    assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
+}
