@@ -5,6 +5,7 @@
 //!
 //! The network is a chain, so the backward pass is written out rather than recorded.
 
+mod pth;
 pub mod shared;
 pub mod weights;
 

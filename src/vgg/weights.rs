@@ -2,8 +2,7 @@
 
 //! Where the network's weights come from: the file formats, and what can be wrong with a file.
 
-use super::{LAYERS, Layer};
-use candle_core::pickle::PthTensors;
+use super::{LAYERS, Layer, pth};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use std::collections::HashMap;
@@ -101,8 +100,9 @@ impl Weights {
         file.read_to_end(&mut data)?;
         if data.is_empty() {
             Err(Error::Empty)
-        } else if data.starts_with(b"PK\x03\x04") {
-            Self::new(&pickled(path, data.len())?, &Metadata::new())
+        } else if pth::is_pytorch(&data) {
+            let tensors = pth::tensors(&data, is_wanted).map_err(Error::Format)?;
+            Self::new(&tensors, &Metadata::new())
         } else {
             Self::from_safetensors(&data)
         }
@@ -177,44 +177,21 @@ fn unreadable(error: candle_core::Error) -> Error {
     Error::Format(error.to_string())
 }
 
-/// The tensors that a VGG-19 may use of a PyTorch file of `len` bytes. They are read as data;
-/// nothing in the file is run.
-fn pickled(path: &Path, len: usize) -> Result<Tensors, Error> {
-    let file = PthTensors::new(path, None).map_err(unreadable)?;
-    let mut tensors = Tensors::new();
-    for (name, info) in file.tensor_infos() {
-        if !Layer::all().any(|layer| {
-            ["weight", "bias"]
-                .iter()
-                .any(|what| names(layer, what).contains(name))
-        }) {
-            continue;
-        }
-        // Before memory is taken for it: does the file have that much?
-        let dims = info.layout.shape().dims();
-        let size = dims
-            .iter()
-            .try_fold(info.dtype.size_in_bytes(), |size, &dim| {
-                size.checked_mul(dim)
-            });
-        if size.is_none_or(|size| size > len) {
-            return Err(Error::Format(format!(
-                "{name} of shape {dims:?} is larger than the file"
-            )));
-        }
-        if let Some(tensor) = file.get(name).map_err(unreadable)? {
-            tensors.insert(name.clone(), tensor);
-        }
-    }
-    Ok(tensors)
-}
-
 /// The names that a layer's tensor has, here and in torchvision's files.
 fn names(layer: Layer, what: &str) -> [String; 2] {
     [
         format!("{layer}.{what}"),
         format!("features.{}.{what}", TORCHVISION[layer.index()]),
     ]
+}
+
+/// Whether a tensor of this name is one that a VGG-19 may use.
+fn is_wanted(name: &str) -> bool {
+    Layer::all().any(|layer| {
+        ["weight", "bias"]
+            .iter()
+            .any(|what| names(layer, what).iter().any(|wanted| wanted == name))
+    })
 }
 
 fn find<'a>(tensors: &'a Tensors, layer: Layer, what: &str) -> Option<&'a Tensor> {
