@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Nothing that a user types crashes `gst-launch-1.0`: each bad value of a property ends it with a message that names the
+//! property, what it was set to, and what is wrong with that.
+
+#![cfg(feature = "plugin")]
+
+mod common;
+#[path = "common/files.rs"]
+mod files;
+
+use common::NARROW;
+use files::{
+    Tensors, by_layer, filled, gstreamer, picture, png_header, run, safetensors, stored, tensors,
+    with_header,
+};
+use image::ImageFormat;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// A folder for one test's files, with a style image that is good.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = TempDir::with_prefix("gatys test ").unwrap();
+        picture(32, 24)
+            .save(folder.path().join("style.png"))
+            .unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        run(Command::new("mkfifo").arg(&path)).assert_succeeded("mkfifo");
+        path
+    }
+
+    /// A file that its owner may not read; none where the tests run as root, who may read everything.
+    fn unreadable(&self, name: &str) -> Option<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.write(name, "nobody reads this");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        if fs::read(&path).is_ok() {
+            println!("left out: a file without permissions, because root may read it");
+            return None;
+        }
+        Some(path)
+    }
+
+    /// Runs the element with these properties, and the style image that is good where none is given.
+    fn launch(&self, properties: &[(&str, &OsStr)]) -> files::Ended {
+        let mut command = gstreamer("gst-launch-1.0");
+        let source = ["videotestsrc", "num-buffers=2", "!"];
+        let caps = ["video/x-raw,width=32,height=32", "!", "gatys"];
+        command.args(source).args(caps);
+        let style = self.path("style.png");
+        let is_given = properties.iter().any(|(name, _)| *name == "style-image");
+        let style = (!is_given).then_some(("style-image", style.as_os_str()));
+        for (name, value) in style.iter().chain(properties) {
+            let mut property = OsStr::new(name).to_owned();
+            property.push("=");
+            property.push(if value.is_empty() {
+                OsStr::new("\"\"")
+            } else {
+                value
+            });
+            command.arg(property);
+        }
+        run(command.args(["iterations=2", "initial-iterations=2", "!", "fakesink"]))
+    }
+
+    /// Asserts that the element refuses a value, in an error that names the property, the value and `causes`.
+    fn refuses(&self, property: &str, value: impl AsRef<OsStr>, causes: &[&str]) {
+        let value = value.as_ref();
+        let case = format!("{property}={}", value.display());
+        let ended = self.launch(&[(property, value)]);
+        ended.assert_refused(&case);
+        let error = error(&ended);
+        let value = value.to_str().unwrap();
+        for part in [property, value].iter().chain(causes) {
+            assert!(error.contains(part), "{case}: no ‘{part}’ in: {error}");
+        }
+        println!("{error}");
+    }
+
+    fn refuses_file(&self, property: &str, path: &Path, causes: &[&str]) {
+        self.refuses(property, path, causes);
+    }
+}
+
+/// What the element says, as a person sees it.
+fn error(ended: &files::Ended) -> &str {
+    let marker = "/GstGatys:gatys0: ";
+    let mut lines = ended.stderr.lines();
+    let line = lines.find(|line| line.starts_with("ERROR: from element"));
+    let line = line.and_then(|line| line.split_once(marker));
+    line.unwrap_or_else(|| panic!("the element gave no error: {ended}"))
+        .1
+}
+
+/// The bytes of a picture as a file of some format.
+fn encoded(format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture(64, 48).write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn good_input_is_taken() {
+    let folder = Folder::new();
+    folder.launch(&[]).assert_succeeded("built-in weights");
+    let weights = safetensors(&tensors(&NARROW, by_layer), &[]);
+    let weights = folder.write("narrow.safetensors", weights);
+    for weights in [weights, stored("pth/narrow.pth")] {
+        let ended = folder.launch(&[("weights", weights.as_os_str())]);
+        ended.assert_succeeded(&weights.display().to_string());
+    }
+}
+
+#[test]
+fn style_image_that_is_no_file() {
+    let folder = Folder::new();
+    for value in [None, Some("")] {
+        let ended = match value {
+            None => run(gstreamer("gst-launch-1.0").args([
+                "videotestsrc",
+                "!",
+                "gatys",
+                "!",
+                "fakesink",
+            ])),
+            Some(value) => folder.launch(&[("style-image", OsStr::new(value))]),
+        };
+        ended.assert_refused("no style image");
+        let error = error(&ended);
+        assert!(error.contains("style-image is not set"), "{error}");
+        assert!(error.contains("path"), "{error}");
+    }
+    let refuses = |path: &Path, cause| folder.refuses_file("style-image", path, &[cause]);
+    refuses(&folder.path("missing.png"), "No such file");
+    refuses(&folder.path("style.png/below.png"), "Not a directory");
+    refuses(&folder.path(""), "directory");
+    refuses(&folder.fifo("fifo.png"), "not a regular file");
+    refuses(Path::new("/dev/zero"), "not a regular file");
+    if let Some(path) = folder.unreadable("unreadable.png") {
+        refuses(&path, "Permission denied");
+    }
+}
+
+#[test]
+fn style_image_that_is_no_image() {
+    let folder = Folder::new();
+    let refuses = |name, bytes: &[u8], cause| {
+        folder.refuses_file("style-image", &folder.write(name, bytes), &[cause]);
+    };
+    refuses("empty.png", b"", "empty");
+    refuses(
+        "text.png",
+        b"Not a picture, though its name says so.\n",
+        "not a PNG, JPEG or WebP",
+    );
+    refuses("one-byte.jpg", b"\xff", "not a PNG, JPEG or WebP");
+    refuses("zeros.webp", &[0; 4096], "not a PNG, JPEG or WebP");
+    for (name, format) in [
+        ("cut.png", ImageFormat::Png),
+        ("cut.jpg", ImageFormat::Jpeg),
+        ("cut.webp", ImageFormat::WebP),
+    ] {
+        let bytes = encoded(format);
+        for part in [bytes.len() / 2, bytes.len() - 8, 24] {
+            refuses(name, &bytes[..part], "cut short");
+        }
+    }
+    let mut damaged = encoded(ImageFormat::Png);
+    let middle = damaged.len() / 2;
+    damaged[middle..middle + 16].fill(0x55);
+    refuses("damaged.png", &damaged, "cannot be decoded");
+}
+
+#[test]
+fn style_image_of_a_size_that_cannot_be() {
+    let folder = Folder::new();
+    let path = folder.path("small.png");
+    for (width, height) in [(1, 1), (15, 400), (400, 15)] {
+        picture(width, height).save(&path).unwrap();
+        let size = format!("{width}x{height}");
+        folder.refuses_file("style-image", &path, &[&size, "16x16"]);
+    }
+    for (width, height) in [
+        (20_000, 20_000),
+        (20_000, 16),
+        (u32::MAX >> 1, u32::MAX >> 1),
+    ] {
+        let path = folder.write("huge.png", png_header(width, height));
+        folder.refuses_file("style-image", &path, &["larger than 16384x16384"]);
+    }
+    // 16384 x 16384 pixels in RGB are 768 MiB and would be allowed, if they were there.
+    let path = folder.write("promised.png", png_header(16_384, 16_384));
+    folder.refuses_file("style-image", &path, &["cut short"]);
+}
+
+#[test]
+fn weights_that_are_no_file() {
+    let folder = Folder::new();
+    let refuses = |path: &Path, cause| folder.refuses_file("weights", path, &[cause]);
+    refuses(&folder.path("missing.safetensors"), "No such file");
+    refuses(Path::new("nobody-has-weights-of-this-name"), "No such file");
+    refuses(&folder.path(""), "directory");
+    refuses(&folder.fifo("fifo"), "not a regular file");
+    refuses(&folder.write("empty.pth", b""), "empty");
+    if let Some(path) = folder.unreadable("unreadable.pth") {
+        refuses(&path, "Permission denied");
+    }
+}
+
+#[test]
+fn weights_that_are_cut_short_or_of_no_known_format() {
+    let folder = Folder::new();
+    let refuses = |name, bytes: &[u8]| {
+        let path = folder.write(name, bytes);
+        folder.refuses_file(
+            "weights",
+            &path,
+            &["neither a safetensors file nor", "cut short"],
+        );
+    };
+    let whole = safetensors(&tensors(&NARROW, by_layer), &[]);
+    let header = 8 + usize::from(u16::from_le_bytes([whole[0], whole[1]]));
+    for part in [1, 8, header / 2, header, header + 100, whole.len() - 1] {
+        refuses("cut.safetensors", &whole[..part]);
+    }
+    let whole = fs::read(stored("pth/narrow.pth")).unwrap();
+    for part in [4, 30, whole.len() / 2, whole.len() - 30, whole.len() - 1] {
+        refuses("cut.pth", &whole[..part]);
+    }
+    refuses(
+        "text.safetensors",
+        b"These are no weights, only words about them.",
+    );
+    let whole = fs::read(stored("pth/legacy.pth")).unwrap();
+    for part in [30, whole.len() / 2, whole.len() - 1] {
+        refuses("old.pth", &whole[..part]);
+    }
+    refuses("style.pth", &fs::read(folder.path("style.png")).unwrap());
+    refuses("far.safetensors", &with_header_length(u64::MAX));
+    refuses("far.safetensors", &with_header_length(1 << 40));
+    refuses("far.safetensors", &with_header_length(1000));
+    let kernel = |shape: &str, end: u64| {
+        format!(
+            r#"{{"conv1_1.weight":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{end}]}}}}"#
+        )
+    };
+    for header in [
+        kernel("[4611686018427387904,3,3,3]", 1 << 62),
+        kernel("[1000000000,3,3,3]", 108_000_000_000),
+        kernel("[4,3,3,3]", 432),
+        kernel("[4,3,3,3]", 16),
+        kernel("[-1,3,3,3]", 16),
+        "{}{}".into(),
+        "[1, 2".into(),
+        "[".repeat(100_000),
+    ] {
+        refuses("claims.safetensors", &with_header(&header, &[0; 16]));
+    }
+}
+
+/// A file that ends before its header of this length.
+fn with_header_length(length: u64) -> Vec<u8> {
+    let mut file = length.to_le_bytes().to_vec();
+    file.extend(b"{\"a\":1}");
+    file
+}
+
+#[test]
+fn weights_of_another_network() {
+    let folder = Folder::new();
+    let refuses = |tensors: &Tensors, causes: &[&str]| {
+        let path = folder.write("other.safetensors", safetensors(tensors, &[]));
+        folder.refuses_file("weights", &path, causes);
+    };
+    let vgg_16 = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28];
+    let named = |index: usize| format!("features.{}", vgg_16[index]);
+    let not_vgg_19 = "not the weights of a VGG-19";
+    refuses(&tensors(&NARROW[..13], named), &["conv3_4", not_vgg_19]);
+    let unrelated = Tensors::from([("lm_head.weight".into(), filled(0.5, &[8, 8]))]);
+    refuses(&unrelated, &["conv1_1", not_vgg_19]);
+    refuses(&Tensors::new(), &["conv1_1", not_vgg_19]);
+
+    let mut gap = tensors(&NARROW, by_layer);
+    gap.remove("conv3_2.weight");
+    refuses(&gap, &["conv3_3", "conv3_2", not_vgg_19]);
+    let mut headless = tensors(&NARROW, by_layer);
+    headless.remove("conv1_1.weight");
+    refuses(&headless, &["conv1_1", not_vgg_19]);
+    let mut no_bias = tensors(&NARROW, by_layer);
+    no_bias.remove("conv2_2.bias");
+    refuses(&no_bias, &["conv2_2.bias", not_vgg_19]);
+}
+
+#[test]
+fn weights_of_wrong_shapes_and_values() {
+    let folder = Folder::new();
+    let with = |name: &str, tensor| {
+        let mut tensors = tensors(&NARROW, by_layer);
+        tensors.insert(name.into(), tensor);
+        tensors
+    };
+    let refuses = |tensors: &Tensors, causes: &[&str]| {
+        let path = folder.write("odd.safetensors", safetensors(tensors, &[]));
+        folder.refuses_file("weights", &path, causes);
+    };
+    for (name, shape, expected) in [
+        ("conv1_1.weight", vec![4, 3, 5, 5], "[channels, 3, 3, 3]"),
+        ("conv1_1.weight", vec![4, 1, 3, 3], "[channels, 3, 3, 3]"),
+        ("conv1_1.weight", vec![0, 3, 3, 3], "[channels, 3, 3, 3]"),
+        ("conv2_1.weight", vec![8, 5, 3, 3], "[channels, 4, 3, 3]"),
+        ("conv2_2.weight", vec![8, 72], "[channels, 8, 3, 3]"),
+        ("conv2_2.weight", vec![], "[channels, 8, 3, 3]"),
+        ("conv3_1.bias", vec![13], "[12]"),
+        ("conv3_1.bias", vec![12, 1], "[12]"),
+        ("conv3_1.bias", vec![1], "[12]"),
+    ] {
+        let layer = &name[..7];
+        let found = format!("{shape:?}");
+        refuses(&with(name, filled(0.1, &shape)), &[layer, &found, expected]);
+    }
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let kernel = with("conv4_2.weight", filled(value, &[16, 16, 3, 3]));
+        refuses(&kernel, &["conv4_2", "not finite"]);
+        let bias = with("conv1_2.bias", filled(value, &[4]));
+        refuses(&bias, &["conv1_2", "not finite"]);
+    }
+}
+
+#[test]
+fn weights_of_images_in_another_form() {
+    let folder = Folder::new();
+    let tensors = tensors(&NARROW, by_layer);
+    for (key, value, cause) in [
+        ("channels", "BGR", "RGB"),
+        ("range", "0..255", "0..1"),
+        ("mean", "0.5,0.5", "three channels"),
+        ("mean", "0.5,0.5,x", "three channels"),
+        ("std", "1,1,0", "three channels"),
+        ("std", "1,1,-1", "three channels"),
+        ("std", "1,nan,1", "three channels"),
+    ] {
+        let path = folder.write(
+            "weights.safetensors",
+            safetensors(&tensors, &[(key, value)]),
+        );
+        folder.refuses_file("weights", &path, &[key, value, cause]);
+    }
+}
+
+#[test]
+fn layers() {
+    let folder = Folder::new();
+    for property in ["content-layers", "style-layers"] {
+        for (value, causes) in [
+            ("", &["empty"][..]),
+            ("conv9_9", &["no layer ‘conv9_9’", "conv1_1", "conv5_4"]),
+            ("relu4_2", &["no layer ‘relu4_2’"]),
+            ("conv4_2,", &["no layer ‘’"]),
+            ("conv1_1,conv4_2,conv1_1", &["conv1_1 is listed twice"]),
+            ("conv1_1:-1", &["‘-1’ is not a weight", "above 0"]),
+            ("conv1_1:0", &["‘0’ is not a weight"]),
+            ("conv1_1:nan", &["‘nan’ is not a weight"]),
+            ("conv1_1:inf", &["‘inf’ is not a weight"]),
+            ("conv1_1:much", &["‘much’ is not a weight"]),
+            ("conv1_1:", &["‘’ is not a weight"]),
+            ("conv1_1:1:2", &["‘1:2’ is not a weight"]),
+            ("conv5_4", &["not in the weights", "end at conv5_1"]),
+        ] {
+            folder.refuses(property, value, causes);
+        }
+    }
+}
+
+#[test]
+fn nothing_to_optimise() {
+    let folder = Folder::new();
+    let none = OsStr::new("0");
+    let ended = folder.launch(&[("alpha", none), ("beta", none)]);
+    ended.assert_refused("alpha=0 beta=0");
+    let error = error(&ended);
+    for part in ["alpha", "beta", "0", "nothing to optimise"] {
+        assert!(error.contains(part), "{error}");
+    }
+    for one in ["alpha", "beta"] {
+        folder.launch(&[(one, none)]).assert_succeeded(one);
+    }
+}
+
+#[test]
+fn devices() {
+    let folder = Folder::new();
+    for value in [
+        "banana",
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "CUDA",
+        "cuda:99999999999999999999",
+    ] {
+        folder.refuses("device", value, &["not a device", "auto, cpu, cuda"]);
+    }
+    if cfg!(feature = "cuda") {
+        folder.refuses("device", "cuda:77", &["GPU 77"]);
+    } else {
+        for value in ["cuda", "cuda:7"] {
+            folder.refuses(
+                "device",
+                value,
+                &["no CUDA support", "Cargo feature ‘cuda’"],
+            );
+        }
+    }
+    for value in ["auto", "cpu"] {
+        let ended = folder.launch(&[("device", OsStr::new(value))]);
+        ended.assert_succeeded(value);
+    }
+}
+
+/// Values that GStreamer itself refuses, without a word from the element.
+#[test]
+fn values_of_another_type() {
+    let folder = Folder::new();
+    for (property, value) in [
+        ("iterations", "many"),
+        ("alpha", "x"),
+        ("pooling", "min"),
+        ("nonsense", "1"),
+    ] {
+        let case = format!("{property}={value}");
+        let ended = folder.launch(&[(property, OsStr::new(value))]);
+        ended.assert_refused(&case);
+        assert!(ended.stderr.contains(property), "{case}: {ended}");
+    }
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Weights files: those of PyTorch give PyTorch's features, what the metadata say is obeyed, and a damaged file is an error
+//! or other weights, never a panic or a huge allocation.
+
+mod common;
+#[path = "common/files.rs"]
+mod files;
+
+use candle_core::{DType, Device, Tensor};
+use common::NARROW;
+use files::{Tensors, by_layer, filled, gstreamer, picture, run, safetensors, stored, tensors};
+use gstgatys::vgg::weights::{Error, Source, Weights};
+use gstgatys::vgg::{Layer, Pooling, Vgg};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
+
+/// More memory than any of these tests needs at once.
+const TOO_MUCH: usize = 64 << 20;
+
+/// The system's allocator, which notes the largest piece that was asked for.
+struct Watched;
+
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        LARGEST.fetch_max(size, Ordering::Relaxed);
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watched = Watched;
+
+const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+fn load(path: &Path) -> Result<Weights, Error> {
+    Weights::load(&Source::File(path.into()))
+}
+
+/// The weights in a file of these bytes.
+fn load_bytes(bytes: &[u8]) -> Result<Weights, Error> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("weights");
+    fs::write(&path, bytes).unwrap();
+    load(&path)
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    let tensor = tensor.flatten_all().unwrap();
+    tensor.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
+}
+
+fn relative_error(values: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(values.len(), expected.len());
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let pairs = values.iter().zip(expected);
+    let error = squares(&mut pairs.map(|(&v, &e)| f64::from(v) - f64::from(e)));
+    (error / squares(&mut expected.iter().map(|&e| f64::from(e)))).sqrt()
+}
+
+#[test]
+fn a_pytorch_file_gives_pytorch_features() {
+    let weights = load(&stored("pth/narrow.pth")).unwrap();
+    assert_eq!((weights.mean, weights.std), (IMAGENET_MEAN, IMAGENET_STD));
+    let expected = stored("pth/features.safetensors");
+    let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
+    let vgg = Vgg::new(&weights, &Device::Cpu).unwrap();
+    assert_eq!(vgg.deepest(), Layer::new(5, 4));
+
+    let image = &expected["image"];
+    let (h, w, _) = image.dims3().unwrap();
+    let features = vgg.allocate(h, w, vgg.deepest()).unwrap();
+    vgg.forward(image, Pooling::Avg, &features, &|| false)
+        .unwrap();
+    for layer in Layer::all() {
+        let (found, expected) = (features.layer(layer), &expected[&layer.to_string()]);
+        assert_eq!(found.dims(), expected.dims());
+        let error = relative_error(&values(found), &values(expected));
+        assert!(error < 1e-5, "{layer}: {error}");
+    }
+}
+
+#[test]
+fn a_pytorch_file_in_f16_with_fewer_layers() {
+    let half = load(&stored("pth/narrow-f16.pth")).unwrap();
+    let whole = load(&stored("pth/narrow.pth")).unwrap();
+    assert_eq!((half.convs.len(), whole.convs.len()), (4, 16));
+    for ((half_kernel, half_bias), (kernel, bias)) in half.convs.iter().zip(&whole.convs) {
+        for (half, whole) in [(half_kernel, kernel), (half_bias, bias)] {
+            assert_eq!(half.dtype(), DType::F32);
+            assert_eq!(half.dims(), whole.dims());
+            // Eleven bits.
+            assert!(relative_error(&values(half), &values(whole)) < 1.0 / 2048.0);
+        }
+    }
+}
+
+/// As torchvision's own files are.
+#[test]
+fn a_pytorch_file_of_the_old_format() {
+    let old = load(&stored("pth/legacy.pth")).unwrap();
+    let whole = load(&stored("pth/narrow.pth")).unwrap();
+    assert_eq!(old.convs.len(), 3);
+    for (old, whole) in old.convs.iter().zip(&whole.convs) {
+        assert_eq!(values(&old.0), values(&whole.0));
+        assert_eq!(values(&old.1), values(&whole.1));
+    }
+}
+
+/// IEEE 754's binary16.
+fn from_f16(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023) / 1024.0);
+    match exponent {
+        0 => sign * fraction * 2f32.powi(-14),
+        31 => panic!("not a finite number"),
+        _ => sign * (1.0 + fraction) * 2f32.powi(exponent - 15),
+    }
+}
+
+#[test]
+fn the_built_in_weights() {
+    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    assert_eq!((weights.mean, weights.std), (IMAGENET_MEAN, IMAGENET_STD));
+    let names: Vec<String> = Layer::all()
+        .take(13)
+        .map(|layer| layer.to_string())
+        .collect();
+    assert_eq!(names.last().unwrap(), "conv5_1");
+    assert_eq!(weights.convs.len(), names.len());
+
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/vgg19-procedural.safetensors");
+    let file = fs::read(file).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+    for (name, (kernel, bias)) in names.iter().zip(&weights.convs) {
+        for (tensor, what) in [(kernel, "weight"), (bias, "bias")] {
+            let stored = file.tensor(&format!("{name}.{what}")).unwrap();
+            assert_eq!(stored.dtype(), safetensors::Dtype::F16);
+            assert_eq!(stored.shape(), tensor.dims());
+            assert_eq!(tensor.dtype(), DType::F32);
+            let stored = stored.data().chunks_exact(2);
+            let stored = stored.map(|bytes| from_f16(u16::from_le_bytes([bytes[0], bytes[1]])));
+            assert!(stored.eq(values(tensor)), "{name}.{what}");
+        }
+    }
+}
+
+#[test]
+fn what_the_metadata_say_of_images_is_obeyed() {
+    let tensors = tensors(&NARROW[..1], by_layer);
+    let said = [
+        ("channels", "RGB"),
+        ("range", "0..1"),
+        ("mean", "0.1, 0.2,0.3"),
+        ("std", "1,2,4"),
+    ];
+    let weights = load_bytes(&safetensors(&tensors, &said)).unwrap();
+    assert_eq!(weights.mean, [0.1, 0.2, 0.3]);
+    assert_eq!(weights.std, [1.0, 2.0, 4.0]);
+    let weights = load_bytes(&safetensors(&tensors, &[])).unwrap();
+    assert_eq!((weights.mean, weights.std), (IMAGENET_MEAN, IMAGENET_STD));
+    for (key, value) in [("channels", "BGR"), ("range", "0..255"), ("mean", "1")] {
+        let error = load_bytes(&safetensors(&tensors, &[(key, value)])).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(key) && error.contains(value), "{error}");
+    }
+}
+
+/// With a kernel that hands on the middle pixel, conv1_1 shows the image as the network sees it.
+#[test]
+fn images_are_normalised_as_the_metadata_say() {
+    let mut kernel = vec![0f32; 3 * 3 * 9];
+    for channel in 0..3 {
+        kernel[(channel * 3 + channel) * 9 + 4] = 1.0;
+    }
+    let kernel = Tensor::from_vec(kernel, (3, 3, 3, 3), &Device::Cpu).unwrap();
+    let tensors = Tensors::from([
+        ("conv1_1.weight".into(), kernel),
+        ("conv1_1.bias".into(), filled(0.0, &[3])),
+    ]);
+    let said = [("mean", "0.1,0.2,0.3"), ("std", "0.5,2,0.25")];
+    let weights = load_bytes(&safetensors(&tensors, &said)).unwrap();
+    let vgg = Vgg::new(&weights, &Device::Cpu).unwrap();
+    let features = vgg.allocate(16, 16, Layer::FIRST).unwrap();
+    let image = filled(0.6, &[16, 16, 3]);
+    vgg.forward(&image, Pooling::Avg, &features, &|| false)
+        .unwrap();
+    for pixel in values(features.layer(Layer::FIRST)).chunks(3) {
+        for (value, expected) in pixel.iter().zip([1.0, 0.2, 1.2]) {
+            assert!((value - expected).abs() < 1e-6, "{pixel:?}");
+        }
+    }
+}
+
+#[test]
+fn both_ways_of_naming_and_tensors_that_are_not_needed() {
+    let torchvision = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34];
+    let ours = tensors(&NARROW, by_layer);
+    let mut theirs = tensors(&NARROW, |index| format!("features.{}", torchvision[index]));
+    theirs.insert("classifier.0.weight".into(), filled(f32::NAN, &[7, 7]));
+    let ours = load_bytes(&safetensors(&ours, &[])).unwrap();
+    let theirs = load_bytes(&safetensors(&theirs, &[])).unwrap();
+    assert_eq!((ours.convs.len(), theirs.convs.len()), (16, 16));
+    for (a, b) in ours.convs.iter().zip(&theirs.convs) {
+        assert_eq!((values(&a.0), values(&a.1)), (values(&b.0), values(&b.1)));
+    }
+}
+
+/// `weights=NAME` is a file of the data directory, unless there is a file of that very name.
+#[cfg(feature = "plugin")]
+#[test]
+fn weights_by_name() {
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data/gst-plugin-gatys");
+    let style = folder.path().join("style.png");
+    fs::create_dir_all(&data).unwrap();
+    picture(32, 32).save(&style).unwrap();
+    let launch = |weights: &str| {
+        let source = ["videotestsrc", "num-buffers=1", "!", "gatys"];
+        let layers = ["content-layers=conv2_1", "style-layers=conv1_1"];
+        run(gstreamer("gst-launch-1.0")
+            .env("XDG_DATA_HOME", folder.path().join("data"))
+            .current_dir(folder.path())
+            .args(source)
+            .arg(format!("style-image={}", style.display()))
+            .args(layers)
+            .args(["iterations=1", "initial-iterations=1"])
+            .arg(format!("weights={weights}"))
+            .args(["!", "video/x-raw,width=32,height=32", "!", "fakesink"]))
+    };
+    let named = data.join("mine.safetensors");
+    let good = safetensors(&tensors(&NARROW[..3], by_layer), &[]);
+    fs::write(&named, &good).unwrap();
+    launch("mine").assert_succeeded("by name");
+
+    fs::write(&named, b"").unwrap();
+    let ended = launch("mine");
+    ended.assert_refused("an empty file by name");
+    assert!(ended.stderr.contains(named.to_str().unwrap()), "{ended}");
+
+    fs::write(folder.path().join("mine"), &good).unwrap();
+    launch("mine").assert_succeeded("a file of that name");
+    launch("other").assert_refused("no file of that name");
+}
+
+/// A file with something wrong: bits flipped, an end cut off, or a stretch overwritten or left out.
+fn damaged(file: &[u8], rng: &mut StdRng) -> Vec<u8> {
+    let mut file = file.to_vec();
+    let at = rng.random_range(0..file.len());
+    let stretch = at..file.len().min(at + rng.random_range(1..64));
+    match rng.random_range(0..6) {
+        0 => file.truncate(at),
+        1 => drop(file.drain(stretch)),
+        2 => file[stretch].fill(rng.random()),
+        3 => file[stretch]
+            .iter_mut()
+            .for_each(|byte| *byte = rng.random()),
+        _ => {
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..file.len());
+                file[at] ^= 1 << rng.random_range(0..8);
+            }
+        }
+    }
+    file
+}
+
+/// Loads a file damaged in 2000 ways.
+fn survives(name: &str, file: &[u8]) {
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut taken = 0;
+    for round in 0..2000 {
+        let bytes = damaged(file, &mut rng);
+        let result = catch_unwind(|| load_bytes(&bytes).is_ok());
+        let Ok(is_ok) = result else {
+            panic!("{name}: panicked in round {round}");
+        };
+        taken += u32::from(is_ok);
+        let largest = LARGEST.load(Ordering::Relaxed);
+        assert!(
+            largest < TOO_MUCH,
+            "{name}: {largest} bytes in round {round}"
+        );
+    }
+    println!("{name}: {taken} of 2000 were taken");
+    // Damage to the values alone cannot be told.
+    assert!(taken < 1900);
+}
+
+/// One after the other, because each watches all of the process's memory.
+#[test]
+fn damaged_files() {
+    let tensors = tensors(&NARROW[..3], by_layer);
+    let said = [("mean", "0.1,0.2,0.3"), ("std", "1,2,4")];
+    survives("safetensors", &safetensors(&tensors, &said));
+    for name in ["pth/narrow-f16.pth", "pth/legacy.pth"] {
+        survives(name, &fs::read(stored(name)).unwrap());
+    }
+}
+
+/// A zip file of one entry, `archive/data.pkl`, as PyTorch's begin. PKWARE's APPNOTE.TXT, section 4.3.
+fn zip(pickle: &[u8]) -> Vec<u8> {
+    let name = b"archive/data.pkl";
+    let crc = crc32(pickle).to_le_bytes();
+    let size = (pickle.len() as u32).to_le_bytes();
+    // Compression, time and date; checksum and sizes; length of the name, no extra field.
+    let common = [
+        &[0; 6][..],
+        &crc,
+        &size,
+        &size,
+        &[name.len() as u8, 0, 0, 0],
+    ]
+    .concat();
+    let local = [b"PK\x03\x04\x0a\0\0\0", &common[..], name, pickle].concat();
+    let central = [b"PK\x01\x02\x0a\0\x0a\0\0\0", &common[..], &[0; 14], name].concat();
+    let (at, length) = (local.len() as u32, central.len() as u32);
+    let place = [length.to_le_bytes(), at.to_le_bytes()].concat();
+    let end = [b"PK\x05\x06\0\0\0\0\x01\0\x01\0", &place[..], &[0; 2]].concat();
+    [local, central, end].concat()
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 * (crc & 1))
+        })
+    })
+}
+
+/// Pickles that nobody's `torch.save` writes. Opcodes as in CPython's `pickletools.py`.
+#[cfg(feature = "plugin")]
+#[test]
+fn hostile_pickles() {
+    let folder = TempDir::new().unwrap();
+    let style = folder.path().join("style.png");
+    picture(32, 32).save(&style).unwrap();
+    let rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n";
+    let tensor = |arguments: &[u8]| {
+        let name = b"}X\x0f\0\0\0features.0.bias";
+        [&b"\x80\x02"[..], name, rebuild, arguments, b"Rs."].concat()
+    };
+    // Each of them twice the one before: put it into the memo, get it again, make a pair.
+    let doubling = [&b"\x80\x02)"[..], &b"q\0h\0\x86".repeat(60), b"."].concat();
+    for (name, pickle) in [
+        ("nothing", b"".to_vec()),
+        ("stop", b".".to_vec()),
+        ("no-arguments", tensor(b")")),
+        ("few-arguments", tensor(b"(K\x01K\x02t")),
+        ("no-tuple", tensor(b"K\x01")),
+        (
+            "storage-of-nothing",
+            tensor(b"()QK\0K\x01\x85K\x01\x85\x89}t"),
+        ),
+        ("long-text", b"\x80\x02X\xff\xff\xff\xff.".to_vec()),
+        (
+            "long-number",
+            [&b"\x80\x02\x8a\xff"[..], &[0xFF; 255], b"."].concat(),
+        ),
+        (
+            "deep",
+            [&b"\x80\x02)"[..], &vec![0x85; 4 << 20], b"."].concat(),
+        ),
+        (
+            "deep-dict",
+            [
+                &b"\x80\x02"[..],
+                &b"}K\x01".repeat(1 << 20),
+                &vec![b's'; 1 << 20],
+                b".",
+            ]
+            .concat(),
+        ),
+        ("doubling", doubling),
+        ("endless", vec![b'('; 8 << 20]),
+    ] {
+        let path: PathBuf = folder.path().join(format!("{name}.pth"));
+        fs::write(&path, zip(&pickle)).unwrap();
+        let launch = format!(
+            "ulimit -v 4000000; exec gst-launch-1.0 videotestsrc num-buffers=1 ! gatys n-threads=1 style-image={} \
+             weights={} ! fakesink",
+            style.display(),
+            path.display()
+        );
+        let ended = run(gstreamer("sh").arg("-c").arg(launch));
+        println!("{name}: {ended}");
+        ended.assert_refused(name);
+        assert!(ended.stderr.contains(path.to_str().unwrap()), "{ended}");
+    }
+}
