@@ -48,6 +48,51 @@ fn one_iteration_looks_and_changes_nothing() {
     assert_eq!(stats.get::<f64>("content-loss").unwrap(), 0.0);
 }
 
+/// A previous result that stayed as it is would satisfy the content loss without showing what moved.
+#[test]
+fn what_moves_is_followed() {
+    const SIDE: usize = 24;
+    let (width, height) = (96, 64);
+    let square = |left: usize| -> Pixels {
+        let inside =
+            |x: usize, y: usize| (left..left + SIDE).contains(&x) && (20..20 + SIDE).contains(&y);
+        (0..width * height)
+            .map(|at| {
+                if inside(at % width, at / width) {
+                    [230; 3]
+                } else {
+                    [40; 3]
+                }
+            })
+            .collect()
+    };
+    let brightness = |painted: &Pixels, left: usize| -> f64 {
+        let shown = painted
+            .iter()
+            .zip(square(left))
+            .filter(|(_, square)| square[0] > 128);
+        let values: Vec<f64> = shown.map(|(painted, _)| f64::from(painted[1])).collect();
+        values.iter().sum::<f64>() / values.len() as f64
+    };
+
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("weights", "");
+    element.set_property("initial-iterations", 20u32);
+    let rgb = info(VideoFormat::Rgb, width as u32, height as u32);
+    let mut painter = Painter::with_info(&element, rgb);
+    let mut painted = Pixels::new();
+    for left in (0..=64).step_by(8) {
+        let frame = painter.frame(&square(left));
+        painted = painter.paint(frame);
+    }
+    let (now, before) = (brightness(&painted, 64), brightness(&painted, 0));
+    assert!(
+        now - before > 95.0,
+        "{now} where it is, {before} where it was"
+    );
+}
+
 #[test]
 fn each_frame_is_reported_in_full() {
     let files = Files::new();

@@ -30,7 +30,8 @@ pub enum OptimizerKind {
 /// The image that the optimisation of a frame starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Init {
-    /// The result of the frame before; of the frame itself where there is none.
+    /// The result of the frame before, changed by what changed in the frame since; the frame itself
+    /// where there is none.
     #[default]
     Previous,
     /// The frame itself.

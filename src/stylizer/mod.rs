@@ -79,6 +79,8 @@ struct Canvas {
     image: Tensor,
     /// Whether `image` is the result of a frame.
     painted: bool,
+    /// That frame, of the same shape.
+    content: Tensor,
     /// None where what it is made from has changed.
     objective: Option<Objective>,
     optimizer: Box<dyn Optimizer>,
@@ -204,6 +206,7 @@ impl Stylizer {
             Color::Content => color::with_chrominance(&result, frame)?,
         };
         canvas.painted = true;
+        canvas.content = content;
         self.canvas = Some(canvas);
         self.shown = Some((result.clone(), report.losses));
         Ok((result, report))
@@ -240,6 +243,7 @@ impl Stylizer {
                     optimizer: optimizer::optimizer(&image, &self.config)?,
                     image,
                     painted: earlier.is_some(),
+                    content: content.clone(),
                     objective: None,
                 }
             }
@@ -277,7 +281,14 @@ impl Stylizer {
     /// Puts the image that the optimisation starts from onto the canvas.
     fn set_start(&self, canvas: &Canvas, content: &Tensor) -> Result<(), Error> {
         let noise = match self.config.init {
-            Init::Previous if canvas.painted => return Ok(()),
+            // The paint, so the result less its frame, stays, and what is under it becomes this
+            // frame. Left as it is, the last result may satisfy the content loss of deep layers
+            // without ever showing what moved.
+            Init::Previous if canvas.painted => {
+                let change = (content - &canvas.content)?;
+                let image = (&canvas.image + change)?.clamp(0f32, 1f32)?;
+                return Ok(copy(&canvas.image, &image)?);
+            }
             Init::Previous | Init::Content => self.config.noise,
             Init::Noise => 1.0,
         };
