@@ -68,10 +68,10 @@ check_rust() {
         die "needs Rust $needed or later and found $found: with rustup, run 'rustup update stable'"
 }
 
+check_rust
 if command -v apt-get >/dev/null && command -v dpkg-query >/dev/null; then
     install_packages
 else
     check_without_packages
 fi
 check_gstreamer
-check_rust

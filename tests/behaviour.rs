@@ -51,6 +51,16 @@ fn one_iteration_looks_and_changes_nothing() {
 /// A previous result that stayed as it is would satisfy the content loss without showing what moved.
 #[test]
 fn what_moves_is_followed() {
+    check_followed(|_, _| ());
+}
+
+#[test]
+fn what_moves_is_followed_while_the_size_changes() {
+    check_followed(|element, frame| element.set_property("max-size", 96 - frame % 2));
+}
+
+/// Lets a square cross the picture in nine frames, with `before` called before each.
+fn check_followed(before: impl Fn(&gst::Element, u32)) {
     const SIDE: usize = 24;
     let (width, height) = (96, 64);
     let square = |left: usize| -> Pixels {
@@ -82,15 +92,13 @@ fn what_moves_is_followed() {
     let rgb = info(VideoFormat::Rgb, width as u32, height as u32);
     let mut painter = Painter::with_info(&element, rgb);
     let mut painted = Pixels::new();
-    for left in (0..=64).step_by(8) {
-        let frame = painter.frame(&square(left));
+    for index in 0..9 {
+        before(&element, index);
+        let frame = painter.frame(&square(8 * index as usize));
         painted = painter.paint(frame);
     }
-    let (now, before) = (brightness(&painted, 64), brightness(&painted, 0));
-    assert!(
-        now - before > 95.0,
-        "{now} where it is, {before} where it was"
-    );
+    let (now, past) = (brightness(&painted, 64), brightness(&painted, 0));
+    assert!(now - past > 95.0, "{now} where it is, {past} where it was");
 }
 
 #[test]

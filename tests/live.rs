@@ -316,3 +316,44 @@ fn a_controller_drives_a_property_over_time() {
     painter.jump(2);
     assert_eq!(painter.iterations(), FIRST);
 }
+
+/// File names are bytes, and so is what a C program may set.
+#[test]
+fn text_that_is_not_utf8_is_refused_like_any_other() {
+    use std::os::unix::ffi::OsStrExt;
+    let files = Files::new();
+    let bytes = std::path::Path::new(std::ffi::OsStr::from_bytes(b"/nowhere/\xff.png"));
+    for property in [
+        "style-image",
+        "weights",
+        "device",
+        "content-layers",
+        "style-layers",
+    ] {
+        let element = element(&files);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        element.set_property(property, bytes);
+        assert!(element.set_state(gst::State::Paused).is_err(), "{property}");
+        let error = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
+        let gst::MessageView::Error(error) = error.view() else {
+            unreachable!("only errors were asked for")
+        };
+        let text = error.error().message().to_owned();
+        assert!(text.starts_with(property), "{text}");
+        element.set_state(gst::State::Null).unwrap();
+        element.set_bus(None);
+    }
+}
+
+#[test]
+fn what_cannot_change_while_playing_is_warned_of() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.report();
+    painter.element.set_property("device", "cuda");
+    painter.report();
+    let warnings = painter.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("device "), "{warnings:?}");
+}

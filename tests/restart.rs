@@ -206,3 +206,17 @@ fn however_many_frames_are_dropped_the_next_goes_on() {
     assert!(dropped >= 30, "{dropped}");
     assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
 }
+
+/// From a live source, frames are lost while one is painted: that is no jump, or a slow machine would never get
+/// beyond first frames.
+#[test]
+fn frames_lost_while_one_is_painted_start_nothing_anew() {
+    let files = Files::new();
+    // The harness is a live source.
+    let mut painter = Painter::new(&element(&files));
+    assert_eq!(painter.iterations(), FIRST);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    // The next frame comes 1.2 s after the last one in the video.
+    painter.index += 11;
+    assert_eq!(painter.iterations(), LATER);
+}

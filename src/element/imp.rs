@@ -28,7 +28,7 @@ use gst_base::subclass::prelude::*;
 use gst_video::subclass::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 use once_cell::sync::Lazy;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -69,8 +69,8 @@ struct State {
     first: bool,
     /// Frames since the element started.
     frames: u64,
-    /// When the last frame began and when the next one should.
-    position: Option<(gst::ClockTime, gst::ClockTime)>,
+    /// When the last frame began and when the next one should, in the video; and when it came.
+    position: Option<(gst::ClockTime, gst::ClockTime, Instant)>,
     latency: Latency,
     /// What was wrong with the settings, as far as it was warned of.
     refused: Vec<String>,
@@ -128,6 +128,9 @@ impl ObjectImpl for Gatys {
                 drop(shared);
                 self.load_style_beside(serial, path.unwrap_or_default());
             }
+        } else if shared.started && spec.flags().contains(gst::PARAM_FLAG_MUTABLE_READY) {
+            drop(shared);
+            self.warn(&format!("{} can only change in READY or NULL", spec.name()));
         }
     }
 
@@ -289,7 +292,7 @@ impl BaseTransformImpl for Gatys {
         let begun = Instant::now();
         // Computed without a lock, so that properties, queries and state changes do not wait.
         let result = self.paint(&info, &mut stylizer, input, output);
-        let time = gst::ClockTime::try_from(begun.elapsed()).unwrap_or(gst::ClockTime::MAX);
+        let time = elapsed(begun);
         let device = device::name(stylizer.device());
         lock(&self.state).stylizer = Some(stylizer);
         let report = result?;
@@ -334,10 +337,13 @@ impl VideoFilterImpl for Gatys {
 impl Gatys {
     /// Loads a style image in a thread of its own and hands it to the next frame, unless another
     /// was set meanwhile.
-    fn load_style_beside(&self, serial: u64, path: String) {
+    fn load_style_beside(&self, serial: u64, path: PathBuf) {
         self.obj().call_async(move |element| {
             let this = element.imp();
-            let loaded = load::style(Path::new(&path));
+            if lock(&this.shared).style_serial != serial {
+                return;
+            }
+            let loaded = load::style(&path);
             let mut shared = lock(&this.shared);
             if serial != shared.style_serial || !shared.started {
                 return;
@@ -421,12 +427,23 @@ impl Gatys {
     /// Starts anew where a frame does not follow the last one in time.
     fn follow(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
         let position = lock(&self.state).position;
-        if position.is_some_and(|(last, next)| pts.absdiff(last).min(pts.absdiff(next)) > JUMP) {
+        let jumps = position.is_some_and(|(last, next, came)| {
+            let gap = pts.absdiff(last).min(pts.absdiff(next));
+            gap > JUMP && !(self.is_live() && gap <= JUMP + elapsed(came))
+        });
+        if jumps {
             gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
             self.reset();
         }
         let next = pts + duration.unwrap_or_default();
-        lock(&self.state).position = Some((pts, next));
+        lock(&self.state).position = Some((pts, next, Instant::now()));
+    }
+
+    /// Whether the frames come as time passes: then some are lost while one is painted, and that is
+    /// no jump.
+    fn is_live(&self) -> bool {
+        let mut query = gst::query::Latency::new();
+        self.obj().sink_pad().peer_query(&mut query) && query.result().0
     }
 
     fn cancelled(&self) -> bool {
@@ -485,4 +502,8 @@ impl Gatys {
         // Without a bus there is nobody to tell.
         let _ = self.obj().post_message(message);
     }
+}
+
+fn elapsed(since: Instant) -> gst::ClockTime {
+    gst::ClockTime::try_from(since.elapsed()).unwrap_or(gst::ClockTime::MAX)
 }

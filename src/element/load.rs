@@ -64,6 +64,9 @@ pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
                 "content-layers" => config.content_layers = in_use.content_layers.clone(),
                 _ => config.style_layers = in_use.style_layers.clone(),
             },
+            stylizer::Error::Threads(_) if config.n_threads != in_use.n_threads => {
+                config.n_threads = in_use.n_threads;
+            }
             _ => break,
         }
     }

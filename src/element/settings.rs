@@ -9,7 +9,7 @@ use crate::vgg::weights::Source;
 use gst::glib::{self, ParamFlags, ParamSpec, Value};
 use gst::prelude::*;
 use once_cell::sync::Lazy;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Takes effect on the next frame and may be driven by a controller.
@@ -28,6 +28,9 @@ pub struct Property {
 
 /// A type that a property can have.
 trait PropertyType: Sized {
+    /// Takes the value of a property; GObject lets none of another type through.
+    fn set(&mut self, value: &Value);
+
     /// The lowest and the highest value, where there are such.
     type Range;
 
@@ -46,6 +49,10 @@ macro_rules! ranged {
         impl PropertyType for $type {
             type Range = (Self, Self);
 
+            fn set(&mut self, value: &Value) {
+                *self = value.get().unwrap_or(*self);
+            }
+
             fn spec(
                 name: &str, nick: &str, blurb: &str, default: Self, (minimum, maximum): Self::Range, flags: ParamFlags,
             ) -> ParamSpec {
@@ -57,9 +64,15 @@ macro_rules! ranged {
 }
 
 macro_rules! unranged {
-    ($($type:ty, |$name:ident, $default:ident| $builder:expr;)+) => {$(
+    ($($type:ty, |$value:ident| $get:expr, |$name:ident, $default:ident| $builder:expr;)+) => {$(
         impl PropertyType for $type {
             type Range = ();
+
+            fn set(&mut self, $value: &Value) {
+                if let Ok(value) = $get {
+                    *self = value;
+                }
+            }
 
             fn spec($name: &str, nick: &str, blurb: &str, $default: Self, (): (), flags: ParamFlags) -> ParamSpec {
                 $builder.nick(nick).blurb(blurb).flags(flags).build()
@@ -75,13 +88,15 @@ ranged! {
 }
 
 unranged! {
-    bool, |name, default| glib::ParamSpecBoolean::builder(name).default_value(default);
-    Option<String>, |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref());
-    Optimizer, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Init, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Pooling, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Color, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    LossScale, |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    bool, |value| value.get(), |name, default| glib::ParamSpecBoolean::builder(name).default_value(default);
+    // As a path, since it may not be UTF-8, which only paths need not be.
+    Option<String>, |value| value.get().map(|text: Option<PathBuf>| text.map(|text| text.to_string_lossy().into_owned())), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref());
+    Option<PathBuf>, |value| value.get(), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref().and_then(Path::to_str));
+    Optimizer, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Init, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Pooling, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Color, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    LossScale, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
 }
 
 /// Makes the settings, their defaults and the table from rows of
@@ -108,12 +123,7 @@ macro_rules! properties {
             vec![$(Property {
                 spec: <$type>::spec($name, $nick, $blurb, defaults.$field.clone(), $range, $flags),
                 get: |settings| settings.$field.to_value(),
-                set: |settings, value| {
-                    // GObject lets nothing of another type through.
-                    if let Ok(value) = value.get() {
-                        settings.$field = value;
-                    }
-                },
+                set: |settings, value| settings.$field.set(value),
             },)+]
         });
     };
@@ -122,7 +132,7 @@ macro_rules! properties {
 properties! {
     let config = Config::default();
 
-    style_image: Option<String> = None, (),
+    style_image: Option<PathBuf> = None, (),
         "style-image", "Style image",
         "Path of the image whose style is painted: PNG, JPEG or WebP. Required. Changed while playing, \
          it is loaded beside the stream and taken up by the next frame", LIVE;
@@ -144,7 +154,8 @@ properties! {
          patterns", LIVE;
     iterations: u32 = config.iterations, (1, 100_000),
         "iterations", "Iterations",
-        "Iterations for each frame but the first, one evaluation of loss and gradient each", CONTROLLABLE;
+        "Iterations for each frame but the first, one evaluation of loss and gradient each. The first one only \
+         looks at where the frame starts, so 1 paints nothing", CONTROLLABLE;
     initial_iterations: u32 = config.initial_iterations, (1, 100_000),
         "initial-iterations", "Initial iterations",
         "Iterations for the first frame, and the first after a seek or a change of format", CONTROLLABLE;
@@ -177,7 +188,7 @@ properties! {
          The time of a frame grows with its square", CONTROLLABLE;
     color: Color = config.color.into(), (),
         "color", "Colour", "Where the colours come from", LIVE;
-    weights: Option<String> = None, (),
+    weights: Option<PathBuf> = None, (),
         "weights", "Weights",
         "The network's weights: path of a safetensors or PyTorch file of a VGG-19, or the name of one in the data \
          directory gst-plugin-gatys (empty = those built in)", READY;
@@ -270,8 +281,9 @@ impl Settings {
 
     /// The style image's path, if one is set.
     pub fn style_path(&self) -> Option<PathBuf> {
-        let path = self.style_image.as_deref().filter(|path| !path.is_empty());
-        path.map(PathBuf::from)
+        self.style_image
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The device that is asked for.
@@ -284,15 +296,18 @@ impl Settings {
 
     /// Where the weights are: a path, else a name in the data directory.
     pub fn weights(&self) -> Source {
-        match self.weights.as_deref() {
-            None | Some("") => Source::BuiltIn,
-            Some(value) => {
-                let path = PathBuf::from(value);
-                let named = weights_directory().join(format!("{value}.safetensors"));
-                let is_name = path.components().count() == 1 && !path.exists() && named.exists();
-                Source::File(if is_name { named } else { path })
-            }
-        }
+        let Some(path) = self
+            .weights
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty())
+        else {
+            return Source::BuiltIn;
+        };
+        let mut named = weights_directory().join(&path).into_os_string();
+        named.push(".safetensors");
+        let is_name =
+            path.components().count() == 1 && !path.exists() && Path::new(&named).exists();
+        Source::File(if is_name { named.into() } else { path })
     }
 }
 

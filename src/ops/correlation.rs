@@ -57,6 +57,7 @@ impl<'a> Correlation<'a> {
         border: Border,
         kernel: &'a [f32],
     ) -> Self {
+        assert_eq!(kernel.len(), 9 * n_in * n_out);
         let strip_rows = (STRIP_POSITIONS / (w + 2 * padding)).clamp(1, h);
         let strips = h.div_ceil(strip_rows);
         let blocks = MIN_PIECES

@@ -33,7 +33,7 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
     match features.device() {
         Device::Cpu if cpu_side() => {
             let op = CpuOp("gram", |output: &mut [f32], features: &[f32]| {
-                // Not borrowed: a thread that waits here may be given another instance's work.
+                // Not borrowed: a thread that waits here may be given other work of its pool.
                 let mut partial = PARTIAL.take();
                 sum_pieces(features, m, n, output, &mut partial);
                 PARTIAL.set(partial);

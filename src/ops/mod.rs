@@ -6,7 +6,7 @@
 //! CPU an operation is a candle in-place op that works on the values where they lie; on every
 //! other device it is composed of candle's own operations. The CPU side splits its work in a way
 //! that depends on sizes alone, never on the number of threads, so that results are the same bit
-//! for bit whatever the machine.
+//! for bit for any number of threads.
 
 pub mod conv;
 mod correlation;

@@ -196,7 +196,11 @@ impl Stylizer {
             deadline,
         };
         self.set_start(&canvas, &content)?;
-        let report = self.optimize(&mut canvas, &content, budget, cancel)?;
+        let optimized = self.optimize(&mut canvas, &content, budget, cancel);
+        canvas.painted = optimized.is_ok();
+        canvas.content = content;
+        let canvas = self.canvas.insert(canvas);
+        let report = optimized?;
         let result = resize::resize(
             &resize::crop(&canvas.image.to_device(&Device::Cpu)?, size)?,
             (h, w),
@@ -205,15 +209,11 @@ impl Stylizer {
             Color::Style => result,
             Color::Content => color::with_chrominance(&result, frame)?,
         };
-        canvas.painted = true;
-        canvas.content = content;
-        self.canvas = Some(canvas);
         self.shown = Some((result.clone(), report.losses));
         Ok((result, report))
     }
 
-    /// The canvas for a size, with the objective's style set. It is taken out of `self`, so that
-    /// a frame that fails leaves none behind.
+    /// The canvas for a size, with the objective's style set, taken out of `self`.
     fn prepare(
         &mut self,
         size: (usize, usize),
@@ -230,20 +230,23 @@ impl Stylizer {
             }
             earlier => {
                 let earlier = earlier.filter(|canvas| canvas.painted);
-                let image = match &earlier {
+                let (image, earlier_content) = match &earlier {
                     Some(earlier) => {
-                        let image =
-                            resize::crop(&earlier.image.to_device(&Device::Cpu)?, earlier.size)?;
-                        resize::pad(&resize::resize(&image, size)?)?.to_device(content.device())?
+                        let scaled = |image: &Tensor| {
+                            let image =
+                                resize::crop(&image.to_device(&Device::Cpu)?, earlier.size)?;
+                            resize::pad(&resize::resize(&image, size)?)?.to_device(content.device())
+                        };
+                        (scaled(&earlier.image)?, scaled(&earlier.content)?)
                     }
-                    None => content.copy()?,
+                    None => (content.copy()?, content.clone()),
                 };
                 Canvas {
                     size,
                     optimizer: optimizer::optimizer(&image, &self.config)?,
                     image,
                     painted: earlier.is_some(),
-                    content: content.clone(),
+                    content: earlier_content,
                     objective: None,
                 }
             }

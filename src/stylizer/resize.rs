@@ -5,8 +5,8 @@
 use crate::vgg::MIN_SIDE;
 use candle_core::{Device, Result, Tensor};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::F32x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::pixels::{F32x3, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 /// Width and height scaled by `scale`, at least a pixel each.
 pub fn scaled((h, w): (usize, usize), scale: f64) -> (usize, usize) {
@@ -37,17 +37,32 @@ pub fn resize(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
         .collect();
     let source = TypedImageRef::new(source_w as u32, source_h as u32, &pixels)
         .map_err(candle_core::Error::wrap)?;
-    let mut target = TypedImage::<F32x3>::new(w as u32, h as u32);
+    let target = lanczos(&source, (h, w))?;
+    let values = target.pixels().iter().flat_map(|pixel| pixel.0);
+    let values = values.map(|value| value.clamp(0.0, 1.0));
+    Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
+}
+
+/// RGB bytes of a size, scaled to another, `[h, w, 3]` in 0..1. A large picture stays in bytes.
+pub fn resize_bytes(rgb: &[u8], source: (usize, usize), (h, w): (usize, usize)) -> Result<Tensor> {
+    let source = TypedImageRef::<U8x3>::from_buffer(source.1 as u32, source.0 as u32, rgb)
+        .map_err(candle_core::Error::wrap)?;
+    let target = lanczos(&source, (h, w))?;
+    let values = target.pixels().iter().flat_map(|pixel| pixel.0);
+    let values = values.map(|value| f32::from(value) / 255.0);
+    Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
+}
+
+fn lanczos<P: PixelTrait>(
+    source: &TypedImageRef<P>,
+    (h, w): (usize, usize),
+) -> Result<TypedImage<'static, P>> {
+    let mut target = TypedImage::new(w as u32, h as u32);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     Resizer::new()
-        .resize_typed(&source, &mut target, &options)
+        .resize_typed(source, &mut target, &options)
         .map_err(candle_core::Error::wrap)?;
-    let values = target
-        .pixels()
-        .iter()
-        .flat_map(|pixel| pixel.0)
-        .map(|value| value.clamp(0.0, 1.0));
-    Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
+    Ok(target)
 }
 
 /// An image `[h, w, 3]` whose sides of less than [`MIN_SIDE`] are filled up with its last row or

@@ -2,10 +2,10 @@
 
 //! The style image, from its file to the size that the network sees.
 
-use super::resize::{pad, resize, scaled};
+use super::resize::{pad, resize_bytes, scaled};
 use crate::vgg::MIN_SIDE;
 use crate::vgg::weights::open;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use image::metadata::Orientation;
 use image::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, imageops,
@@ -80,6 +80,9 @@ impl StyleImage {
         let mut decoder = reader.into_decoder()?;
         // A picture with a broken EXIF block is still a picture.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        if decoder.total_bytes() > MAX_BYTES {
+            return Err(Error::TooLarge);
+        }
         let (width, height) = decoder.dimensions();
         if width.min(height) < MIN_SIDE as u32 {
             return Err(Error::TooSmall { width, height });
@@ -93,14 +96,12 @@ impl StyleImage {
     /// `longest`, but not enlarged too far, and neither side below [`MIN_SIDE`].
     pub fn tensor(&self, longest: usize, scale: f64) -> candle_core::Result<Tensor> {
         let (w, h) = (self.0.width() as usize, self.0.height() as usize);
-        let values = self
-            .0
-            .as_raw()
-            .iter()
-            .map(|&value| f32::from(value) / 255.0);
-        let image = Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)?;
         let ratio = (longest as f64 * scale / h.max(w) as f64).min(MAX_ENLARGEMENT);
-        pad(&resize(&image, scaled((h, w), ratio))?)
+        pad(&resize_bytes(
+            self.0.as_raw(),
+            (h, w),
+            scaled((h, w), ratio),
+        )?)
     }
 }
 

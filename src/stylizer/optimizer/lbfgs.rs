@@ -18,6 +18,9 @@ const SUFFICIENT: f64 = 1e-4;
 /// above this.
 const MIN_COSINE: f64 = 1e-4;
 
+/// Root mean square of a step below which the pixels do not feel it.
+const MIN_STEP: f64 = 1e-6;
+
 /// A step that is shortened this often leads nowhere.
 const MAX_SHORTENINGS: u32 = 6;
 
@@ -32,7 +35,7 @@ struct Pair {
 /// taken from the displacement that was really made.
 ///
 /// The pairs go on from frame to frame: the next frame's objective curves much like this one's. A
-/// step that raises the loss is shortened; if that does not help, the pairs are dropped.
+/// step that raises the loss is shortened; if that does not help, what was learned is dropped.
 pub struct Lbfgs {
     history: usize,
     pairs: VecDeque<Pair>,
@@ -95,6 +98,22 @@ impl Lbfgs {
         }
     }
 
+    /// Root mean square of the step from `image` to the trial.
+    fn step_size(&self, image: &Tensor) -> candle_core::Result<f64> {
+        // The trial's gradient is not known yet: its tensor is free.
+        difference(&self.trial_gradient, &self.trial, image)?;
+        let squares = dot(&self.trial_gradient, &self.trial_gradient)?;
+        Ok((squares / image.elem_count() as f64).sqrt())
+    }
+
+    /// Drops the pairs, or, if there are none, what is left of them; false if there is nothing. A
+    /// frame that made progress has seen that the curvature is of its objective.
+    fn forget(&mut self, progressed: bool) -> bool {
+        let known = !self.pairs.is_empty();
+        self.pairs.clear();
+        known || (!progressed && self.curvature.take().is_some())
+    }
+
     /// Learns from the step from `image` to the trial.
     fn learn(&mut self, image: &Tensor) -> candle_core::Result<()> {
         // The oldest pair makes room, in its own tensors.
@@ -136,9 +155,24 @@ impl Optimizer for Lbfgs {
         self.set_direction(image)?;
         loop {
             if let Some(reason) = run.ended() {
+                // What led nowhere in this frame would lead nowhere in the next one too.
+                if shortenings > 0 && best.total == initial.total {
+                    self.pairs.clear();
+                    self.curvature = None;
+                }
                 return Ok(run.outcome(reason, initial, best));
             }
             step(&self.trial, image, length, &self.direction)?;
+            if self.step_size(image)? < MIN_STEP {
+                // Either this is the minimum, or what was learned is of another objective.
+                let progressed = best.total < initial.total;
+                if progressed || !self.forget(progressed) {
+                    return Ok(run.outcome(Reason::Converged, initial, best));
+                }
+                (length, shortenings) = (1.0, 0);
+                self.set_direction(image)?;
+                continue;
+            }
             let losses = run.evaluate(&self.trial, &self.trial_gradient)?;
             // gᵀs for the displacement s that the bounds left of the step.
             let promised = dot(&self.gradient, &self.trial)? - dot(&self.gradient, image)?;
@@ -153,10 +187,9 @@ impl Optimizer for Lbfgs {
             }
             shortenings += 1;
             if promised >= 0.0 || shortenings > MAX_SHORTENINGS {
-                if self.pairs.is_empty() {
+                if !self.forget(best.total < initial.total) {
                     return Ok(run.outcome(Reason::Converged, initial, best));
                 }
-                self.pairs.clear();
                 (length, shortenings) = (1.0, 0);
                 self.set_direction(image)?;
             } else {

@@ -461,3 +461,37 @@ fn settings_are_taken_between_frames() {
         }
     }
 }
+
+/// What was learned of an objective is of no use for one of another scale, and must not stay in the way.
+#[test]
+fn lbfgs_recovers_when_the_objective_changes_its_scale() {
+    let bowl = Bowl::new();
+    let mut lbfgs = new(OptimizerKind::Lbfgs);
+    let image = grey();
+    for scale in [1.0, 1e9, 1.0, 1e-9, 1.0] {
+        write(&image, vec![0.5; PIXELS]);
+        let scaled = |image: &Tensor, gradient: &Tensor| {
+            let losses = bowl.evaluate(image, gradient);
+            write(
+                gradient,
+                values(gradient)
+                    .iter()
+                    .map(|g| (g * scale) as f32)
+                    .collect(),
+            );
+            self::losses(losses.total * scale)
+        };
+        let mut last = f64::INFINITY;
+        for _ in 0..12 {
+            last = minimize(lbfgs.as_mut(), &image, iterations(6), scaled)
+                .best
+                .total
+                / scale;
+        }
+        assert!(
+            last < 1.01 * bowl.minimum(),
+            "scale {scale}: {last}, not {}",
+            bowl.minimum()
+        );
+    }
+}
