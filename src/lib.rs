@@ -5,7 +5,29 @@
 //!
 //! A frame passes once through the modules, from left to right and back: [`element`] knows
 //! GStreamer, [`stylizer`] one frame's journey, [`vgg`] the network, [`ops`] its operations. All
-//! but the first are a library of their own, which the Cargo feature `plugin` is not needed for.
+//! but the first are a library of their own, which the Cargo feature `plugin` is not needed for:
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use gstgatys::stylizer::{Stylizer, config::Config, style::StyleImage};
+//! use gstgatys::vgg::{Vgg, weights::Source};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu)?;
+//! # let path = std::env::temp_dir().join(format!("gatys-style-{}.png", std::process::id()));
+//! # image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([8 * x as u8, 8 * y as u8, 90])).save(&path)?;
+//! let style = StyleImage::load(&path)?;
+//! # std::fs::remove_file(&path)?;
+//! let config = Config { initial_iterations: 3, ..Config::default() };
+//! let mut stylizer = Stylizer::new(vgg, style, config)?;
+//!
+//! let frame = Tensor::full(0.5f32, (24, 32, 3), &Device::Cpu)?;
+//! let (painting, report) = stylizer.stylize(&frame, &|| false)?;
+//! assert_eq!(painting.dims(), frame.dims());
+//! assert!(report.losses.total < report.initial.total);
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(feature = "plugin")]
 pub mod element;
