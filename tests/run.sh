@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-pipelines/setup.sh
+pipelines/setup.sh python3-venv curl
+tests/python.sh
 if [[ -d ../shared/data ]]; then
     echo "../shared/data is there: the tests on its files run too"
 else

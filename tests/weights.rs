@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Weights files: those of PyTorch give PyTorch's features, what the metadata say is obeyed, and a damaged file is an error
-//! or other weights, never a panic or a huge allocation.
+//! Weights files: what the metadata say is obeyed, a name is found in the data directory, and a damaged file is an error or
+//! other weights, never a panic or a huge allocation.
 
 mod common;
 #[path = "common/files.rs"]
 mod files;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::NARROW;
-use files::{Tensors, by_layer, filled, gstreamer, picture, run, safetensors, stored, tensors};
+use files::{by_layer, filled, gstreamer, picture, run, safetensors, stored, tensors};
+use gstgatys::vgg::Layer;
+use gstgatys::vgg::weights::preprocessing::Preprocessing;
 use gstgatys::vgg::weights::{Error, Source, Weights};
-use gstgatys::vgg::{Layer, Pooling, Vgg};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -53,81 +54,13 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
-
-fn load(path: &Path) -> Result<Weights, Error> {
-    Weights::load(&Source::File(path.into()))
-}
-
-/// The weights in a file of these bytes.
 fn load_bytes(bytes: &[u8]) -> Result<Weights, Error> {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("weights");
-    fs::write(&path, bytes).unwrap();
-    load(&path)
+    Weights::from_bytes(bytes)
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     let tensor = tensor.flatten_all().unwrap();
     tensor.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
-}
-
-fn relative_error(values: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(values.len(), expected.len());
-    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-    let pairs = values.iter().zip(expected);
-    let error = squares(&mut pairs.map(|(&v, &e)| f64::from(v) - f64::from(e)));
-    (error / squares(&mut expected.iter().map(|&e| f64::from(e)))).sqrt()
-}
-
-#[test]
-fn a_pytorch_file_gives_pytorch_features() {
-    let weights = load(&stored("pth/narrow.pth")).unwrap();
-    assert_eq!((weights.mean, weights.std), (IMAGENET_MEAN, IMAGENET_STD));
-    let expected = stored("pth/features.safetensors");
-    let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
-    let vgg = Vgg::new(&weights, &Device::Cpu).unwrap();
-    assert_eq!(vgg.deepest(), Layer::new(5, 4));
-
-    let image = &expected["image"];
-    let (h, w, _) = image.dims3().unwrap();
-    let features = vgg.allocate(h, w, vgg.deepest()).unwrap();
-    vgg.forward(image, Pooling::Avg, &features, &|| false)
-        .unwrap();
-    for layer in Layer::all() {
-        let (found, expected) = (features.layer(layer), &expected[&layer.to_string()]);
-        assert_eq!(found.dims(), expected.dims());
-        let error = relative_error(&values(found), &values(expected));
-        assert!(error < 1e-5, "{layer}: {error}");
-    }
-}
-
-#[test]
-fn a_pytorch_file_in_f16_with_fewer_layers() {
-    let half = load(&stored("pth/narrow-f16.pth")).unwrap();
-    let whole = load(&stored("pth/narrow.pth")).unwrap();
-    assert_eq!((half.convs.len(), whole.convs.len()), (4, 16));
-    for ((half_kernel, half_bias), (kernel, bias)) in half.convs.iter().zip(&whole.convs) {
-        for (half, whole) in [(half_kernel, kernel), (half_bias, bias)] {
-            assert_eq!(half.dtype(), DType::F32);
-            assert_eq!(half.dims(), whole.dims());
-            // Eleven bits.
-            assert!(relative_error(&values(half), &values(whole)) < 1.0 / 2048.0);
-        }
-    }
-}
-
-/// As torchvision's own files are.
-#[test]
-fn a_pytorch_file_of_the_old_format() {
-    let old = load(&stored("pth/legacy.pth")).unwrap();
-    let whole = load(&stored("pth/narrow.pth")).unwrap();
-    assert_eq!(old.convs.len(), 3);
-    for (old, whole) in old.convs.iter().zip(&whole.convs) {
-        assert_eq!(values(&old.0), values(&whole.0));
-        assert_eq!(values(&old.1), values(&whole.1));
-    }
 }
 
 /// IEEE 754's binary16.
@@ -144,7 +77,7 @@ fn from_f16(bits: u16) -> f32 {
 #[test]
 fn the_built_in_weights() {
     let weights = Weights::load(&Source::BuiltIn).unwrap();
-    assert_eq!((weights.mean, weights.std), (IMAGENET_MEAN, IMAGENET_STD));
+    assert_eq!(weights.preprocessing, Preprocessing::TORCHVISION);
     let names: Vec<String> = Layer::all()
         .take(13)
         .map(|layer| layer.to_string())
@@ -172,47 +105,29 @@ fn the_built_in_weights() {
 fn what_the_metadata_say_of_images_is_obeyed() {
     let tensors = tensors(&NARROW[..1], by_layer);
     let said = [
-        ("channels", "RGB"),
-        ("range", "0..1"),
-        ("mean", "0.1, 0.2,0.3"),
+        ("channels", "BGR"),
+        ("range", "0..255"),
+        ("mean", "1, 2,3.5"),
         ("std", "1,2,4"),
     ];
     let weights = load_bytes(&safetensors(&tensors, &said)).unwrap();
-    assert_eq!(weights.mean, [0.1, 0.2, 0.3]);
-    assert_eq!(weights.std, [1.0, 2.0, 4.0]);
-    let weights = load_bytes(&safetensors(&tensors, &[])).unwrap();
-    assert_eq!((weights.mean, weights.std), (IMAGENET_MEAN, IMAGENET_STD));
-    for (key, value) in [("channels", "BGR"), ("range", "0..255"), ("mean", "1")] {
-        let error = load_bytes(&safetensors(&tensors, &[(key, value)])).unwrap_err();
-        let error = error.to_string();
-        assert!(error.contains(key) && error.contains(value), "{error}");
-    }
+    let expected = "BGR 0..255, mean 1 2 3.5, deviation 1 2 4";
+    assert_eq!(weights.preprocessing.to_string(), expected);
+    assert_eq!(weights.family.to_string(), "described");
+    let named = [("family", "mine"), ("range", "0..1")];
+    let weights = load_bytes(&safetensors(&tensors, &named)).unwrap();
+    assert_eq!(weights.preprocessing, Preprocessing::TORCHVISION);
+    assert_eq!(weights.family.to_string(), "mine");
 }
 
-/// With a kernel that hands on the middle pixel, conv1_1 shows the image as the network sees it.
+/// Layers' names are Caffe's, numbers torchvision's.
 #[test]
-fn images_are_normalised_as_the_metadata_say() {
-    let mut kernel = vec![0f32; 3 * 3 * 9];
-    for channel in 0..3 {
-        kernel[(channel * 3 + channel) * 9 + 4] = 1.0;
-    }
-    let kernel = Tensor::from_vec(kernel, (3, 3, 3, 3), &Device::Cpu).unwrap();
-    let tensors = Tensors::from([
-        ("conv1_1.weight".into(), kernel),
-        ("conv1_1.bias".into(), filled(0.0, &[3])),
-    ]);
-    let said = [("mean", "0.1,0.2,0.3"), ("std", "0.5,2,0.25")];
-    let weights = load_bytes(&safetensors(&tensors, &said)).unwrap();
-    let vgg = Vgg::new(&weights, &Device::Cpu).unwrap();
-    let features = vgg.allocate(16, 16, Layer::FIRST).unwrap();
-    let image = filled(0.6, &[16, 16, 3]);
-    vgg.forward(&image, Pooling::Avg, &features, &|| false)
-        .unwrap();
-    for pixel in values(features.layer(Layer::FIRST)).chunks(3) {
-        for (value, expected) in pixel.iter().zip([1.0, 0.2, 1.2]) {
-            assert!((value - expected).abs() < 1e-6, "{pixel:?}");
-        }
-    }
+fn what_names_say_of_images_where_there_are_no_metadata() {
+    let weights = load_bytes(&safetensors(&tensors(&NARROW[..1], by_layer), &[])).unwrap();
+    assert_eq!(weights.preprocessing, Preprocessing::CAFFE);
+    let numbered = tensors(&NARROW[..1], |_| "features.0".into());
+    let weights = load_bytes(&safetensors(&numbered, &[])).unwrap();
+    assert_eq!(weights.preprocessing, Preprocessing::TORCHVISION);
 }
 
 #[test]
@@ -316,8 +231,16 @@ fn damaged_files() {
     let tensors = tensors(&NARROW[..3], by_layer);
     let said = [("mean", "0.1,0.2,0.3"), ("std", "1,2,4")];
     survives("safetensors", &safetensors(&tensors, &said));
-    for name in ["pth/narrow-f16.pth", "pth/legacy.pth"] {
-        survives(name, &fs::read(stored(name)).unwrap());
+    for name in [
+        "torchvision-f16.pth",
+        "torchvision-legacy.pth",
+        "torchvision-bn.pth",
+        "adain.pth",
+        "keras.h5",
+        "layers.npz",
+    ] {
+        let file = fs::read(stored("families").join(name)).unwrap();
+        survives(name, &file);
     }
 }
 

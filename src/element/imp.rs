@@ -58,6 +58,8 @@ struct Shared {
     style: Option<StyleImage>,
     /// Of the last frame.
     stats: Option<gst::Structure>,
+    /// What the weights in use, or last in use, were recognised as.
+    weights_info: Option<gst::Structure>,
 }
 
 /// What belongs to the streaming thread.
@@ -100,16 +102,8 @@ impl ObjectSubclass for Gatys {
 impl ObjectImpl for Gatys {
     fn properties() -> &'static [ParamSpec] {
         static SPECS: Lazy<Vec<ParamSpec>> = Lazy::new(|| {
-            let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-                .nick("Statistics")
-                .blurb("Losses, iterations and time of the last frame")
-                .read_only()
-                .build();
-            PROPERTIES
-                .iter()
-                .map(|property| property.spec.clone())
-                .chain([stats])
-                .collect()
+            let settings = PROPERTIES.iter().map(|property| property.spec.clone());
+            settings.chain(report::specs()).collect()
         });
         &SPECS
     }
@@ -138,6 +132,7 @@ impl ObjectImpl for Gatys {
         let shared = lock(&self.shared);
         match property(spec) {
             Some(property) => (property.get)(&shared.settings),
+            None if spec.name() == "weights-info" => shared.weights_info.to_value(),
             None => shared.stats.to_value(),
         }
     }
@@ -217,6 +212,9 @@ impl BaseTransformImpl for Gatys {
         if let Some(reason) = fallback {
             gst::element_imp_warning!(self, gst::ResourceError::NotFound, ("{reason}"));
         }
+        let weights_info = report::weights_info(stylizer.origin());
+        gst::info!(CAT, imp = self, "Weights: {weights_info}");
+        lock(&self.shared).weights_info = Some(weights_info);
         self.flushing.store(false, Ordering::SeqCst);
         *lock(&self.state) = State {
             stylizer: Some(stylizer),

@@ -2,12 +2,12 @@
 
 //! What the settings name, for the stylizer; errors name the property, the path and the cause.
 
-use super::settings::{Invalid, Settings};
+use super::settings::{Invalid, Settings, weights_by_name};
 use crate::stylizer::config::ConfigError;
 use crate::stylizer::style::StyleImage;
 use crate::stylizer::{self, Stylizer, device};
-use crate::vgg::Vgg;
 use crate::vgg::weights::Source;
+use crate::vgg::{Vgg, shared};
 use gst::{ErrorMessage, ResourceError, error_msg};
 use std::path::Path;
 
@@ -30,17 +30,31 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
     })?;
     let source = settings.weights();
     let vgg = Vgg::shared(&source, &device).map_err(|error| {
-        let name = match &source {
-            Source::BuiltIn => "those built in".into(),
-            Source::File(path) => format!("‘{}’", path.display()),
-        };
-        error_msg!(ResourceError::OpenRead, ("weights={name}: {error}"))
+        error_msg!(
+            ResourceError::OpenRead,
+            ("{}", weights_error(&source, &error))
+        )
     })?;
     let stylizer = Stylizer::new(vgg, style, config)
         .map_err(|error| error_msg!(ResourceError::Settings, ("{error}")))?;
     let fallback =
         fallback.map(|reason| format!("device=auto takes {}: {reason}", device::name(&device)));
     Ok((stylizer, fallback))
+}
+
+fn weights_error(source: &Source, error: &shared::Error) -> String {
+    let path = match source {
+        Source::BuiltIn => return format!("weights=those built in: {error}"),
+        Source::File(path) => path,
+    };
+    let named = match weights_by_name(path) {
+        Some(named) => format!(
+            "; there is no {} either (weights/get.sh makes it for the name imagenet)",
+            named.display()
+        ),
+        None => String::new(),
+    };
+    format!("weights=‘{}’: {error}{named}", path.display())
 }
 
 /// Loads a style image.

@@ -1,10 +1,33 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What is said of a frame, in the message and in `stats`.
+//! What is said of a frame, in the message and in `stats`, and of the weights.
 
 use crate::stylizer::Report;
 use crate::stylizer::optimizer::Reason;
+use crate::vgg::{Layer, Origin};
 use gst::ClockTime;
+use gst::glib::{self, ParamSpec};
+use gst::prelude::*;
+
+/// The properties that are read-only.
+pub fn specs() -> [ParamSpec; 2] {
+    [
+        (
+            "weights-info",
+            "Weights' info",
+            "What the weights were recognised as, from PAUSED on: family, layers, and the preprocessing of an image",
+        ),
+        (
+            "stats",
+            "Statistics",
+            "Losses, iterations and time of the last frame",
+        ),
+    ]
+    .map(|(name, nick, blurb)| {
+        let spec = glib::ParamSpecBoxed::builder::<gst::Structure>(name);
+        spec.nick(nick).blurb(blurb).read_only().build()
+    })
+}
 
 /// The structure `gatys` of frame number `frame`.
 pub fn structure(
@@ -32,5 +55,14 @@ pub fn structure(
         .field("time", time.nseconds())
         .field("device", device)
         .field("precision", "f32")
+        .build()
+}
+
+/// What weights were recognised as.
+pub fn weights_info(origin: &Origin) -> gst::Structure {
+    gst::Structure::builder("gatys-weights")
+        .field("family", origin.family.to_string())
+        .field("layers", format!("{} to {}", Layer::FIRST, origin.deepest))
+        .field("preprocessing", origin.preprocessing.to_string())
         .build()
 }

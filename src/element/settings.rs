@@ -190,8 +190,9 @@ properties! {
         "color", "Colour", "Where the colours come from", LIVE;
     weights: Option<PathBuf> = None, (),
         "weights", "Weights",
-        "The network's weights: path of a safetensors or PyTorch file of a VGG-19, or the name of one in the data \
-         directory gst-plugin-gatys (empty = those built in)", READY;
+        "The network's weights: path of a VGG-19's safetensors, PyTorch, Keras (HDF5) or .npz file, told by its content; \
+         or the name of one in the data directory gst-plugin-gatys (empty = those built in). weights-info says what \
+         was recognised", READY;
     n_threads: u32 = config.n_threads, (0, 1024),
         "n-threads", "Threads", "CPU threads of this element (0 = one for each core)", CONTROLLABLE;
     post_messages: bool = true, (),
@@ -303,17 +304,22 @@ impl Settings {
         else {
             return Source::BuiltIn;
         };
-        let mut named = weights_directory().join(&path).into_os_string();
-        named.push(".safetensors");
-        let is_name =
-            path.components().count() == 1 && !path.exists() && Path::new(&named).exists();
-        Source::File(if is_name { named.into() } else { path })
+        match weights_by_name(&path) {
+            Some(named) if named.exists() => Source::File(named),
+            _ => Source::File(path),
+        }
     }
 }
 
-/// Where weights are found by name.
-fn weights_directory() -> PathBuf {
-    glib::user_data_dir().join("gst-plugin-gatys")
+/// The file in the data directory that has this name, if it can be a name and is not a file's path.
+pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
+    if path.components().count() != 1 || path.exists() {
+        return None;
+    }
+    let directory = glib::user_data_dir().join("gst-plugin-gatys");
+    let mut named = directory.join(path).into_os_string();
+    named.push(".safetensors");
+    Some(named.into())
 }
 
 fn layers(property: &'static str, list: &Option<String>) -> Result<LayerWeights, Invalid> {

@@ -110,6 +110,11 @@ impl Stylizer {
         self.vgg.device()
     }
 
+    /// What the network's weights were recognised as.
+    pub fn origin(&self) -> &vgg::Origin {
+        self.vgg.origin()
+    }
+
     /// Takes other settings, from the next frame on; refused ones change nothing.
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         config.validate(&self.vgg)?;

@@ -5,7 +5,6 @@
 //!
 //! The network is a chain, so the backward pass is written out rather than recorded.
 
-mod pth;
 pub mod shared;
 pub mod weights;
 
@@ -15,6 +14,8 @@ use candle_core::{DType, Device, Tensor};
 use std::fmt;
 use std::str::FromStr;
 use weights::Weights;
+use weights::family::Family;
+use weights::preprocessing::Preprocessing;
 
 /// Convolutions of each block; a pooling layer stands between two blocks.
 pub const BLOCKS: [usize; 5] = [2, 2, 4, 4, 4];
@@ -151,20 +152,28 @@ impl Features {
 pub struct Vgg {
     convs: Vec<Conv3x3>,
     device: Device,
+    origin: Origin,
+}
+
+/// What a network's weights were recognised as.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub family: Family,
+    pub preprocessing: Preprocessing,
+    pub deepest: Layer,
 }
 
 impl Vgg {
     /// Puts `weights` on `device`.
     ///
-    /// The image's normalisation becomes part of conv1_1: with mean μ and deviation σ of a
-    /// channel, w (x − μ) / σ + b = (w / σ) x + (b − w μ / σ). Its border is replicated, because
-    /// zeros there would leave a frame around the picture; further in, zeros stand around the
-    /// features, as the weights were trained with.
+    /// The image's preparation becomes part of conv1_1. Its border is replicated, because zeros
+    /// there would leave a frame around the picture; further in, zeros stand around the features,
+    /// as the weights were trained with.
     pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
         let mut convs = Vec::with_capacity(weights.convs.len());
         for (index, (kernel, bias)) in weights.convs.iter().enumerate() {
             let (kernel, bias, border) = if index == 0 {
-                let (kernel, bias) = normalised(kernel, bias, weights)?;
+                let (kernel, bias) = weights.preprocessing.folded(kernel, bias)?;
                 (kernel, bias, Border::Replicate)
             } else {
                 (kernel.clone(), bias.clone(), Border::Zeros)
@@ -178,7 +187,16 @@ impl Vgg {
         Ok(Self {
             convs,
             device: device.clone(),
+            origin: Origin {
+                family: weights.family.clone(),
+                preprocessing: weights.preprocessing.clone(),
+                deepest: weights.deepest(),
+            },
         })
+    }
+
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     pub fn device(&self) -> &Device {
@@ -187,7 +205,7 @@ impl Vgg {
 
     /// The deepest layer that the weights go to.
     pub fn deepest(&self) -> Layer {
-        Layer(self.convs.len() - 1)
+        self.origin.deepest
     }
 
     /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`.
@@ -272,21 +290,6 @@ impl Vgg {
         }
         Ok(())
     }
-}
-
-/// conv1_1 with the image's normalisation folded in.
-fn normalised(
-    kernel: &Tensor,
-    bias: &Tensor,
-    weights: &Weights,
-) -> candle_core::Result<(Tensor, Tensor)> {
-    let cpu = Device::Cpu;
-    let mean = Tensor::new(&weights.mean, &cpu)?.reshape((1, 3, 1, 1))?;
-    let std = Tensor::new(&weights.std, &cpu)?.reshape((1, 3, 1, 1))?;
-    let kernel = kernel.to_dtype(DType::F64)?.broadcast_div(&std)?;
-    let shift = kernel.broadcast_mul(&mean)?.flatten_from(1)?.sum(1)?;
-    let bias = (bias.to_dtype(DType::F64)? - shift)?;
-    Ok((kernel.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?))
 }
 
 #[cfg(test)]

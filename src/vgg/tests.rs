@@ -7,13 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 fn vgg(layers: usize) -> Vgg {
     let full = |value: f32, shape: &[usize]| Tensor::full(value, shape, &Device::Cpu).unwrap();
     let conv = |inputs| (full(0.1, &[2, inputs, 3, 3]), full(0.1, &[2]));
-    let weights = Weights {
-        convs: (0..layers)
-            .map(|i| conv(if i == 0 { 3 } else { 2 }))
-            .collect(),
-        mean: [0.0; 3],
-        std: [1.0; 3],
-    };
+    let convs = (0..layers).map(|i| conv(if i == 0 { 3 } else { 2 }));
+    let weights = Weights::new(convs.collect(), Preprocessing::NONE);
     Vgg::new(&weights, &Device::Cpu).unwrap()
 }
 

@@ -12,8 +12,7 @@ pub mod video;
 use candle_core::{Device, Tensor};
 use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::Weights;
-use safetensors::tensor::{Dtype, TensorView};
-use std::collections::HashMap;
+use gstgatys::vgg::weights::preprocessing::Preprocessing;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -48,44 +47,22 @@ pub fn random_weights(channels: &[usize]) -> Weights {
         inputs = outputs;
         (kernel, Tensor::new(bias, &Device::Cpu).unwrap())
     });
-    Weights {
-        convs: convs.collect(),
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
-    }
+    Weights::new(convs.collect(), Preprocessing::TORCHVISION)
 }
 
 /// Writes the narrow network as a safetensors file.
 pub fn narrow_weights_file(dir: &Path) -> PathBuf {
     let weights = random_weights(&NARROW);
-    let bytes = |tensor: &Tensor| -> Vec<u8> {
-        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect()
-    };
-    let mut tensors = Vec::new();
-    for (layer, (kernel, bias)) in Layer::all().zip(&weights.convs) {
-        for (what, tensor) in [("weight", kernel), ("bias", bias)] {
-            tensors.push((
-                format!("{layer}.{what}"),
-                tensor.dims().to_vec(),
-                bytes(tensor),
-            ));
-        }
-    }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap();
-        (name.as_str(), view)
+    let tensors = Layer::all().zip(weights.convs);
+    let tensors = tensors.flat_map(|(layer, (kernel, bias))| {
+        [
+            (format!("{layer}.weight"), kernel),
+            (format!("{layer}.bias"), bias),
+        ]
     });
-    let list = |values: [f64; 3]| values.map(|value| value.to_string()).join(",");
-    let metadata = HashMap::from([
-        ("mean".into(), list(weights.mean)),
-        ("std".into(), list(weights.std)),
-    ]);
+    let metadata = weights.preprocessing.to_metadata();
     let path = dir.join("narrow.safetensors");
-    safetensors::serialize_to_file(views, Some(metadata), &path).unwrap();
+    safetensors::serialize_to_file(tensors, Some(metadata), &path).unwrap();
     path
 }
 

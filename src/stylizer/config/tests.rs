@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::vgg::weights::Weights;
+use crate::vgg::weights::preprocessing::Preprocessing;
 use candle_core::{DType, Device, Tensor};
 
 fn parse(list: &str) -> Result<LayerWeights, LayersError> {
@@ -12,11 +13,8 @@ fn parse(list: &str) -> Result<LayerWeights, LayersError> {
 fn vgg() -> Vgg {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let conv = |inputs| (zeros(&[1, inputs, 3, 3]), zeros(&[1]));
-    let weights = Weights {
-        convs: (0..13).map(|i| conv(if i == 0 { 3 } else { 1 })).collect(),
-        mean: [0.0; 3],
-        std: [1.0; 3],
-    };
+    let convs = (0..13).map(|i| conv(if i == 0 { 3 } else { 1 }));
+    let weights = Weights::new(convs.collect(), Preprocessing::NONE);
     Vgg::new(&weights, &Device::Cpu).unwrap()
 }
 

@@ -6,6 +6,7 @@ use crate::ops::reference::{Array, Kernel, gram, pool, pool_backward, relative_e
 use crate::ops::with_both_sides;
 use crate::stylizer::config::LossScale;
 use crate::vgg::weights::Weights;
+use crate::vgg::weights::preprocessing::Preprocessing;
 use candle_core::Device;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -42,11 +43,13 @@ impl Network {
     }
 
     fn vgg(&self) -> Arc<Vgg> {
-        let weights = Weights {
-            convs: self.0.iter().map(Kernel::tensors).collect(),
+        let preprocessing = Preprocessing {
             mean: MEAN,
             std: STD,
+            ..Preprocessing::NONE
         };
+        let convs = self.0.iter().map(Kernel::tensors);
+        let weights = Weights::new(convs.collect(), preprocessing);
         Arc::new(Vgg::new(&weights, &Device::Cpu).unwrap())
     }
 

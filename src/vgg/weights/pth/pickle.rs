@@ -7,7 +7,7 @@
 
 use super::{Reader, Result};
 use candle_core::{DType, Device, Tensor};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The names and shapes of a network's tensors take less than this.
 pub const MAX_PICKLE: usize = 16 << 20;
@@ -60,7 +60,7 @@ impl Storage {
 pub struct Info {
     pub storage: Storage,
     offset: usize,
-    shape: Vec<usize>,
+    pub shape: Vec<usize>,
     stride: Vec<usize>,
 }
 
@@ -366,18 +366,34 @@ impl Machine {
         self.stack.last().map(|&top| &self.nodes[top])
     }
 
-    /// The tensors of the dictionary that is the result.
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Info)> {
-        let items = match self.result() {
-            Some(Node::Dict(items)) => items.as_slice(),
-            _ => &[],
-        };
-        items
-            .iter()
-            .filter_map(|&(name, value)| match &self.nodes[value] {
-                Node::Tensor(info) => Some((self.text(name)?, info)),
-                _ => None,
-            })
+    /// The tensors of the dictionary that is the result, and of those in it, as in a checkpoint of a training.
+    pub fn tensors(&self) -> Vec<(String, &Info)> {
+        let mut tensors = Vec::new();
+        let mut dicts: Vec<(String, Ref)> = Vec::new();
+        dicts.extend(self.stack.last().map(|&top| (String::new(), top)));
+        // A dictionary may stand in several places, itself among them.
+        let mut seen = HashSet::new();
+        while let Some((path, dict)) = dicts.pop() {
+            let Node::Dict(items) = &self.nodes[dict] else {
+                continue;
+            };
+            if !seen.insert(dict) {
+                continue;
+            }
+            for &(name, value) in items {
+                let Some(name) = self.name(name) else {
+                    continue;
+                };
+                match &self.nodes[value] {
+                    Node::Tensor(info) => tensors.push((format!("{path}{name}"), info)),
+                    Node::Dict(_) if path.len() <= MAX_NAME => {
+                        dicts.push((format!("{path}{name}."), value));
+                    }
+                    _ => (),
+                }
+            }
+        }
+        tensors
     }
 
     /// The texts of the list that is the result.

@@ -8,83 +8,76 @@
 
 mod pickle;
 
-use candle_core::Tensor;
-use pickle::{Info, MAX_PICKLE, Machine};
+use super::archive::{Entries, Entry, Result};
+use pickle::{MAX_PICKLE, Machine};
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::ops::Range;
 use zip::result::ZipResult;
 use zip::{CompressionMethod, ZipArchive};
 
-/// What is wrong with a file, for a person.
-type Result<T> = std::result::Result<T, String>;
+/// How a file of the legacy format begins: the pickle of PyTorch's magic number 0x1950a86a20f9469cfc6c.
+const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// How a file begins: a zip archive, or the pickle of PyTorch's magic number 0x1950a86a20f9469cfc6c.
-const ZIP: &[u8] = b"PK\x03\x04";
-const OLD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
-
-/// Whether a file is one of PyTorch's, by its first bytes.
-pub fn is_pytorch(file: &[u8]) -> bool {
-    file.starts_with(ZIP) || file.starts_with(OLD)
+/// Whether a file is one of PyTorch's of before 1.6, by its first bytes.
+pub fn is_legacy(file: &[u8]) -> bool {
+    file.starts_with(LEGACY)
 }
 
-/// The tensors of a file whose names are wanted.
-pub fn tensors(file: &[u8], is_wanted: impl Fn(&str) -> bool) -> Result<HashMap<String, Tensor>> {
-    if file.starts_with(OLD) {
-        return one_after_the_other(file, is_wanted);
-    }
-    let entries = entries(file).map_err(|error| error.to_string())?;
-    let entry = |name: &str| {
-        let range = entries.get(name).cloned();
-        range.ok_or_else(|| format!("the archive has no {name}"))
+/// The tensors of a file that is a zip archive.
+pub fn zip_entries<'a>(file: &'a [u8], zip: ZipArchive<Cursor<&[u8]>>) -> Result<Entries<'a>> {
+    let parts = parts(file, zip).map_err(|error| error.to_string())?;
+    let part = |name: &str| {
+        let part = parts.get(name).copied();
+        part.ok_or_else(|| format!("the archive has no {name}"))
     };
-    let folder = entries
+    let folder = parts
         .keys()
         .filter_map(|name| name.strip_suffix("data.pkl"))
         .min();
     let folder = folder.ok_or("the archive has no data.pkl")?;
-    if let Some(order) = entries.get(&format!("{folder}byteorder"))
-        && &file[order.clone()] != b"little"
+    if let Some(&order) = parts.get(&format!("{folder}byteorder"))
+        && order != b"little"
     {
         return Err("its numbers are not little-endian".into());
     }
-    let pickle = &file[entry(&format!("{folder}data.pkl"))?];
+    let pickle = part(&format!("{folder}data.pkl"))?;
     if pickle.len() > MAX_PICKLE {
         return Err("its data.pkl is far too long".into());
     }
     let machine = Machine::run(&mut Reader(pickle))?;
-    read(&machine, is_wanted, |key| {
-        Ok(&file[entry(&format!("{folder}data/{key}"))?])
-    })
+    Ok(entries(&machine, |key| {
+        part(&format!("{folder}data/{key}"))
+    }))
 }
 
-/// Where the entries of a zip archive lie, as far as they are whole and not compressed, which PyTorch's never are.
-fn entries(file: &[u8]) -> ZipResult<HashMap<String, Range<usize>>> {
-    let mut archive = ZipArchive::new(Cursor::new(file))?;
-    let mut entries = HashMap::new();
+/// The files in a zip archive, as far as they are whole and not compressed, which PyTorch's never are.
+fn parts<'a>(
+    file: &'a [u8],
+    mut archive: ZipArchive<Cursor<&[u8]>>,
+) -> ZipResult<HashMap<String, &'a [u8]>> {
+    let mut parts = HashMap::new();
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index)?;
         let range = entry.data_start().and_then(|start| {
             let end = start.checked_add(entry.size())?;
             Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
         });
-        if let Some(range) = range.filter(|range| file.get(range.clone()).is_some())
+        let bytes = range.and_then(|range: Range<usize>| file.get(range));
+        if let Some(bytes) = bytes
             && entry.compression() == CompressionMethod::Stored
         {
-            entries.insert(entry.name()?.into_owned(), range);
+            parts.insert(entry.name()?.into_owned(), bytes);
         }
     }
-    Ok(entries)
+    Ok(parts)
 }
 
-/// Of the old format: five pickles, the magic number, a version, the machine, the `state_dict` and the storages' keys; then
-/// for each of these its number of values, eight bytes, and the values (PyTorch, `torch/serialization.py`,
-/// `_legacy_save`).
-fn one_after_the_other(
-    file: &[u8],
-    is_wanted: impl Fn(&str) -> bool,
-) -> Result<HashMap<String, Tensor>> {
-    let mut rest = Reader(&file[OLD.len()..]);
+/// The tensors of a file of the legacy format: five pickles, the magic number, a version, the machine, the `state_dict` and
+/// the storages' keys; then for each of these its number of values, eight bytes, and the values (PyTorch,
+/// `torch/serialization.py`, `_legacy_save`).
+pub fn legacy_entries(file: &[u8]) -> Result<Entries<'_>> {
+    let mut rest = Reader(&file[LEGACY.len()..]);
     for _version_and_machine in 0..2 {
         Machine::run(&mut rest)?;
     }
@@ -107,26 +100,22 @@ fn one_after_the_other(
             values.ok_or_else(|| format!("the file ends before storage {key}"))?,
         );
     }
-    read(&machine, is_wanted, |key| {
+    Ok(entries(&machine, |key| {
         let values = storages.get(key).copied();
         values.ok_or_else(|| format!("the file has no storage {key}"))
-    })
+    }))
 }
 
-/// The wanted ones of the tensors that a `state_dict` lists, from the storages of their keys.
-fn read<'a>(
-    state_dict: &Machine,
-    is_wanted: impl Fn(&str) -> bool,
-    storage: impl Fn(&str) -> Result<&'a [u8]>,
-) -> Result<HashMap<String, Tensor>> {
-    let wanted = state_dict.tensors().filter(|(name, _)| is_wanted(name));
-    let wanted: HashMap<&str, &Info> = wanted.collect();
-    let tensors = wanted.into_iter().map(|(name, info)| {
-        let tensor = storage(&info.storage.key).and_then(|values| info.read(values));
-        let tensor = tensor.map_err(|what| format!("{name}: {what}"))?;
-        Ok((name.to_owned(), tensor))
-    });
-    tensors.collect()
+/// The tensors that a `state_dict` lists, with values in the storages of their keys.
+fn entries<'a>(state_dict: &Machine, storage: impl Fn(&str) -> Result<&'a [u8]>) -> Entries<'a> {
+    let tensors = state_dict.tensors().into_iter();
+    tensors
+        .map(|(name, info)| {
+            let values = storage(&info.storage.key);
+            let (shape, info) = (info.shape.clone(), info.clone());
+            (name, Entry::new(shape, move || info.read(values.clone()?)))
+        })
+        .collect()
 }
 
 /// Reads little-endian numbers from the front of a slice.

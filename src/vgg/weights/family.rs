@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Which of the known families of VGG-19 files a file is of, by the names and shapes of its tensors and not by its own
+//! name: where the convolutions are, and how an image is prepared for them.
+
+use super::Error;
+use super::archive::{Archive, Entries};
+use super::preprocessing::Preprocessing;
+use crate::vgg::{BLOCKS, Layer};
+use candle_core::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Who made a file, or for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// PyTorch's `torchvision.models.vgg19`.
+    Torchvision,
+    /// `vgg19_bn`, whose batch norms are folded into its convolutions.
+    TorchvisionBn,
+    /// Simonyan and Zisserman's own, which were trained with Caffe: with layers' names as in Gatys' `vgg_conv.pth`, or with
+    /// torchvision's numbers as in Johnson's `vgg19-d01eb7cb.pth`.
+    Caffe,
+    /// AdaIN's `vgg_normalised.pth`, whose leading 1x1 convolution is folded into conv1_1.
+    Adain,
+    /// `keras.applications.VGG19`, which are Caffe's.
+    Keras,
+    /// What the file's metadata call it.
+    Described(String),
+}
+
+impl Family {
+    /// How this family's images are prepared.
+    pub fn preprocessing(&self) -> Preprocessing {
+        match self {
+            Self::Torchvision | Self::TorchvisionBn => Preprocessing::TORCHVISION,
+            Self::Adain => Preprocessing::NONE,
+            Self::Caffe | Self::Keras | Self::Described(_) => Preprocessing::CAFFE,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Torchvision => "torchvision",
+            Self::TorchvisionBn => "torchvision-bn",
+            Self::Caffe => "caffe",
+            Self::Adain => "adain",
+            Self::Keras => "keras",
+            Self::Described(name) => name,
+        })
+    }
+}
+
+/// The names of a layer's tensors.
+pub struct Names {
+    pub kernel: String,
+    pub bias: String,
+    /// What the names of its batch norm begin with.
+    pub norm: Option<String>,
+}
+
+/// Where the convolutions are, from conv1_1 on.
+pub struct Located {
+    pub family: Family,
+    pub layers: Vec<Names>,
+    /// What the names of a 1x1 convolution before conv1_1 begin with.
+    pub mix: Option<String>,
+}
+
+impl Located {
+    pub fn new(archive: &Archive) -> Result<Self, Error> {
+        match by_names(&archive.entries)? {
+            Some(located) => Ok(located),
+            None => by_numbers(&archive.entries),
+        }
+    }
+}
+
+/// The convolutions of each block of the other networks of Simonyan and Zisserman's.
+const OTHERS: [(&str, [usize; 5]); 3] = [
+    ("VGG-11", [1, 1, 2, 2, 2]),
+    ("VGG-13", [2, 2, 2, 2, 2]),
+    ("VGG-16", [2, 2, 3, 3, 3]),
+];
+
+/// Checks that the convolutions `present`, in order, are a VGG-19's from the first on; `keys` are those of a network of so
+/// many convolutions a block.
+fn check<K: PartialEq>(present: &[K], keys: impl Fn(&[usize; 5]) -> Vec<K>) -> Result<(), Error> {
+    let expected = keys(&BLOCKS);
+    if expected.starts_with(present) {
+        return Ok(());
+    }
+    for (name, blocks) in &OTHERS {
+        if keys(blocks).starts_with(present) {
+            return Err(Error::OtherNetwork(name));
+        }
+    }
+    let layers: Vec<(Layer, &K)> = Layer::all().zip(&expected).collect();
+    let mut rest = layers.iter().skip_while(|(_, key)| present.contains(key));
+    let missing = rest.next();
+    let next = rest.find(|(_, key)| present.contains(key));
+    match (missing, next) {
+        (Some(&(missing, _)), Some(&(next, _))) => Err(Error::Gap(next, missing)),
+        _ => Err(Error::NoNetwork),
+    }
+}
+
+/// Convolutions that are called by their layers: `conv1_1.weight`, `block1_conv1/kernel:0`.
+fn by_names(entries: &Entries) -> Result<Option<Located>, Error> {
+    let mut kernels: BTreeMap<(usize, usize), &str> = BTreeMap::new();
+    let mut biases: BTreeMap<(usize, usize), &str> = BTreeMap::new();
+    let mut is_keras = false;
+    // A training's file has tensors of the same names and shapes that belong to the optimiser.
+    for (name, entry) in entries
+        .iter()
+        .filter(|(name, _)| !name.contains("optimizer"))
+    {
+        let (place, found_keras) = match (place(name, "conv", "_"), place(name, "block", "_conv")) {
+            (_, Some(place)) => (place, true),
+            (Some(place), None) => (place, false),
+            (None, None) => continue,
+        };
+        let twice = match (name.rsplit('.').next(), entry.shape.len()) {
+            (Some("weight"), _) | (_, 4) => kernels.insert(place, name),
+            (Some("bias"), _) | (_, 1) => biases.insert(place, name),
+            _ => None,
+        };
+        if let Some(other) = twice {
+            return Err(Error::Twice(other.into(), name.clone()));
+        }
+        is_keras |= found_keras;
+    }
+    if kernels.is_empty() {
+        return Ok(None);
+    }
+    let present: Vec<(usize, usize)> = kernels.keys().copied().collect();
+    check(&present, |blocks| {
+        let blocks = blocks.iter().enumerate();
+        let places = blocks.flat_map(|(b, &convs)| (1..=convs).map(move |c| (b + 1, c)));
+        places.collect()
+    })?;
+    let layers = kernels.iter().zip(Layer::all());
+    let layers = layers.map(|((place, kernel), layer)| {
+        let bias = biases.get(place).ok_or(Error::NoBias(layer))?;
+        Ok(Names {
+            kernel: (*kernel).into(),
+            bias: (*bias).into(),
+            norm: None,
+        })
+    });
+    Ok(Some(Located {
+        family: match is_keras {
+            true => Family::Keras,
+            false => Family::Caffe,
+        },
+        layers: layers.collect::<Result<_, Error>>()?,
+        mix: None,
+    }))
+}
+
+/// The numbers of `{before}3{between}1` in a name, as a word of their own.
+fn place(name: &str, before: &str, between: &str) -> Option<(usize, usize)> {
+    name.match_indices(before).find_map(|(start, _)| {
+        let is_word = !name[..start].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        let (block, rest) = digit(&name[start + before.len()..])?;
+        let (within, rest) = digit(rest.strip_prefix(between)?)?;
+        let ends = !rest.starts_with(|c: char| c.is_ascii_digit());
+        (is_word && ends).then_some((block, within))
+    })
+}
+
+fn digit(text: &str) -> Option<(usize, &str)> {
+    let digit = text.chars().next()?.to_digit(10)?;
+    Some((digit as usize, &text[1..]))
+}
+
+/// Convolutions that are called by their places in PyTorch's sequence of modules: `features.0.weight`.
+fn by_numbers(entries: &Entries) -> Result<Located, Error> {
+    let mut sequences: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for (name, _) in entries.iter().filter(|(_, entry)| entry.shape.len() == 4) {
+        let Some(module) = name.strip_suffix(".weight") else {
+            continue;
+        };
+        let sequence = module.trim_end_matches(|c: char| c.is_ascii_digit());
+        if (sequence.is_empty() || sequence.ends_with('.'))
+            && let Ok(number) = module[sequence.len()..].parse()
+        {
+            sequences.entry(sequence).or_default().insert(number);
+        }
+    }
+    let longest = sequences.iter().rev().max_by_key(|(_, set)| set.len());
+    let (sequence, numbers) = longest.ok_or(Error::NoNetwork)?;
+    let mut numbers: Vec<usize> = numbers.iter().copied().collect();
+    let module = |number: usize| format!("{sequence}{number}");
+    let has = |name: String| entries.contains_key(&name);
+
+    let mix = entries
+        .get(&format!("{}.weight", module(0)))
+        .filter(|first| first.shape == [3, 3, 1, 1])
+        .map(|_| module(0));
+    let has_norms = has(format!("{}.running_mean", module(numbers[0] + 1)));
+    // Convolution and ReLU; these and a batch norm between them; these and padding before them, after the 1x1 convolution
+    // and the first padding.
+    let (family, first, modules) = match (&mix, has_norms) {
+        (Some(_), _) => (Family::Adain, 2, 3),
+        (None, true) => (Family::TorchvisionBn, 0, 3),
+        (None, false) if is_caffe(entries, &module(0)) => (Family::Caffe, 0, 2),
+        (None, false) => (Family::Torchvision, 0, 2),
+    };
+    if mix.is_some() {
+        numbers.remove(0);
+    }
+    check(&numbers, |blocks| numbering(blocks, first, modules))?;
+    let layers = numbers.iter().map(|&number| Names {
+        kernel: format!("{}.weight", module(number)),
+        bias: format!("{}.bias", module(number)),
+        norm: has_norms.then(|| module(number + 1)),
+    });
+    Ok(Located {
+        layers: layers.collect(),
+        family,
+        mix,
+    })
+}
+
+/// The places of the convolutions in a sequence of so many modules a convolution, and one pool a block.
+fn numbering(blocks: &[usize; 5], first: usize, modules: usize) -> Vec<usize> {
+    let mut next = first;
+    let mut numbers = Vec::new();
+    for &convs in blocks {
+        for _ in 0..convs {
+            numbers.push(next);
+            next += modules;
+        }
+        next += 1;
+    }
+    numbers
+}
+
+/// The first row of torchvision's first kernel.
+const TORCHVISION_KERNEL: [f32; 3] = [-0.053474, -0.049257, -0.067942];
+
+/// Of conv1_1's 64 biases, so many are above zero in Caffe's networks (in its VGG-16 all but one), and about half in
+/// torchvision's.
+const CAFFE_BIASES: usize = 56;
+
+/// Whether a network with torchvision's numbers is Caffe's: Johnson's file has the classifier's layers at other places; where
+/// they were renamed or left out, conv1_1 tells.
+fn is_caffe(entries: &Entries, first: &str) -> bool {
+    if entries.contains_key("classifier.1.weight") {
+        return true;
+    }
+    let values = |what: &str, shape: &[usize]| {
+        let entry = entries.get(&format!("{first}.{what}"))?;
+        let tensor: Tensor = (entry.shape == shape).then(|| entry.read().ok())??;
+        let tensor = tensor.to_dtype(candle_core::DType::F32).ok()?;
+        tensor.flatten_all().ok()?.to_vec1::<f32>().ok()
+    };
+    let (Some(kernel), Some(bias)) = (values("weight", &[64, 3, 3, 3]), values("bias", &[64]))
+    else {
+        return false;
+    };
+    let mut first_row = kernel.iter().zip(TORCHVISION_KERNEL);
+    let is_torchvision = first_row.all(|(value, expected)| (value - expected).abs() < 1e-4);
+    !is_torchvision && bias.iter().filter(|&&bias| bias > 0.0).count() >= CAFFE_BIASES
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! HDF5 files, as Keras writes them.
+
+use super::MAX_KERNEL;
+use super::archive::{Entries, Entry, Result};
+use candle_core::{DType, Device, Tensor};
+use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions};
+use std::collections::HashSet;
+
+/// The datasets by their paths.
+pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
+    let options = OpenOptions::default()
+        .with_chunk_cache_bytes(0)
+        .with_max_chunk_bytes(MAX_KERNEL)
+        .with_max_read_bytes(MAX_KERNEL)
+        .with_max_object_header_bytes(file.len());
+    let file = Hdf5File::from_bytes_with_options(file, options).map_err(cause)?;
+    let mut entries = Entries::new();
+    let mut groups = vec![(String::new(), file.root_group().map_err(cause)?)];
+    // A group may be linked to from several places, its own members among them.
+    let mut seen = HashSet::new();
+    while let Some((path, group)) = groups.pop() {
+        if !seen.insert(group.address()) {
+            continue;
+        }
+        let (inner, datasets) = group.members().map_err(cause)?;
+        for dataset in datasets {
+            entries.insert(format!("{path}{}", last(dataset.name())), entry(dataset));
+        }
+        let inner = inner.into_iter();
+        groups.extend(inner.map(|group| (format!("{path}{}/", last(group.name())), group)));
+    }
+    Ok(entries)
+}
+
+fn entry(dataset: Dataset) -> Entry<'static> {
+    let shape = dataset.shape();
+    let shape: Vec<usize> = shape.iter().map(|&side| side as usize).collect();
+    Entry::new(shape.clone(), move || {
+        let Datatype::FloatingPoint { size, .. } = dataset.dtype() else {
+            return Err("it is not of floats".into());
+        };
+        let dtype = match size {
+            2 => DType::F16,
+            4 => DType::F32,
+            8 => DType::F64,
+            _ => return Err(format!("floats of {size} bytes cannot be read")),
+        };
+        let values = dataset.read_native_bytes().map_err(cause)?;
+        Tensor::from_raw_buffer(&values, dtype, &shape, &Device::Cpu)
+            .map_err(|error| error.to_string())
+    })
+}
+
+fn last(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn cause(error: hdf5_reader::error::Error) -> String {
+    error.to_string()
+}

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Where the network's weights come from: the files that can be read, and what can be wrong with one.
+//!
+//! A file is an [`archive`] of tensors in one of several formats; which tensors are the network's and what it was trained on
+//! is told by the [`family`] it is of.
+
+mod archive;
+pub mod family;
+mod hdf5;
+mod npz;
+pub mod preprocessing;
+mod pth;
+
+use super::Layer;
+use archive::{Archive, Entries};
+use candle_core::{DType, Tensor};
+use family::{Family, Located, Names};
+use preprocessing::Preprocessing;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// The weights that the library carries: conv1_1 to conv5_1 in f16, trained on procedurally
+/// generated images.
+const BUILT_IN: &[u8] = include_bytes!("../../../weights/vgg19-procedural.safetensors");
+
+/// A weights file is no larger than this: VGG-19 with its classifier is 575 MB in f32, and a training's file has twice as
+/// much again for the optimiser.
+const MAX_FILE: u64 = 4 << 30;
+
+/// No layer of a VGG-19 has more channels.
+const MAX_CHANNELS: usize = 512;
+
+/// The bytes of the largest kernel, in f64.
+const MAX_KERNEL: usize = MAX_CHANNELS * MAX_CHANNELS * 9 * 8;
+
+/// PyTorch's batch norms add this to the variance.
+const NORM_EPSILON: f64 = 1e-5;
+
+/// A place that weights are read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Those in the library.
+    #[default]
+    BuiltIn,
+    /// A safetensors, PyTorch, HDF5 or `.npz` file.
+    File(PathBuf),
+}
+
+/// The convolutions' kernels `[out, in, 3, 3]` and biases `[out]` from conv1_1 on, in f32 on the
+/// CPU, and how an image is prepared for them.
+#[derive(Debug)]
+pub struct Weights {
+    pub convs: Vec<(Tensor, Tensor)>,
+    pub preprocessing: Preprocessing,
+    pub family: Family,
+}
+
+/// What is wrong with a weights file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it is empty")]
+    Empty,
+    #[error("it is larger than any VGG-19 file ({0} bytes)")]
+    TooLarge(u64),
+    #[error(
+        "it is of no known format, or cut short: VGG-19 weights are read from safetensors, PyTorch, Keras (HDF5) and .npz files"
+    )]
+    UnknownFormat,
+    #[error(
+        "it is {0}, which has to be converted first: weights/convert.py FILE OUT.safetensors does it"
+    )]
+    Convert(&'static str),
+    #[error("it cannot be read as {format}: it is damaged or cut short ({cause})")]
+    Damaged { format: &'static str, cause: String },
+    #[error(
+        "it has no tensors called as a VGG-19's are, for example features.0.weight, conv1_1.weight or block1_conv1"
+    )]
+    NoNetwork,
+    #[error("it is a {0}, where a VGG-19 is needed")]
+    OtherNetwork(&'static str),
+    #[error("it has {0} but not {1} before it, so these are not the weights of a VGG-19")]
+    Gap(Layer, Layer),
+    #[error("{0} has no bias, so these are not the weights of a VGG-19")]
+    NoBias(Layer),
+    #[error("‘{0}’ and ‘{1}’ are for the same layer")]
+    Twice(String, String),
+    #[error("{0}: {1}")]
+    Tensor(Layer, String),
+    #[error("the {what} of {layer} has the shape {found:?} where a VGG-19 has {expected}")]
+    Shape {
+        layer: Layer,
+        what: &'static str,
+        found: Vec<usize>,
+        expected: String,
+    },
+    #[error("{0} has values that are not finite numbers")]
+    NotFinite(Layer),
+    #[error("its metadata give {key} as ‘{value}’, where {expected}")]
+    Metadata {
+        key: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+}
+
+impl Weights {
+    /// Weights that a program has itself.
+    pub fn new(convs: Vec<(Tensor, Tensor)>, preprocessing: Preprocessing) -> Self {
+        Self {
+            convs,
+            preprocessing,
+            family: Family::Described("given".into()),
+        }
+    }
+
+    /// Reads and checks weights.
+    pub fn load(source: &Source) -> Result<Self, Error> {
+        match source {
+            Source::BuiltIn => Self::from_bytes(BUILT_IN),
+            Source::File(path) => {
+                let (mut file, len) = open(path)?;
+                if len > MAX_FILE {
+                    return Err(Error::TooLarge(len));
+                }
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes)?;
+                Self::from_bytes(&bytes)
+            }
+        }
+    }
+
+    /// Reads and checks the weights in a file of these bytes.
+    pub fn from_bytes(file: &[u8]) -> Result<Self, Error> {
+        if file.is_empty() {
+            return Err(Error::Empty);
+        }
+        let archive = Archive::open(file)?;
+        let located = Located::new(&archive)?;
+        let said = Preprocessing::from_metadata(&archive.metadata)?;
+        let family = match archive.metadata.get("family") {
+            Some(name) => Family::Described(name.clone()),
+            None if said.is_some() => Family::Described("described".into()),
+            None => located.family.clone(),
+        };
+        Ok(Self {
+            convs: convolutions(&archive.entries, &located)?,
+            preprocessing: said.unwrap_or_else(|| family.preprocessing()),
+            family,
+        })
+    }
+
+    /// The deepest layer that there are weights for.
+    pub fn deepest(&self) -> Layer {
+        Layer::all()
+            .take(self.convs.len())
+            .last()
+            .unwrap_or(Layer::FIRST)
+    }
+
+    /// Writes the project's compact form, a safetensors file of f16 whose metadata say how an image is prepared.
+    ///
+    /// # Errors
+    /// Where a value is too large for f16, or the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let mut tensors = Vec::new();
+        for (layer, (kernel, bias)) in Layer::all().zip(&self.convs) {
+            for (what, tensor) in [("weight", kernel), ("bias", bias)] {
+                let half = finite(layer, tensor, DType::F16)?;
+                tensors.push((format!("{layer}.{what}"), half));
+            }
+        }
+        let mut metadata = self.preprocessing.to_metadata();
+        metadata.insert("family".into(), self.family.to_string());
+        safetensors::serialize_to_file(tensors, Some(metadata), path)
+            .map_err(|error| io::Error::other(error).into())
+    }
+}
+
+/// The kernels and biases, with what stands between the convolutions folded into them.
+fn convolutions(entries: &Entries, located: &Located) -> Result<Vec<(Tensor, Tensor)>, Error> {
+    let mut convs = Vec::new();
+    let mut channels = 3;
+    for (layer, names) in Layer::all().zip(&located.layers) {
+        let unreadable = |error: candle_core::Error| Error::Tensor(layer, error.to_string());
+        let reader = Reader { entries, layer };
+        let (mut kernel, mut bias) = reader.convolution(names, channels)?;
+        channels = bias.elem_count();
+        if let Some(norm) = &names.norm {
+            let [scale, shift, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
+                .map(|what| reader.tensor(&format!("{norm}.{what}"), "batch norm", &[channels]));
+            (kernel, bias) = normalised(&kernel, &bias, [scale?, shift?, mean?, variance?])
+                .map_err(unreadable)?;
+        }
+        if let (Layer::FIRST, Some(mix)) = (layer, &located.mix) {
+            let weight =
+                reader.tensor(&format!("{mix}.weight"), "1x1 convolution", &[3, 3, 1, 1])?;
+            let offset = reader.tensor(&format!("{mix}.bias"), "1x1 convolution", &[3])?;
+            (kernel, bias) = mixed(&kernel, &bias, &weight, &offset).map_err(unreadable)?;
+        }
+        let f32 = |tensor| finite(layer, tensor, DType::F32);
+        convs.push((f32(&kernel)?, f32(&bias)?));
+    }
+    Ok(convs)
+}
+
+/// Reads a layer's tensors, as far as they are of the shapes that a VGG-19 has.
+struct Reader<'a> {
+    entries: &'a Entries<'a>,
+    layer: Layer,
+}
+
+impl Reader<'_> {
+    /// A kernel `[out, channels, 3, 3]`, which TensorFlow and Caffe's converters write as `[3, 3, channels, out]`, and its
+    /// bias `[out]`, in f64.
+    fn convolution(&self, names: &Names, channels: usize) -> Result<(Tensor, Tensor), Error> {
+        let found = self.shape(&names.kernel)?;
+        let (out, last_is_out) = match found[..] {
+            [out, inputs, 3, 3] if inputs == channels => (out, false),
+            [3, 3, inputs, out] if inputs == channels => (out, true),
+            _ => (0, false),
+        };
+        if out == 0 || out > MAX_CHANNELS {
+            let expected = format!("[channels, {channels}, 3, 3]");
+            return Err(self.wrong("kernel", found, expected));
+        }
+        let mut kernel = self.tensor(&names.kernel, "kernel", found)?;
+        if last_is_out {
+            let permuted = kernel.permute((3, 2, 0, 1));
+            kernel = permuted.map_err(|error| Error::Tensor(self.layer, error.to_string()))?;
+        }
+        Ok((kernel, self.tensor(&names.bias, "bias", &[out])?))
+    }
+
+    fn shape(&self, name: &str) -> Result<&[usize], Error> {
+        match self.entries.get(name) {
+            Some(entry) => Ok(&entry.shape),
+            None if name.ends_with(".bias") => Err(Error::NoBias(self.layer)),
+            None => Err(Error::Tensor(self.layer, format!("it has no {name}"))),
+        }
+    }
+
+    /// The values of a tensor of a known shape, in f64.
+    fn tensor(&self, name: &str, what: &'static str, shape: &[usize]) -> Result<Tensor, Error> {
+        let found = self.shape(name)?;
+        if found != shape {
+            return Err(self.wrong(what, found, format!("{shape:?}")));
+        }
+        let tensor = self.entries[name].read();
+        tensor
+            .and_then(|tensor| {
+                let tensor = tensor.to_dtype(DType::F64);
+                tensor.map_err(|error| error.to_string())
+            })
+            .map_err(|cause| Error::Tensor(self.layer, format!("{name}: {cause}")))
+    }
+
+    fn wrong(&self, what: &'static str, found: &[usize], expected: String) -> Error {
+        Error::Shape {
+            layer: self.layer,
+            what,
+            found: found.to_vec(),
+            expected,
+        }
+    }
+}
+
+/// The tensor in another type, if all its values are numbers there.
+fn finite(layer: Layer, tensor: &Tensor, dtype: DType) -> Result<Tensor, Error> {
+    let convert = || {
+        let tensor = tensor.to_dtype(dtype)?.contiguous()?;
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?;
+        let values = values.to_vec1::<f32>()?;
+        Ok((tensor, values.iter().all(|value| value.is_finite())))
+    };
+    match convert() {
+        Ok((tensor, true)) => Ok(tensor),
+        Ok((_, false)) => Err(Error::NotFinite(layer)),
+        Err(error) => Err(Error::Tensor(layer, candle_core::Error::to_string(&error))),
+    }
+}
+
+/// A convolution with the batch norm after it: with its mean μ, variance v, scale γ and shift β,
+/// γ (w x + b − μ) / √(v + ε) + β.
+fn normalised(
+    kernel: &Tensor,
+    bias: &Tensor,
+    [scale, shift, mean, variance]: [Tensor; 4],
+) -> candle_core::Result<(Tensor, Tensor)> {
+    let factor = (scale / (variance + NORM_EPSILON)?.sqrt()?)?;
+    let kernel = kernel.broadcast_mul(&factor.reshape(((), 1, 1, 1))?)?;
+    let bias = (((bias - mean)? * factor)? + shift)?;
+    Ok((kernel, bias))
+}
+
+/// A convolution with the 1x1 convolution before it, `[3, 3, 1, 1]` and `[3]`: w (A x + a) + b = (w A) x + (w a + b). The
+/// border is replicated for conv1_1, so that this holds there as well.
+fn mixed(
+    kernel: &Tensor,
+    bias: &Tensor,
+    weight: &Tensor,
+    offset: &Tensor,
+) -> candle_core::Result<(Tensor, Tensor)> {
+    let shift = kernel.broadcast_mul(&offset.reshape((1, 3, 1, 1))?)?;
+    let bias = (bias + shift.flatten_from(1)?.sum(1)?)?;
+    // [out, 3, 3, 3] as [out · 3 · 3, 3]
+    let (out, ..) = kernel.dims4()?;
+    let last = kernel.permute((0, 2, 3, 1))?.contiguous()?;
+    let mixed = last
+        .reshape((out * 9, 3))?
+        .matmul(&weight.reshape((3, 3))?)?;
+    let kernel = mixed.reshape((out, 3, 3, 3))?.permute((0, 3, 1, 2))?;
+    Ok((kernel, bias))
+}
+
+/// Opens a regular file and gives its length; anything else may never end, or never begin.
+pub fn open(path: &Path) -> io::Result<(File, u64)> {
+    let metadata = std::fs::metadata(path)?;
+    if metadata.is_dir() {
+        Err(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "it is a directory",
+        ))
+    } else if !metadata.is_file() {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ))
+    } else {
+        Ok((File::open(path)?, metadata.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"four").unwrap();
+        assert_eq!(open(&path).unwrap().1, 4);
+        let kind = |path: &Path| open(path).unwrap_err().kind();
+        assert_eq!(kind(folder.path()), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(&path.join("below")), io::ErrorKind::NotADirectory);
+        assert_eq!(
+            kind(&folder.path().join("missing")),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(kind(Path::new("/dev/null")), io::ErrorKind::InvalidInput);
+    }
+}

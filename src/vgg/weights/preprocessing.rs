@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How an image is prepared for a network, which differs from one weights file to the next.
+
+use super::Error;
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
+use std::fmt;
+
+/// Mean and standard deviation of ImageNet's channels, RGB 0..1, which torchvision's networks expect.
+const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// ImageNet's mean, BGR 0..255, which Caffe's networks expect (Simonyan and Zisserman's release of VGG-19).
+const CAFFE_MEAN: [f64; 3] = [103.939, 116.779, 123.68];
+
+/// What a network is given for a pixel: its channels in this order and range, less `mean`, over `std`, both of which are in
+/// that order and range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preprocessing {
+    pub channels: Channels,
+    pub range: Range,
+    pub mean: [f64; 3],
+    pub std: [f64; 3],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channels {
+    Rgb,
+    Bgr,
+}
+
+/// What white is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// 0..1
+    One,
+    /// 0..255
+    Byte,
+}
+
+impl Preprocessing {
+    /// RGB 0..1 as it is.
+    pub const NONE: Self = Self {
+        channels: Channels::Rgb,
+        range: Range::One,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+    };
+
+    pub const TORCHVISION: Self = Self {
+        channels: Channels::Rgb,
+        range: Range::One,
+        mean: IMAGENET_MEAN,
+        std: IMAGENET_STD,
+    };
+
+    pub const CAFFE: Self = Self {
+        channels: Channels::Bgr,
+        range: Range::Byte,
+        mean: CAFFE_MEAN,
+        std: [1.0; 3],
+    };
+
+    /// What metadata say with the keys `channels` (RGB or BGR), `range` (0..1 or 0..255), `mean` and `std` (three numbers);
+    /// what they leave out is RGB, 0..1 and ImageNet's. `None` where they say nothing.
+    pub fn from_metadata(metadata: &HashMap<String, String>) -> Result<Option<Self>, Error> {
+        if !["channels", "range", "mean", "std"]
+            .iter()
+            .any(|&key| metadata.contains_key(key))
+        {
+            return Ok(None);
+        }
+        let channels = match metadata.get("channels").map(String::as_str) {
+            None | Some("RGB") => Channels::Rgb,
+            Some("BGR") => Channels::Bgr,
+            Some(other) => return Err(refused("channels", other, "RGB or BGR is needed")),
+        };
+        let range = match metadata.get("range").map(String::as_str) {
+            None | Some("0..1") => Range::One,
+            Some("0..255") => Range::Byte,
+            Some(other) => return Err(refused("range", other, "0..1 or 0..255 is needed")),
+        };
+        let imagenet = |values: [f64; 3]| {
+            let values = values.map(|value| value * range.white());
+            channels.ordered(values)
+        };
+        Ok(Some(Self {
+            channels,
+            range,
+            mean: per_channel(metadata, "mean", |_| true)?.unwrap_or(imagenet(IMAGENET_MEAN)),
+            std: per_channel(metadata, "std", |value| value > 0.0)?
+                .unwrap_or(imagenet(IMAGENET_STD)),
+        }))
+    }
+
+    /// The metadata that say this.
+    pub fn to_metadata(&self) -> HashMap<String, String> {
+        let numbers = |values: [f64; 3]| values.map(|value| value.to_string()).join(",");
+        HashMap::from([
+            ("channels".into(), self.channels.to_string()),
+            ("range".into(), self.range.to_string()),
+            ("mean".into(), numbers(self.mean)),
+            ("std".into(), numbers(self.std)),
+        ])
+    }
+
+    /// conv1_1's kernel `[out, 3, 3, 3]` and bias `[out]` for RGB 0..1 instead of what the network was trained with: with
+    /// mean μ and deviation σ of a channel and white s, w (s x − μ) / σ + b = (w s / σ) x + (b − w μ / σ).
+    pub fn folded(&self, kernel: &Tensor, bias: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
+        let per_channel =
+            |values: [f64; 3]| Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1));
+        let kernel = kernel
+            .to_dtype(DType::F64)?
+            .broadcast_div(&per_channel(self.std)?)?;
+        let shift = kernel.broadcast_mul(&per_channel(self.mean)?)?;
+        let bias = (bias.to_dtype(DType::F64)? - shift.flatten_from(1)?.sum(1)?)?;
+        let order = Tensor::new(&self.channels.ordered([0u32, 1, 2]), &Device::Cpu)?;
+        let kernel = (kernel.index_select(&order, 1)? * self.range.white())?;
+        Ok((kernel.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?))
+    }
+}
+
+impl fmt::Display for Preprocessing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = |values: [f64; 3]| values.map(|value| value.to_string()).join(" ");
+        let (channels, range) = (self.channels, self.range);
+        write!(
+            f,
+            "{channels} {range}, mean {}, deviation {}",
+            numbers(self.mean),
+            numbers(self.std)
+        )
+    }
+}
+
+impl Channels {
+    /// Values of R, G and B in this order; or the other way round, which is the same.
+    fn ordered<T: Copy>(self, [r, g, b]: [T; 3]) -> [T; 3] {
+        match self {
+            Self::Rgb => [r, g, b],
+            Self::Bgr => [b, g, r],
+        }
+    }
+}
+
+impl fmt::Display for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rgb => "RGB",
+            Self::Bgr => "BGR",
+        })
+    }
+}
+
+impl Range {
+    fn white(self) -> f64 {
+        match self {
+            Self::One => 1.0,
+            Self::Byte => 255.0,
+        }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0..{}", self.white())
+    }
+}
+
+fn refused(key: &'static str, value: &str, expected: &'static str) -> Error {
+    Error::Metadata {
+        key,
+        value: value.into(),
+        expected,
+    }
+}
+
+/// Three numbers of the metadata, if they have this key.
+fn per_channel(
+    metadata: &HashMap<String, String>,
+    key: &'static str,
+    is_valid: impl Fn(f64) -> bool,
+) -> Result<Option<[f64; 3]>, Error> {
+    let Some(value) = metadata.get(key) else {
+        return Ok(None);
+    };
+    let numbers = value
+        .split(',')
+        .map(|number| number.trim().parse::<f64>().ok());
+    let numbers: Option<Vec<f64>> = numbers.collect();
+    numbers
+        .and_then(|numbers| <[f64; 3]>::try_from(numbers).ok())
+        .filter(|numbers| {
+            numbers
+                .iter()
+                .all(|&number| number.is_finite() && is_valid(number))
+        })
+        .map(Some)
+        .ok_or_else(|| refused(key, value, "a number for each of three channels is needed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(said: &[(&str, &str)]) -> Result<Option<Preprocessing>, Error> {
+        let said = said.iter().map(|&(key, value)| (key.into(), value.into()));
+        Preprocessing::from_metadata(&said.collect())
+    }
+
+    #[test]
+    fn numbers_for_each_channel() {
+        let said = read(&[("std", "0.1, 0.2 ,3")]).unwrap().unwrap();
+        assert_eq!((said.mean, said.std), (IMAGENET_MEAN, [0.1, 0.2, 3.0]));
+        for bad in [
+            "", "1", "1,2", "1,2,3,4", "1,2,x", "1,2,0", "1,2,-3", "1,2,nan", "1,2,inf",
+        ] {
+            let error = read(&[("std", bad)]).unwrap_err();
+            assert!(
+                matches!(&error, Error::Metadata { key: "std", value, .. } if value == bad),
+                "{error}"
+            );
+        }
+        assert_eq!(read(&[("other", "1")]).unwrap(), None);
+    }
+
+    #[test]
+    fn channels_and_range() {
+        let said = read(&[("channels", "BGR"), ("range", "0..255")]);
+        let said = said.unwrap().unwrap();
+        assert_eq!((said.channels, said.range), (Channels::Bgr, Range::Byte));
+        assert_eq!(said.mean, [0.406 * 255.0, 0.456 * 255.0, 0.485 * 255.0]);
+        for (key, value) in [("channels", "rgb"), ("range", "-1..1")] {
+            let error = read(&[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn metadata_say_it_all() {
+        for preprocessing in [
+            Preprocessing::NONE,
+            Preprocessing::TORCHVISION,
+            Preprocessing::CAFFE,
+        ] {
+            let said = Preprocessing::from_metadata(&preprocessing.to_metadata());
+            assert_eq!(said.unwrap(), Some(preprocessing));
+        }
+        assert_eq!(
+            Preprocessing::CAFFE.to_string(),
+            "BGR 0..255, mean 103.939 116.779 123.68, deviation 1 1 1"
+        );
+    }
+
+    /// With a kernel that hands on the middle pixel, conv1_1 shows what the network is given.
+    #[test]
+    fn a_pixel_is_prepared() {
+        let mut kernel = vec![0f32; 3 * 3 * 9];
+        for channel in 0..3 {
+            kernel[(channel * 3 + channel) * 9 + 4] = 1.0;
+        }
+        let kernel = Tensor::from_vec(kernel, (3, 3, 3, 3), &Device::Cpu).unwrap();
+        let bias = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        let (kernel, bias) = Preprocessing::CAFFE.folded(&kernel, &bias).unwrap();
+        let kernel: Vec<f32> = kernel.flatten_all().unwrap().to_vec1().unwrap();
+        let bias: Vec<f32> = bias.to_vec1().unwrap();
+        // RGB 0.2, 0.4, 0.6
+        let given = [0, 1, 2].map(|out| {
+            let weight = |input: usize| kernel[(out * 3 + input) * 9 + 4];
+            weight(0) * 0.2 + weight(1) * 0.4 + weight(2) * 0.6 + bias[out]
+        });
+        let expected = [153.0 - 103.939, 102.0 - 116.779, 51.0 - 123.68];
+        for (given, expected) in given.iter().zip(expected) {
+            assert!((given - expected).abs() < 1e-4, "{given} {expected}");
+        }
+    }
+}
