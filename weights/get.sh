@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MPL-2.0
+# Gets the weights that were trained on ImageNet, for weights=imagenet.
+set -euo pipefail
+
+url=https://download.pytorch.org/models/vgg19-dcbb9e9d.pth
+sha256=dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44
+attempts=10
+
+usage() {
+    cat <<END
+usage: ${0##*/} [FILE]
+       ${0##*/} --url URL --sha256 SUM
+
+Downloads torchvision's VGG-19 (548 MiB), which was trained on ImageNet, and keeps its convolutions (40 MB) where the element
+finds them as weights=imagenet. A download that was interrupted goes on where it ended. With FILE, a VGG-19 that you have
+in any format that the element reads, nothing is downloaded. With --url and --sha256, the file is taken from another place.
+END
+}
+
+die() { printf 'get.sh: %s\n' "$@" >&2; exit 1; }
+
+file=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    -h | --help) usage; exit ;;
+    --url | --sha256)
+        [[ $# -ge 2 ]] || { usage >&2; exit 2; }
+        printf -v "${1#--}" %s "$2"
+        shift 2
+        ;;
+    -*) usage >&2; exit 2 ;;
+    *)
+        [[ -z $file ]] || { usage >&2; exit 2; }
+        file=$1
+        shift
+        ;;
+    esac
+done
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+directory=${XDG_DATA_HOME:-$HOME/.local/share}/gst-plugin-gatys
+made=$directory/imagenet.safetensors
+part=$directory/${url##*/}.part
+
+need() { command -v "$1" >/dev/null || die "needs the program $1: ${2:-install the package $1}"; }
+
+sum() {
+    if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d' ' -f1
+}
+
+# What to do without a network.
+by_hand() {
+    printf '%s\n' "Get the file by other means, from" "    $url" "and then run" "    $0 FILE" \
+        "or set the element's property weights to its path."
+}
+
+size() { if [[ -e $part ]]; then wc -c <"$part"; else echo 0; fi; }
+
+# Downloads what is missing of the file. curl's own attempts would begin again where this one did.
+download() {
+    local attempt before answer status
+    for ((attempt = 1; attempt <= attempts; attempt++)); do
+        [[ ! -e $part || $(sum "$part") != "$sha256" ]] || return 0
+        before=$(size)
+        [[ $before == 0 ]] || echo "Going on after $before bytes"
+        status=0
+        answer=$(curl --fail --location --continue-at - --connect-timeout 20 --speed-limit 1000 --speed-time 30 \
+            --progress-bar --output "$part" --write-out '%{http_code}' "$url") || status=$?
+        case $status:$answer in
+        # The server has no such bytes, or cannot go on in the middle: from the start. (curl may call the former a success.)
+        *:416 | 33:* | 36:*) rm -f "$part"; continue ;;
+        0:*) return 0 ;;
+        22:4*) break ;;
+        6:* | 7:*) [[ $attempt -lt 3 ]] || die "there is no network, or no way to $url (curl's error $status)." "$(by_hand)" ;;
+        esac
+        # Where nothing came, waiting may help.
+        [[ $(size) -gt $before ]] || sleep $((attempt < 4 ? attempt : 4))
+    done
+    die "$url could not be downloaded (answer $answer, curl's error $status). What there is of it is kept:" \
+        "start again to go on." "$(by_hand)"
+}
+
+convert() {
+    cargo build --quiet --release --manifest-path "$root/Cargo.toml" --example weights
+    cargo run --quiet --release --manifest-path "$root/Cargo.toml" --example weights -- "$1" "$made.part"
+    mv "$made.part" "$made"
+}
+
+[[ ! -e $made ]] || { echo "$made is there: use it as weights=imagenet (remove it to make it anew)"; exit; }
+need cargo "see https://rustup.rs"
+mkdir -p "$directory"
+if [[ -n $file ]]; then
+    convert "$file"
+else
+    need curl
+    echo "Downloading $url"
+    download
+    found=$(sum "$part")
+    if [[ $found != "$sha256" ]]; then
+        rm -f "$part"
+        die "what was downloaded is not the right file and was removed: its SHA-256 is $found, not $sha256." \
+            "Start again; if it stays so, something on the way changes the file." "$(by_hand)"
+    fi
+    convert "$part"
+    rm -f "$part"
+fi
+echo "Use it as weights=imagenet ($made)"
