@@ -75,6 +75,18 @@ fn every_family_gives_pytorch_features() {
             "torchvision",
         ),
         (
+            "torchvision-2017.pth",
+            "torchvision",
+            TORCHVISION,
+            "torchvision",
+        ),
+        (
+            "torchvision-last.pth",
+            "torchvision",
+            TORCHVISION,
+            "torchvision",
+        ),
+        (
             "torchvision.safetensors",
             "torchvision",
             TORCHVISION,
@@ -95,6 +107,7 @@ fn every_family_gives_pytorch_features() {
             "adain",
         ),
         ("keras.h5", "keras", CAFFE, "caffe"),
+        ("keras-theano.h5", "keras", CAFFE, "caffe"),
         ("layers.npz", "caffe", CAFFE, "caffe"),
     ] {
         let weights = load(&family_file(name)).unwrap_or_else(|error| panic!("{name}: {error}"));

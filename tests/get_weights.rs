@@ -126,9 +126,8 @@ impl Home {
     /// The files that the script left.
     fn left(&self) -> Vec<String> {
         let files = fs::read_dir(self.directory()).into_iter().flatten();
-        files
-            .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .collect()
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != "get.lock").collect()
     }
 }
 
@@ -229,6 +228,30 @@ fn an_interrupted_download_goes_on_at_the_next_start() {
 }
 
 #[test]
+fn two_at_once() {
+    let home = Home::new();
+    fs::create_dir_all(home.directory()).unwrap();
+    let lock = home.directory().join("get.lock");
+    let mut other = Command::new("flock")
+        .args([lock.to_str().unwrap(), "sh", "-c", "echo; read wait"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut locked = BufReader::new(other.stdout.take().unwrap());
+    locked.read_line(&mut line).unwrap();
+    let server = Server::new(weights(), Manner::Whole);
+    let arguments = ["--url", &server.address, "--sha256", &sha256_of_weights()];
+    let ended = home.get(&arguments);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    ended.assert_refused("two at once");
+    assert!(ended.stderr.contains("another get.sh"), "{ended}");
+    home.get(&arguments).assert_succeeded("one after the other");
+}
+
+#[test]
 fn a_busy_server_is_asked_again() {
     let home = Home::new();
     let server = Server::new(weights(), Manner::Busy);
@@ -285,7 +308,10 @@ fn a_file_of_ones_own() {
     ended.assert_refused("no weights");
     assert!(ended.stderr.contains("no known format"), "{ended}");
     assert_eq!(home.left(), [""; 0]);
-    for arguments in [&["--url"][..], &["--what"], &["a", "b"]] {
+    let ended = home.get(&["no such file"]);
+    ended.assert_refused("no such file");
+    assert!(ended.stderr.contains("no such file"), "{ended}");
+    for arguments in [&["--url"][..], &["--url", "http://127.0.0.1/x"], &["--what"], &["a", "b"]] {
         let ended = home.get(arguments);
         ended.assert_refused("usage");
         assert!(ended.stderr.contains("usage: get.sh"), "{ended}");

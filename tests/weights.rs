@@ -15,6 +15,7 @@ use gstgatys::vgg::weights::preprocessing::Preprocessing;
 use gstgatys::vgg::weights::{Error, Source, Weights};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use safetensors::tensor::{Dtype, TensorView};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::panic::catch_unwind;
@@ -181,6 +182,30 @@ fn weights_by_name() {
     launch("other").assert_refused("no file of that name");
 }
 
+/// Numbers that are no weights: integers, and the small floats that some conversions never come back from.
+#[test]
+fn other_types_of_numbers() {
+    let shapes = [("conv1_1.weight", vec![4, 3, 3, 3]), ("conv1_1.bias", vec![4])];
+    for (dtype, name) in [(Dtype::F8_E4M3, "f8e4m3"), (Dtype::U8, "u8")] {
+        let values = [3u8; 108];
+        let views = shapes.iter().map(|(name, shape)| {
+            let length = shape.iter().product();
+            let view = TensorView::new(dtype, shape.clone(), &values[..length]).unwrap();
+            (*name, view)
+        });
+        let file = safetensors::serialize(views, None).unwrap();
+        let error = load_bytes(&file).unwrap_err().to_string();
+        assert!(error.contains("conv1_1") && error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_deviation_that_is_next_to_nothing() {
+    let tensors = tensors(&NARROW[..1], by_layer);
+    let error = load_bytes(&safetensors(&tensors, &[("std", "1e-300,1,1")])).unwrap_err();
+    assert!(error.to_string().contains("not finite"), "{error}");
+}
+
 /// A file with something wrong: bits flipped, an end cut off, or a stretch overwritten or left out.
 fn damaged(file: &[u8], rng: &mut StdRng) -> Vec<u8> {
     let mut file = file.to_vec();
@@ -234,6 +259,7 @@ fn damaged_files() {
     for name in [
         "torchvision-f16.pth",
         "torchvision-legacy.pth",
+        "torchvision-2017.pth",
         "torchvision-bn.pth",
         "adain.pth",
         "keras.h5",

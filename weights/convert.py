@@ -13,9 +13,12 @@ import pickle
 import sys
 from pathlib import Path
 
-import numpy as np
-import scipy.io
-from safetensors.numpy import save_file
+try:
+    import numpy as np
+    import scipy.io
+    from safetensors.numpy import save_file
+except ImportError as error:
+    sys.exit(f"{error}: pip install -r {Path(__file__).with_name('requirements.txt')} installs what is missing")
 
 CAFFE_MEAN = (103.939, 116.779, 123.68)
 
@@ -29,8 +32,12 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         module = module.replace("numpy.core", "numpy._core")
-        if (module, name) in {("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
-            return super().find_class(module, name)
+        if (module, name) == ("numpy._core.multiarray", "_reconstruct"):
+            return lambda _class, _shape, _type: np.ndarray(0)
+        if (module, name) == ("numpy", "ndarray"):
+            return None
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: text.encode("latin1")
         raise Refused(f"it is made of {module}.{name}, which arrays are not")
@@ -49,7 +56,8 @@ def from_numpy(file):
     layers = layers.item() if isinstance(layers, np.ndarray) and layers.shape == () else layers
     if not isinstance(layers, dict):
         raise Refused("it is no dictionary of arrays")
-    convolutions = {name: value for name, value in layers.items() if str(name).startswith("conv")}
+    names = {name.decode() if isinstance(name, bytes) else str(name): value for name, value in layers.items()}
+    convolutions = {name: value for name, value in names.items() if name.startswith("conv")}
     return convolutions, {"channels": "BGR", "range": "0..255", "mean": CAFFE_MEAN, "std": (1, 1, 1)}
 
 
@@ -81,9 +89,10 @@ def tensors(convolutions):
     result = {}
     for name, weights in convolutions.items():
         try:
-            kernel, bias = (np.asarray(array, dtype=np.float32) for array in weights)
+            parts = (weights["weights"], weights["biases"]) if isinstance(weights, dict) else weights
+            kernel, bias = (np.asarray(array, dtype=np.float32) for array in parts)
             result[f"{name}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise Refused(f"{name} is not a kernel [3, 3, in, out] and a bias: {error}") from error
         result[f"{name}.bias"] = bias.reshape(-1)
     if not result:
@@ -95,6 +104,8 @@ def convert(path, out):
     data = path.read_bytes()
     if data.startswith(b"\x93NUMPY"):
         convolutions, metadata = from_numpy(io.BytesIO(data))
+    elif data.startswith(b"MATLAB 7.3"):
+        raise Refused("it is of MATLAB's version 7.3: save it with -v7")
     elif data.startswith(b"MATLAB "):
         convolutions, metadata = from_matconvnet(io.BytesIO(data))
     else:
@@ -108,6 +119,8 @@ def main():
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     arguments = parser.parse_args()
+    if arguments.out.exists() and arguments.out.samefile(arguments.file):
+        parser.error("OUT is FILE itself")
     try:
         convert(arguments.file, arguments.out)
     except Exception as error:  # a damaged file can fail in any way in a reader

@@ -21,12 +21,14 @@ END
 die() { printf 'get.sh: %s\n' "$@" >&2; exit 1; }
 
 file=
+given=()
 while [[ $# -gt 0 ]]; do
     case $1 in
     -h | --help) usage; exit ;;
     --url | --sha256)
         [[ $# -ge 2 ]] || { usage >&2; exit 2; }
         printf -v "${1#--}" %s "$2"
+        given+=("$1")
         shift 2
         ;;
     -*) usage >&2; exit 2 ;;
@@ -38,8 +40,13 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 
+[[ ${#given[@]} == 0 || ${#given[@]} == 2 ]] || { usage >&2; exit 2; }
+sha256=${sha256,,}
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-directory=${XDG_DATA_HOME:-$HOME/.local/share}/gst-plugin-gatys
+# As GLib finds it, which takes no relative path.
+[[ ${XDG_DATA_HOME:-} == /* ]] || XDG_DATA_HOME=$(echo ~/.local/share)
+directory=$XDG_DATA_HOME/gst-plugin-gatys
 made=$directory/imagenet.safetensors
 part=$directory/${url##*/}.part
 
@@ -72,6 +79,7 @@ download() {
         *:416 | 33:* | 36:*) rm -f "$part"; continue ;;
         0:*) return 0 ;;
         22:4*) break ;;
+        23:*) die "$part cannot be written: is the disk full?" ;;
         6:* | 7:*) [[ $attempt -lt 3 ]] || die "there is no network, or no way to $url (curl's error $status)." "$(by_hand)" ;;
         esac
         # Where nothing came, waiting may help.
@@ -81,19 +89,29 @@ download() {
         "start again to go on." "$(by_hand)"
 }
 
+example() { cargo "$1" --quiet --release --manifest-path "$root/Cargo.toml" --example weights "${@:2}"; }
+
 convert() {
-    cargo build --quiet --release --manifest-path "$root/Cargo.toml" --example weights
-    cargo run --quiet --release --manifest-path "$root/Cargo.toml" --example weights -- "$1" "$made.part"
+    example run -- "$1" "$made.part"
+    chmod go+r "$made.part"
     mv "$made.part" "$made"
 }
 
-[[ ! -e $made ]] || { echo "$made is there: use it as weights=imagenet (remove it to make it anew)"; exit; }
 need cargo "see https://rustup.rs"
-mkdir -p "$directory"
 if [[ -n $file ]]; then
+    [[ -r $file ]] || die "there is no file $file that can be read"
+    mkdir -p "$directory"
     convert "$file"
+elif [[ -e $made ]]; then
+    echo "$made is there already (remove it to make it anew)"
 else
     need curl
+    command -v sha256sum >/dev/null || need shasum "install coreutils"
+    mkdir -p "$directory"
+    exec 9>"$directory/get.lock"
+    ! command -v flock >/dev/null || flock --nonblock 9 || die "another get.sh is at work in $directory"
+    # What cannot be built is better known before the download.
+    example build
     echo "Downloading $url"
     download
     found=$(sum "$part")
@@ -103,6 +121,6 @@ else
             "Start again; if it stays so, something on the way changes the file." "$(by_hand)"
     fi
     convert "$part"
-    rm -f "$part"
+    rm -f "$part" "$directory/get.lock"
 fi
 echo "Use it as weights=imagenet ($made)"

@@ -10,15 +10,19 @@ every other layer zeros. Batch norms and 1x1 convolutions are run as they are.
 
 torchvision.pth, .safetensors   state_dict of models.vgg19, with a classifier; the same as model hubs have it, without one
 torchvision-legacy.pth          the same in the format before PyTorch 1.6, which is no zip file (some bytes differ each time)
+torchvision-2017.pth            the same as PyTorch 0.1 wrote it under Python 2, which is how torchvision's own file may be
+torchvision-last.pth            with channels last in memory
 torchvision-f16.pth             conv1_1 to conv2_2 in f16, as torch.nn.Parameter, within the checkpoint of a training
 torchvision-bn.pth              state_dict of models.vgg19_bn
 gatys.pth                       vgg_conv.pth: layers' names, BGR 0..255 less ImageNet's mean
 caffe.pth                       vgg19-d01eb7cb.pth: the same with torchvision's numbers and a classifier, legacy format
 adain.pth                       vgg_normalised.pth: a Sequential that begins with a 1x1 convolution
-keras.h5                        vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5
+keras.h5, keras-theano.h5       vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 and ..._th_dim_ordering_th_kernels_notop.h5
 layers.npz, layers.npy          arrays by layers' names, and a dictionary of them (savez_compressed and save)
 matconvnet.mat                  imagenet-vgg-verydeep-19.mat: RGB 0..255 less the mean that it says
 """
+import pickle
+import struct
 from pathlib import Path
 
 import h5py
@@ -118,11 +122,75 @@ def save_features(family, features):
     save_file(features, HERE / f"{family}.features.safetensors")
 
 
+class Called:
+    """What a pickle makes by calling `module.name` with arguments."""
+
+    def __init__(self, module, name, *arguments):
+        self.function, self.arguments = f"c{module}\n{name}\n".encode(), arguments
+
+
+class Storage:
+    def __init__(self, key, count):
+        self.id = ("storage", Global("torch", "FloatStorage"), key, "cpu", count, None)
+
+
+class Global:
+    def __init__(self, module, name):
+        self.opcode = f"c{module}\n{name}\n".encode()
+
+
+class OldPickler(pickle._Pickler):
+    """Writes texts as Python 2 did, and Called, Storage and Global as PyTorch's names."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, text):
+        self.write(b"U" + bytes([len(text)]) + text.encode())
+        self.memoize(text)
+
+    def save_called(self, called):
+        self.write(called.function)
+        self.save(called.arguments)
+        self.write(b"R")
+
+    def save_storage(self, storage):
+        self.save(storage.id)
+        self.write(b"Q")
+
+    def save_global(self, found):
+        self.write(found.opcode)
+
+    dispatch |= {str: save_text, Called: save_called, Storage: save_storage, Global: save_global}
+
+
+def save_as_in_2017(state, path):
+    """As PyTorch before 0.4 saved a state_dict of parameters under Python 2."""
+
+    def parameter(key, tensor):
+        arguments = (Storage(key, tensor.numel()), 0, tuple(tensor.shape), tensor.stride())
+        return Called("torch.nn.parameter", "Parameter", Called("torch._utils", "_rebuild_tensor", *arguments))
+
+    keys = [str(94000000 + place) for place in range(len(state))]
+    pairs = [[name, parameter(key, tensor)] for key, (name, tensor) in zip(keys, state.items())]
+    sizes = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    with open(path, "wb") as file:
+        file.write(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.")
+        for part in (1001, sizes, Called("collections", "OrderedDict", pairs), keys):
+            OldPickler(file, 2).dump(part)
+        for tensor in state.values():
+            file.write(struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes())
+    read = torch.load(path, weights_only=False)
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
 def torchvision(image):
     network = Network(1)
     state = network.numbered()
     torch.save(state | classifier(0, 3, 6), HERE / "torchvision.pth")
     torch.save(state | classifier(0, 3, 6), HERE / "torchvision-legacy.pth", _use_new_zipfile_serialization=False)
+    save_as_in_2017(state, HERE / "torchvision-2017.pth")
+    last = {name: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor for name, tensor in state.items()}
+    torch.save(last, HERE / "torchvision-last.pth")
     save_file(state, HERE / "torchvision.safetensors", metadata={"format": "pt"})
     half = {name: nn.Parameter(tensor.half()) for name, tensor in list(state.items())[:8]}
     torch.save({"epoch": 3, "state_dict": half}, HERE / "torchvision-f16.pth")
@@ -151,14 +219,16 @@ def caffe(image):
 
 
 def keras(network):
-    with h5py.File(HERE / "keras.h5", "w", libver="earliest") as file:
-        file.attrs["layer_names"] = [name.encode() for name in ("input_1", "block1_conv1", "block1_pool")]
-        file.create_group("input_1")
-        for name, kernel, bias in network.arrays():
-            layer = f"block{name[4]}_conv{name[6]}"
-            group = file.create_group(layer)
-            group.attrs["weight_names"] = [f"{layer}_W_1:0".encode(), f"{layer}_b_1:0".encode()]
-            group[f"{layer}_W_1:0"], group[f"{layer}_b_1:0"] = kernel, bias
+    # Theano convolves, so that its kernels are rotated by half a turn.
+    for name, ordered in (("keras.h5", lambda kernel: kernel), ("keras-theano.h5", lambda kernel: kernel.transpose(3, 2, 0, 1)[:, :, ::-1, ::-1])):
+        with h5py.File(HERE / name, "w", libver="earliest") as file:
+            file.attrs["layer_names"] = [name.encode() for name in ("input_1", "block1_conv1", "block1_pool")]
+            file.create_group("input_1")
+            for name, kernel, bias in network.arrays():
+                layer = f"block{name[4]}_conv{name[6]}"
+                group = file.create_group(layer)
+                group.attrs["weight_names"] = [f"{layer}_W_1:0".encode(), f"{layer}_b_1:0".encode()]
+                group[f"{layer}_W_1:0"], group[f"{layer}_b_1:0"] = ordered(kernel), bias
 
 
 def matconvnet(network):

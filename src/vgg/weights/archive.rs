@@ -3,8 +3,8 @@
 //! The tensors of a file, whatever its format, which its first bytes tell.
 
 use super::{Error, hdf5, npz, pth};
-use candle_core::{Device, Tensor};
 use candle_core::safetensors::SliceSafetensors;
+use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -55,9 +55,12 @@ impl<'a> Archive<'a> {
         } else if file.starts_with(ZIP) {
             let zip = ZipArchive::new(std::io::Cursor::new(file))
                 .map_err(|error| damaged("a zip archive")(error.to_string()))?;
-            let entries = match npz::is_npz(&zip) {
-                true => npz::entries(zip).map_err(damaged("NumPy's arrays"))?,
-                false => pth::zip_entries(file, zip).map_err(damaged("a PyTorch file"))?,
+            let entries = if npz::is_npz(&zip) {
+                npz::entries(zip).map_err(damaged("NumPy's arrays"))?
+            } else if pth::is_pytorch(&zip) {
+                pth::zip_entries(file, zip).map_err(damaged("a PyTorch file"))?
+            } else {
+                return Err(Error::UnknownFormat);
             };
             (entries, HashMap::new())
         } else if file.starts_with(HDF5) {

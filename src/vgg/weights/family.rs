@@ -7,7 +7,7 @@ use super::Error;
 use super::archive::{Archive, Entries};
 use super::preprocessing::Preprocessing;
 use crate::vgg::{BLOCKS, Layer};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -35,7 +35,8 @@ impl Family {
         match self {
             Self::Torchvision | Self::TorchvisionBn => Preprocessing::TORCHVISION,
             Self::Adain => Preprocessing::NONE,
-            Self::Caffe | Self::Keras | Self::Described(_) => Preprocessing::CAFFE,
+            Self::Caffe | Self::Keras => Preprocessing::CAFFE,
+            Self::Described(_) => Preprocessing::TORCHVISION,
         }
     }
 }
@@ -70,15 +71,22 @@ pub struct Located {
 }
 
 impl Located {
+    /// The longest network of a file.
     pub fn new(archive: &Archive) -> Result<Self, Error> {
-        match by_names(&archive.entries)? {
-            Some(located) => Ok(located),
-            None => by_numbers(&archive.entries),
+        let numbered = by_numbers(&archive.entries);
+        match (by_names(&archive.entries), numbered) {
+            (Ok(None), numbered) => numbered,
+            (Ok(Some(named)), Ok(numbered)) if numbered.layers.len() > named.layers.len() => {
+                Ok(numbered)
+            }
+            (Err(_), Ok(numbered)) => Ok(numbered),
+            (Ok(Some(named)), _) => Ok(named),
+            (Err(error), Err(_)) => Err(error),
         }
     }
 }
 
-/// The convolutions of each block of the other networks of Simonyan and Zisserman's.
+/// Simonyan and Zisserman's other networks, and the convolutions of each of their blocks.
 const OTHERS: [(&str, [usize; 5]); 3] = [
     ("VGG-11", [1, 1, 2, 2, 2]),
     ("VGG-13", [2, 2, 2, 2, 2]),
@@ -89,6 +97,9 @@ const OTHERS: [(&str, [usize; 5]); 3] = [
 /// many convolutions a block.
 fn check<K: PartialEq>(present: &[K], keys: impl Fn(&[usize; 5]) -> Vec<K>) -> Result<(), Error> {
     let expected = keys(&BLOCKS);
+    if present.is_empty() {
+        return Err(Error::NoNetwork);
+    }
     if expected.starts_with(present) {
         return Ok(());
     }
@@ -107,43 +118,62 @@ fn check<K: PartialEq>(present: &[K], keys: impl Fn(&[usize; 5]) -> Vec<K>) -> R
     }
 }
 
+/// Tensors by the places of the layers that they are called by.
+#[derive(Default)]
+struct Named<'a> {
+    kernels: BTreeMap<(usize, usize), &'a str>,
+    biases: BTreeMap<(usize, usize), &'a str>,
+    is_keras: bool,
+    /// Two that are for the same layer.
+    twice: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> Named<'a> {
+    /// All of a file's, by what stands before the layers' names: a file may hold several networks.
+    fn groups(entries: &'a Entries) -> BTreeMap<&'a str, Self> {
+        let mut groups: BTreeMap<&str, Self> = BTreeMap::new();
+        for (name, entry) in entries {
+            let (start, place, is_keras) = match place(name, "block", "_conv") {
+                Some((start, place)) => (start, place, true),
+                None => match place(name, "conv", "_") {
+                    Some((start, place)) => (start, place, false),
+                    None => continue,
+                },
+            };
+            // TensorFlow's slim has a scope for each block: vgg_19/conv3/conv3_1/weights.
+            let group = name[..start].trim_end_matches(&format!("conv{}/", place.0));
+            let group = groups.entry(group).or_default();
+            group.is_keras |= is_keras;
+            let twice = match (name.rsplit('.').next(), entry.shape.len()) {
+                (Some("weight"), _) | (_, 4) => group.kernels.insert(place, name),
+                (Some("bias"), _) | (_, 1) => group.biases.insert(place, name),
+                _ => None,
+            };
+            group.twice = twice.map(|other| (other, &name[..])).or(group.twice);
+        }
+        groups
+    }
+}
+
 /// Convolutions that are called by their layers: `conv1_1.weight`, `block1_conv1/kernel:0`.
 fn by_names(entries: &Entries) -> Result<Option<Located>, Error> {
-    let mut kernels: BTreeMap<(usize, usize), &str> = BTreeMap::new();
-    let mut biases: BTreeMap<(usize, usize), &str> = BTreeMap::new();
-    let mut is_keras = false;
-    // A training's file has tensors of the same names and shapes that belong to the optimiser.
-    for (name, entry) in entries
-        .iter()
-        .filter(|(name, _)| !name.contains("optimizer"))
-    {
-        let (place, found_keras) = match (place(name, "conv", "_"), place(name, "block", "_conv")) {
-            (_, Some(place)) => (place, true),
-            (Some(place), None) => (place, false),
-            (None, None) => continue,
-        };
-        let twice = match (name.rsplit('.').next(), entry.shape.len()) {
-            (Some("weight"), _) | (_, 4) => kernels.insert(place, name),
-            (Some("bias"), _) | (_, 1) => biases.insert(place, name),
-            _ => None,
-        };
-        if let Some(other) = twice {
-            return Err(Error::Twice(other.into(), name.clone()));
-        }
-        is_keras |= found_keras;
-    }
-    if kernels.is_empty() {
+    let groups = Named::groups(entries).into_values().rev();
+    let largest = groups.max_by_key(|group| group.kernels.len());
+    let Some(group) = largest.filter(|group| !group.kernels.is_empty()) else {
         return Ok(None);
+    };
+    if let Some((one, other)) = group.twice {
+        return Err(Error::Twice(one.into(), other.into()));
     }
-    let present: Vec<(usize, usize)> = kernels.keys().copied().collect();
+    let present: Vec<(usize, usize)> = group.kernels.keys().copied().collect();
     check(&present, |blocks| {
         let blocks = blocks.iter().enumerate();
         let places = blocks.flat_map(|(b, &convs)| (1..=convs).map(move |c| (b + 1, c)));
         places.collect()
     })?;
-    let layers = kernels.iter().zip(Layer::all());
+    let layers = group.kernels.iter().zip(Layer::all());
     let layers = layers.map(|((place, kernel), layer)| {
-        let bias = biases.get(place).ok_or(Error::NoBias(layer))?;
+        let bias = group.biases.get(place).ok_or(Error::NoBias(layer))?;
         Ok(Names {
             kernel: (*kernel).into(),
             bias: (*bias).into(),
@@ -151,7 +181,7 @@ fn by_names(entries: &Entries) -> Result<Option<Located>, Error> {
         })
     });
     Ok(Some(Located {
-        family: match is_keras {
+        family: match group.is_keras {
             true => Family::Keras,
             false => Family::Caffe,
         },
@@ -160,14 +190,14 @@ fn by_names(entries: &Entries) -> Result<Option<Located>, Error> {
     }))
 }
 
-/// The numbers of `{before}3{between}1` in a name, as a word of their own.
-fn place(name: &str, before: &str, between: &str) -> Option<(usize, usize)> {
+/// Where `{before}3{between}1` is in a name as a word of its own, and its numbers.
+fn place(name: &str, before: &str, between: &str) -> Option<(usize, (usize, usize))> {
     name.match_indices(before).find_map(|(start, _)| {
         let is_word = !name[..start].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
         let (block, rest) = digit(&name[start + before.len()..])?;
         let (within, rest) = digit(rest.strip_prefix(between)?)?;
         let ends = !rest.starts_with(|c: char| c.is_ascii_digit());
-        (is_word && ends).then_some((block, within))
+        (is_word && ends).then_some((start, (block, within)))
     })
 }
 
@@ -185,9 +215,10 @@ fn by_numbers(entries: &Entries) -> Result<Located, Error> {
         };
         let sequence = module.trim_end_matches(|c: char| c.is_ascii_digit());
         if (sequence.is_empty() || sequence.ends_with('.'))
-            && let Ok(number) = module[sequence.len()..].parse()
+            && let Ok(number) = module[sequence.len()..].parse::<u16>()
         {
-            sequences.entry(sequence).or_default().insert(number);
+            let numbers = sequences.entry(sequence).or_default();
+            numbers.insert(number.into());
         }
     }
     let longest = sequences.iter().rev().max_by_key(|(_, set)| set.len());
@@ -246,25 +277,27 @@ const TORCHVISION_KERNEL: [f32; 3] = [-0.053474, -0.049257, -0.067942];
 /// torchvision's.
 const CAFFE_BIASES: usize = 56;
 
-/// Whether a network with torchvision's numbers is Caffe's: Johnson's file has the classifier's layers at other places; where
-/// they were renamed or left out, conv1_1 tells.
+/// Whether a network with torchvision's numbers is Caffe's. conv1_1 tells torchvision's own; of others, Johnson's file has
+/// the classifier's layers at other places, and where they were renamed or left out, conv1_1's biases tell.
 fn is_caffe(entries: &Entries, first: &str) -> bool {
-    if entries.contains_key("classifier.1.weight") {
-        return true;
-    }
     let values = |what: &str, shape: &[usize]| {
         let entry = entries.get(&format!("{first}.{what}"))?;
         let tensor: Tensor = (entry.shape == shape).then(|| entry.read().ok())??;
-        let tensor = tensor.to_dtype(candle_core::DType::F32).ok()?;
+        let floats = matches!(
+            tensor.dtype(),
+            DType::F16 | DType::BF16 | DType::F32 | DType::F64
+        );
+        let tensor = floats.then(|| tensor.to_dtype(DType::F32).ok())??;
         tensor.flatten_all().ok()?.to_vec1::<f32>().ok()
     };
-    let (Some(kernel), Some(bias)) = (values("weight", &[64, 3, 3, 3]), values("bias", &[64]))
-    else {
-        return false;
-    };
+    let kernel = values("weight", &[64, 3, 3, 3]).unwrap_or_default();
+    let biases = values("bias", &[64]).unwrap_or_default();
     let mut first_row = kernel.iter().zip(TORCHVISION_KERNEL);
-    let is_torchvision = first_row.all(|(value, expected)| (value - expected).abs() < 1e-4);
-    !is_torchvision && bias.iter().filter(|&&bias| bias > 0.0).count() >= CAFFE_BIASES
+    if !kernel.is_empty() && first_row.all(|(value, expected)| (value - expected).abs() < 1e-4) {
+        return false;
+    }
+    entries.contains_key("classifier.1.weight")
+        || biases.iter().filter(|&&bias| bias > 0.0).count() >= CAFFE_BIASES
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod pth;
 
 use super::Layer;
 use archive::{Archive, Entries};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use family::{Family, Located, Names};
 use preprocessing::Preprocessing;
 use std::fs::File;
@@ -34,6 +34,9 @@ const MAX_CHANNELS: usize = 512;
 
 /// The bytes of the largest kernel, in f64.
 const MAX_KERNEL: usize = MAX_CHANNELS * MAX_CHANNELS * 9 * 8;
+
+/// As many characters of a family's name are shown.
+const MAX_FAMILY: usize = 40;
 
 /// PyTorch's batch norms add this to the variance.
 const NORM_EPSILON: f64 = 1e-5;
@@ -77,7 +80,7 @@ pub enum Error {
     #[error("it cannot be read as {format}: it is damaged or cut short ({cause})")]
     Damaged { format: &'static str, cause: String },
     #[error(
-        "it has no tensors called as a VGG-19's are, for example features.0.weight, conv1_1.weight or block1_conv1"
+        "it has no tensors called as a VGG-19's are, for example features.0.weight, conv1_1.weight or block1_conv1 (of a PyTorch model, save its state_dict())"
     )]
     NoNetwork,
     #[error("it is a {0}, where a VGG-19 is needed")]
@@ -141,16 +144,30 @@ impl Weights {
         let archive = Archive::open(file)?;
         let located = Located::new(&archive)?;
         let said = Preprocessing::from_metadata(&archive.metadata)?;
-        let family = match archive.metadata.get("family") {
-            Some(name) => Family::Described(name.clone()),
-            None if said.is_some() => Family::Described("described".into()),
-            None => located.family.clone(),
-        };
-        Ok(Self {
+        let described = archive.metadata.get("family").map(|name| {
+            let printable = name.chars().filter(|c| !c.is_control());
+            printable.take(MAX_FAMILY).collect()
+        });
+        let unnamed = said.is_some().then(|| "described".into());
+        let weights = Self {
             convs: convolutions(&archive.entries, &located)?,
-            preprocessing: said.unwrap_or_else(|| family.preprocessing()),
-            family,
-        })
+            preprocessing: said.unwrap_or_else(|| located.family.preprocessing()),
+            family: match described.or(unnamed) {
+                Some(name) => Family::Described(name),
+                None => located.family,
+            },
+        };
+        let (kernel, bias) = weights.first_folded()?;
+        finite(Layer::FIRST, &kernel, DType::F32)?;
+        finite(Layer::FIRST, &bias, DType::F32)?;
+        Ok(weights)
+    }
+
+    /// conv1_1 for RGB 0..1.
+    fn first_folded(&self) -> Result<(Tensor, Tensor), Error> {
+        let (kernel, bias) = self.convs.first().ok_or(Error::NoNetwork)?;
+        let folded = self.preprocessing.folded(kernel, bias);
+        folded.map_err(|error| Error::Tensor(Layer::FIRST, error.to_string()))
     }
 
     /// The deepest layer that there are weights for.
@@ -187,7 +204,8 @@ fn convolutions(entries: &Entries, located: &Located) -> Result<Vec<(Tensor, Ten
     for (layer, names) in Layer::all().zip(&located.layers) {
         let unreadable = |error: candle_core::Error| Error::Tensor(layer, error.to_string());
         let reader = Reader { entries, layer };
-        let (mut kernel, mut bias) = reader.convolution(names, channels)?;
+        let (mut kernel, mut bias) =
+            reader.convolution(names, channels, located.family == Family::Keras)?;
         channels = bias.elem_count();
         if let Some(norm) = &names.norm {
             let [scale, shift, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
@@ -215,8 +233,13 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// A kernel `[out, channels, 3, 3]`, which TensorFlow and Caffe's converters write as `[3, 3, channels, out]`, and its
-    /// bias `[out]`, in f64.
-    fn convolution(&self, names: &Names, channels: usize) -> Result<(Tensor, Tensor), Error> {
+    /// bias `[out]`, in f64. Keras on Theano has the former, rotated by half a turn; with a batch norm there may be no bias.
+    fn convolution(
+        &self,
+        names: &Names,
+        channels: usize,
+        is_keras: bool,
+    ) -> Result<(Tensor, Tensor), Error> {
         let found = self.shape(&names.kernel)?;
         let (out, last_is_out) = match found[..] {
             [out, inputs, 3, 3] if inputs == channels => (out, false),
@@ -228,11 +251,17 @@ impl Reader<'_> {
             return Err(self.wrong("kernel", found, expected));
         }
         let mut kernel = self.tensor(&names.kernel, "kernel", found)?;
+        let unreadable = |error: candle_core::Error| Error::Tensor(self.layer, error.to_string());
         if last_is_out {
-            let permuted = kernel.permute((3, 2, 0, 1));
-            kernel = permuted.map_err(|error| Error::Tensor(self.layer, error.to_string()))?;
+            kernel = kernel.permute((3, 2, 0, 1)).map_err(unreadable)?;
+        } else if is_keras {
+            kernel = kernel.flip(&[2, 3]).map_err(unreadable)?;
         }
-        Ok((kernel, self.tensor(&names.bias, "bias", &[out])?))
+        let bias = match names.norm.is_some() && !self.entries.contains_key(&names.bias) {
+            true => Tensor::zeros(out, DType::F64, &Device::Cpu).map_err(unreadable)?,
+            false => self.tensor(&names.bias, "bias", &[out])?,
+        };
+        Ok((kernel, bias))
     }
 
     fn shape(&self, name: &str) -> Result<&[usize], Error> {
@@ -251,9 +280,11 @@ impl Reader<'_> {
         }
         let tensor = self.entries[name].read();
         tensor
-            .and_then(|tensor| {
-                let tensor = tensor.to_dtype(DType::F64);
-                tensor.map_err(|error| error.to_string())
+            .and_then(|tensor| match tensor.dtype() {
+                DType::F16 | DType::BF16 | DType::F32 | DType::F64 => tensor
+                    .to_dtype(DType::F64)
+                    .map_err(|error| error.to_string()),
+                other => Err(format!("{} is not a type of weights", other.as_str())),
             })
             .map_err(|cause| Error::Tensor(self.layer, format!("{name}: {cause}")))
     }

@@ -53,7 +53,8 @@ fn read<T>(zip: &mut Zip, file: &str, read: impl FnOnce(&mut dyn Read) -> Result
 }
 
 struct Header {
-    dtype: DType,
+    /// As in `<f4`: the order of its bytes, and its type.
+    descr: String,
     /// Whether the first index runs fastest.
     fortran_order: bool,
     shape: Vec<usize>,
@@ -75,7 +76,7 @@ impl Header {
         std::str::from_utf8(&header)
             .ok()
             .and_then(Self::parse)
-            .ok_or_else(|| "its header cannot be read, or it is not of floats".into())
+            .ok_or_else(|| "its header cannot be read".into())
     }
 
     /// `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3, 3, 64), }`
@@ -84,34 +85,44 @@ impl Header {
             let (_, after) = header.split_once(&format!("'{key}':"))?;
             Some(after.trim_start())
         };
-        let (dtype, _) = value("descr")?.strip_prefix('\'')?.split_once('\'')?;
+        let (descr, _) = value("descr")?.strip_prefix('\'')?.split_once('\'')?;
         let (shape, _) = value("shape")?.strip_prefix('(')?.split_once(')')?;
         let sides = shape.split(',').map(str::trim);
         let sides = sides.filter(|side| !side.is_empty());
         Some(Self {
-            dtype: match dtype {
-                "<f2" => DType::F16,
-                "<f4" => DType::F32,
-                "<f8" => DType::F64,
-                _ => return None,
-            },
+            descr: descr.into(),
             fortran_order: value("fortran_order")?.starts_with("True"),
             shape: sides.map(|side| side.parse().ok()).collect::<Option<_>>()?,
         })
     }
 
     fn values(mut self, array: &mut dyn Read) -> Result<Tensor> {
+        let dtype = match self.descr.get(1..) {
+            Some("f2") => DType::F16,
+            Some("f4") => DType::F32,
+            Some("f8") => DType::F64,
+            _ => {
+                return Err(format!(
+                    "it is of {}, which is not a type of floats",
+                    self.descr
+                ));
+            }
+        };
+        let size = dtype.size_in_bytes();
         let length = self
             .shape
             .iter()
-            .try_fold(self.dtype.size_in_bytes(), |n, &side| n.checked_mul(side))
+            .try_fold(size, |n, &side| n.checked_mul(side))
             .ok_or("its shape cannot be")?;
-        let values = bytes(array, length)?;
+        let mut values = bytes(array, length)?;
+        if self.descr.starts_with('>') {
+            values.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        }
         let dimensions = self.shape.len();
         if self.fortran_order {
             self.shape.reverse();
         }
-        let tensor = Tensor::from_raw_buffer(&values, self.dtype, &self.shape, &Device::Cpu);
+        let tensor = Tensor::from_raw_buffer(&values, dtype, &self.shape, &Device::Cpu);
         let tensor = match self.fortran_order {
             true => {
                 tensor.and_then(|tensor| tensor.permute((0..dimensions).rev().collect::<Vec<_>>()))
@@ -142,18 +153,16 @@ mod tests {
         let parse = Header::parse;
         let header = parse("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }  \n");
         let header = header.unwrap();
-        assert_eq!((header.dtype, header.fortran_order), (DType::F32, false));
+        assert_eq!((&header.descr[..], header.fortran_order), ("<f4", false));
         assert_eq!(header.shape, [3, 4]);
         let header = parse("{'shape':(5,),'descr':'<f8','fortran_order':True}").unwrap();
-        assert_eq!((header.dtype, header.fortran_order), (DType::F64, true));
+        assert_eq!((&header.descr[..], header.fortran_order), ("<f8", true));
         assert_eq!(header.shape, [5]);
         let scalar = parse("{'descr': '<f2', 'fortran_order': False, 'shape': ()}").unwrap();
         assert_eq!(scalar.shape, [0; 0]);
         for bad in [
             "",
             "{}",
-            "{'descr': '>f4', 'fortran_order': False, 'shape': (3,)}",
-            "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (-3,)}",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4",
             "{'descr': '<f4', 'shape': (3, 4)}",
@@ -165,7 +174,7 @@ mod tests {
     #[test]
     fn values_in_fortran_order() {
         let header = Header {
-            dtype: DType::F32,
+            descr: "<f4".into(),
             fortran_order: true,
             shape: vec![2, 3],
         };
@@ -181,9 +190,30 @@ mod tests {
     }
 
     #[test]
+    fn types() {
+        let read = |descr: &str, values: &[u8]| {
+            let header = Header {
+                descr: descr.into(),
+                fortran_order: false,
+                shape: vec![1],
+            };
+            let tensor = header.values(&mut &values[..])?;
+            let tensor = tensor.to_dtype(DType::F64).unwrap();
+            Ok(tensor.to_vec1::<f64>().unwrap()[0])
+        };
+        assert_eq!(read("<f4", &1.5f32.to_le_bytes()), Ok(1.5));
+        assert_eq!(read(">f4", &1.5f32.to_be_bytes()), Ok(1.5));
+        assert_eq!(read(">f8", &1.5f64.to_be_bytes()), Ok(1.5));
+        for other in ["|O", "<i4", "<U3", "", "é"] {
+            let error: Result<f64> = read(other, &[0; 8]);
+            assert!(error.unwrap_err().contains(other));
+        }
+    }
+
+    #[test]
     fn no_more_memory_than_there_is_to_read() {
         let header = Header {
-            dtype: DType::F32,
+            descr: "<f4".into(),
             fortran_order: false,
             shape: vec![usize::MAX >> 3],
         };

@@ -58,10 +58,11 @@ fn layers_in_names() {
         ("conv1.weight", None),
         ("conv", None),
     ] {
-        assert_eq!(place(name, "conv", "_"), expected, "{name}");
+        let found = place(name, "conv", "_").map(|(_, place)| place);
+        assert_eq!(found, expected, "{name}");
     }
     let keras = "block4_conv2/block4_conv2_W_1:0";
-    assert_eq!(place(keras, "block", "_conv"), Some((4, 2)));
+    assert_eq!(place(keras, "block", "_conv"), Some((0, (4, 2))));
     assert_eq!(place(keras, "conv", "_"), None);
 }
 
@@ -125,6 +126,80 @@ fn layers_that_are_missing() {
     shapes.pop();
     let error = located(shapes).err().unwrap();
     assert!(matches!(error, Error::NoBias(layer) if layer == Layer::new(1, 2)));
-    let twice = convs(["a.conv1_1".into(), "b.conv1_1".into()]);
+    let twice = convs(["conv1_1".into(), "conv1_1.copy".into()]);
     assert!(matches!(located(twice), Err(Error::Twice(..))));
+    // A 1x1 convolution alone, as before AdaIN's.
+    let mut shapes = convs(["0".into()]);
+    shapes[0].1 = vec![3, 3, 1, 1];
+    assert!(matches!(located(shapes), Err(Error::NoNetwork)));
+}
+
+/// The longest of several networks in a file.
+#[test]
+fn a_network_among_others() {
+    let numbers = numbering(&BLOCKS, 0, 2).into_iter();
+    let mut shapes = convs(numbers.map(|n| format!("vgg.features.{n}")));
+    shapes.extend(convs(["decoder.conv1_1".into(), "decoder.conv1_2".into()]));
+    let found = located(shapes).unwrap();
+    assert_eq!(
+        (found.family, found.layers.len()),
+        (Family::Torchvision, 16)
+    );
+
+    let layers = |prefix: &str, count| {
+        let names = Layer::all().take(count);
+        convs(names.map(|layer| format!("{prefix}{layer}")))
+    };
+    let shapes = [layers("ema.", 5), layers("", 16), layers("optimizer.", 5)].concat();
+    let found = located(shapes).unwrap();
+    assert_eq!(found.layers[0].kernel, "conv1_1.weight");
+
+    let slim = Layer::all().flat_map(|layer| {
+        let module = format!("vgg_19/conv{}/{layer}", layer.block() + 1);
+        [
+            (format!("{module}/weights"), vec![3, 3, 4, 4]),
+            (format!("{module}/biases"), vec![4]),
+        ]
+    });
+    assert_eq!(located(slim.collect()).unwrap().layers.len(), 16);
+}
+
+/// What tells Caffe's networks with torchvision's numbers.
+#[test]
+fn caffe_or_torchvision() {
+    let network = |row: [f32; 3], positive: usize, classifier: &str| {
+        let kernel: Vec<f32> = row.into_iter().chain([0.1; 64 * 27 - 3]).collect();
+        let biases = (0..64).map(|i| if i < positive { 0.2 } else { -0.2 });
+        let tensors = [
+            (
+                "features.0.weight",
+                Tensor::from_vec(kernel, (64, 3, 3, 3), &Device::Cpu),
+            ),
+            (
+                "features.0.bias",
+                Tensor::from_iter(biases.map(|b: f64| b as f32), &Device::Cpu),
+            ),
+            (classifier, Tensor::from_vec(vec![0f32], 1, &Device::Cpu)),
+        ];
+        let entries = tensors.into_iter().map(|(name, tensor)| {
+            let tensor = tensor.unwrap();
+            let shape = tensor.dims().to_vec();
+            (
+                name.to_owned(),
+                Entry::new(shape, move || Ok(tensor.clone())),
+            )
+        });
+        let metadata = HashMap::new();
+        let entries = entries.collect();
+        Located::new(&Archive { entries, metadata }).unwrap().family
+    };
+    let other = [0.3, 0.2, 0.1];
+    assert_eq!(network(other, 63, "classifier.0.weight"), Family::Caffe);
+    assert_eq!(network(other, 32, "classifier.1.weight"), Family::Caffe);
+    assert_eq!(
+        network(other, 32, "classifier.0.weight"),
+        Family::Torchvision
+    );
+    let own = TORCHVISION_KERNEL;
+    assert_eq!(network(own, 63, "classifier.1.weight"), Family::Torchvision);
 }

@@ -19,9 +19,18 @@ use zip::{CompressionMethod, ZipArchive};
 /// How a file of the legacy format begins: the pickle of PyTorch's magic number 0x1950a86a20f9469cfc6c.
 const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
+/// What a zip archive has in one of its folders.
+const PICKLE: &str = "data.pkl";
+
 /// Whether a file is one of PyTorch's of before 1.6, by its first bytes.
 pub fn is_legacy(file: &[u8]) -> bool {
     file.starts_with(LEGACY)
+}
+
+/// Whether a zip archive is one of PyTorch's.
+pub fn is_pytorch(zip: &ZipArchive<Cursor<&[u8]>>) -> bool {
+    zip.file_names()
+        .any(|name| name.is_ok_and(|name| name.ends_with(PICKLE)))
 }
 
 /// The tensors of a file that is a zip archive.
@@ -33,15 +42,15 @@ pub fn zip_entries<'a>(file: &'a [u8], zip: ZipArchive<Cursor<&[u8]>>) -> Result
     };
     let folder = parts
         .keys()
-        .filter_map(|name| name.strip_suffix("data.pkl"))
+        .filter_map(|name| name.strip_suffix(PICKLE))
         .min();
-    let folder = folder.ok_or("the archive has no data.pkl")?;
+    let folder = folder.ok_or("its data.pkl is cut short, or compressed")?;
     if let Some(&order) = parts.get(&format!("{folder}byteorder"))
         && order != b"little"
     {
         return Err("its numbers are not little-endian".into());
     }
-    let pickle = part(&format!("{folder}data.pkl"))?;
+    let pickle = part(&format!("{folder}{PICKLE}"))?;
     if pickle.len() > MAX_PICKLE {
         return Err("its data.pkl is far too long".into());
     }

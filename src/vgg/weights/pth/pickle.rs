@@ -7,10 +7,11 @@
 
 use super::{Reader, Result};
 use candle_core::{DType, Device, Tensor};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// The names and shapes of a network's tensors take less than this.
-pub const MAX_PICKLE: usize = 16 << 20;
+/// The names and shapes of a network's tensors take some ten kilobytes, with an optimiser's a few times that.
+pub const MAX_PICKLE: usize = 1 << 20;
 
 /// A name of a type or a storage, and the dimensions of a tensor, are no longer than this.
 const MAX_NAME: usize = 100;
@@ -32,6 +33,8 @@ enum Node {
     Global(String),
     Storage(Storage),
     Tensor(Info),
+    /// A tensor that is told its values by `BUILD`, as PyTorch's first versions wrote it.
+    Unset,
     /// What tensors are not made of.
     Other,
 }
@@ -73,22 +76,52 @@ impl Info {
             "torch.BFloat16Storage" => DType::BF16,
             other => return Err(format!("{other} is not a type that can be read")),
         };
-        let mut expected = 1usize;
-        for (&side, &stride) in self.shape.iter().zip(&self.stride).rev() {
-            if side > 1 && stride != expected {
-                return Err("its values are not in the order of its dimensions".into());
-            }
-            expected = expected.checked_mul(side).ok_or("its shape cannot be")?;
-        }
         let size = dtype.size_in_bytes();
-        let start = self.offset.checked_mul(size);
-        let range = start.zip(expected.checked_mul(size));
-        let range = range.and_then(|(start, length)| Some(start..start.checked_add(length)?));
-        let values = range
-            .and_then(|range| values.get(range))
-            .ok_or_else(|| format!("the file ends before {:?} values", self.shape))?;
-        Tensor::from_raw_buffer(values, dtype, &self.shape, &Device::Cpu)
+        let too_short = || format!("the file ends before {:?} values", self.shape);
+        let last = self.last().ok_or("its shape cannot be")?;
+        let start = self.offset.checked_mul(size).ok_or_else(too_short)?;
+        let length = last
+            .checked_add(1)
+            .and_then(|count| count.checked_mul(size));
+        let end = length.and_then(|length| start.checked_add(length));
+        let values = end
+            .and_then(|end| values.get(start..end))
+            .ok_or_else(too_short)?;
+        let values = self.in_order(values, size);
+        Tensor::from_raw_buffer(&values, dtype, &self.shape, &Device::Cpu)
             .map_err(|error| error.to_string())
+    }
+
+    /// The place of the last value after the offset, counted in values; `None` where there is none.
+    fn last(&self) -> Option<usize> {
+        let mut last = 0usize;
+        for (&side, &stride) in self.shape.iter().zip(&self.stride) {
+            last = last.checked_add(side.checked_sub(1)?.checked_mul(stride)?)?;
+        }
+        Some(last)
+    }
+
+    /// Values of `size` bytes in the order of the dimensions, which are stored as the strides have it: channels may be last.
+    fn in_order<'a>(&self, values: &'a [u8], size: usize) -> Cow<'a, [u8]> {
+        let mut expected = 1;
+        let dimensions = self.shape.iter().zip(&self.stride).rev();
+        let in_order = dimensions.clone().all(|(&side, &stride)| {
+            let fits = side == 1 || stride == expected;
+            expected *= side;
+            fits
+        });
+        if in_order {
+            return values.into();
+        }
+        let mut places = vec![0];
+        for (&side, &stride) in self.shape.iter().zip(&self.stride) {
+            let steps = |place: usize| (0..side).map(move |step| place + step * stride);
+            places = places.into_iter().flat_map(steps).collect();
+        }
+        let ordered = places
+            .iter()
+            .flat_map(|place| &values[place * size..][..size]);
+        ordered.copied().collect()
     }
 }
 
@@ -140,12 +173,12 @@ impl Machine {
             // BINGET, LONG_BINGET
             b'h' => return self.get(program.number(1)?),
             b'j' => return self.get(program.number(4)?),
-            // BINUNICODE, SHORT_BINUNICODE
-            b'X' => {
+            // BINUNICODE, SHORT_BINUNICODE; BINSTRING, SHORT_BINSTRING, which are Python 2's
+            b'X' | b'T' => {
                 let length = program.number(4)?;
                 Node::Text(text(program.take(length)?)?)
             }
-            0x8C => {
+            0x8C | b'U' => {
                 let length = program.number(1)?;
                 Node::Text(text(program.take(length)?)?)
             }
@@ -197,8 +230,11 @@ impl Machine {
                 let items = self.above_mark()?;
                 return self.fill(&items);
             }
-            // BUILD: attributes, which tensors do not need
-            b'b' => return self.pop().map(drop),
+            // BUILD
+            b'b' => {
+                let attributes = self.pop()?;
+                return self.build(attributes);
+            }
             // GLOBAL, STACK_GLOBAL
             b'c' => {
                 let (module, name) = (text(program.line()?)?, text(program.line()?)?);
@@ -325,9 +361,15 @@ impl Machine {
             };
             let items = self.tuple(arguments)?;
             match name.as_str() {
-                "collections.OrderedDict" => return Some(Node::Dict(Vec::new())),
-                "torch._utils._rebuild_tensor_v2" => return self.tensor(items).map(Node::Tensor),
-                "torch._utils._rebuild_parameter" => {
+                "collections.OrderedDict" => return self.dict(items).map(Node::Dict),
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => {
+                    return self.tensor(items).map(Node::Tensor);
+                }
+                "torch.FloatTensor" | "torch.DoubleTensor" | "torch.HalfTensor" => {
+                    return Some(Node::Unset);
+                }
+                "torch.Size" => return Some(Node::Tuple(self.tuple(*items.first()?)?.to_vec())),
+                "torch._utils._rebuild_parameter" | "torch.nn.parameter.Parameter" => {
                     return match &self.nodes[*items.first()?] {
                         Node::Tensor(info) => Some(Node::Tensor(info.clone())),
                         _ => Some(Node::Other),
@@ -343,6 +385,32 @@ impl Machine {
                 _ => return Some(Node::Other),
             }
         }
+    }
+
+    /// Python 2 gives the items of an `OrderedDict` with the call, as a list of pairs; Python 3 sets them later.
+    fn dict(&self, items: &[Ref]) -> Option<Vec<(Ref, Ref)>> {
+        let Some(&list) = items.first() else {
+            return Some(Vec::new());
+        };
+        let Node::List(list) = &self.nodes[list] else {
+            return None;
+        };
+        let pairs = list.iter().map(|&pair| match &self.nodes[pair] {
+            Node::List(pair) | Node::Tuple(pair) => Some((*pair.first()?, *pair.get(1)?)),
+            _ => None,
+        });
+        pairs.collect()
+    }
+
+    /// Gives the topmost value attributes, of which only an unset tensor's matter.
+    fn build(&mut self, attributes: Ref) -> Option<()> {
+        let top = *self.stack.last()?;
+        if matches!(self.nodes[top], Node::Unset)
+            && let Some(info) = self.tuple(attributes).and_then(|items| self.tensor(items))
+        {
+            self.nodes[top] = Node::Tensor(info);
+        }
+        Some(())
     }
 
     /// `(storage, offset, shape, stride, ...)`
