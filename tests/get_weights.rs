@@ -311,7 +311,12 @@ fn a_file_of_ones_own() {
     let ended = home.get(&["no such file"]);
     ended.assert_refused("no such file");
     assert!(ended.stderr.contains("no such file"), "{ended}");
-    for arguments in [&["--url"][..], &["--url", "http://127.0.0.1/x"], &["--what"], &["a", "b"]] {
+    for arguments in [
+        &["--url"][..],
+        &["--url", "http://127.0.0.1/x"],
+        &["--what"],
+        &["a", "b"],
+    ] {
         let ended = home.get(arguments);
         ended.assert_refused("usage");
         assert!(ended.stderr.contains("usage: get.sh"), "{ended}");

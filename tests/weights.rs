@@ -185,7 +185,10 @@ fn weights_by_name() {
 /// Numbers that are no weights: integers, and the small floats that some conversions never come back from.
 #[test]
 fn other_types_of_numbers() {
-    let shapes = [("conv1_1.weight", vec![4, 3, 3, 3]), ("conv1_1.bias", vec![4])];
+    let shapes = [
+        ("conv1_1.weight", vec![4, 3, 3, 3]),
+        ("conv1_1.bias", vec![4]),
+    ];
     for (dtype, name) in [(Dtype::F8_E4M3, "f8e4m3"), (Dtype::U8, "u8")] {
         let values = [3u8; 108];
         let views = shapes.iter().map(|(name, shape)| {
