@@ -2,8 +2,8 @@
 
 //! Where the network's weights come from: the files that can be read, and what can be wrong with one.
 //!
-//! A file is an [`archive`] of tensors in one of several formats; which tensors are the network's and what it was trained on
-//! is told by the [`family`] it is of.
+//! A file is an archive of tensors in one of several formats; which tensors are the network's and what it was trained on
+//! is told by the family it is of.
 
 mod archive;
 pub mod family;
