@@ -249,6 +249,8 @@ fn weights_that_are_cut_short_or_of_no_known_format() {
         "text.safetensors",
         b"These are no weights, only words about them.",
     );
+    let page = folder.write("page.pth", b"\n<!DOCTYPE html><title>Not Found</title>");
+    folder.refuses_file("weights", &page, &["web page"]);
     let whole = fs::read(stored("families/torchvision-legacy.pth")).unwrap();
     for part in [30, whole.len() / 2, whole.len() - 1] {
         refuses("old.pth", &whole[..part]);

@@ -70,6 +70,8 @@ impl<'a> Archive<'a> {
             return Err(Error::Convert("a NumPy file of pickled objects"));
         } else if file.starts_with(MATLAB) {
             return Err(Error::Convert("a MATLAB file"));
+        } else if file.trim_ascii_start().starts_with(b"<") {
+            return Err(Error::WebPage);
         } else if is_safetensors(file) {
             safetensors_entries(file).map_err(damaged("a safetensors file"))?
         } else {

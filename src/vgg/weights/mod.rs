@@ -73,6 +73,8 @@ pub enum Error {
         "it is of no known format, or cut short: VGG-19 weights are read from safetensors, PyTorch, Keras (HDF5) and .npz files"
     )]
     UnknownFormat,
+    #[error("it is a web page: what was downloaded was not the file")]
+    WebPage,
     #[error(
         "it is {0}, which has to be converted first: weights/convert.py FILE OUT.safetensors does it"
     )]
