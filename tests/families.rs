@@ -8,7 +8,7 @@ mod common;
 mod files;
 
 use candle_core::{DType, Device, Tensor};
-use files::{run, stored};
+use files::{run, stored, values};
 use gstgatys::vgg::weights::{Error, Source, Weights};
 use gstgatys::vgg::{Layer, Pooling, Vgg};
 use std::collections::HashMap;
@@ -28,11 +28,6 @@ fn load(path: &Path) -> Result<Weights, Error> {
 
 fn read_tensors(name: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(family_file(name), &Device::Cpu).unwrap()
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    let tensor = tensor.flatten_all().unwrap();
-    tensor.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
 }
 
 fn relative_error(values: &[f32], expected: &[f32]) -> f64 {

@@ -7,9 +7,11 @@ mod common;
 #[path = "common/files.rs"]
 mod files;
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use common::NARROW;
-use files::{by_layer, filled, gstreamer, picture, run, safetensors, stored, tensors};
+use files::{
+    by_layer, crc32, filled, gstreamer, picture, run, safetensors, stored, tensors, values,
+};
 use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::preprocessing::Preprocessing;
 use gstgatys::vgg::weights::{Error, Source, Weights};
@@ -57,11 +59,6 @@ static ALLOCATOR: Watched = Watched;
 
 fn load_bytes(bytes: &[u8]) -> Result<Weights, Error> {
     Weights::from_bytes(bytes)
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    let tensor = tensor.flatten_all().unwrap();
-    tensor.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
 }
 
 /// IEEE 754's binary16.
@@ -293,14 +290,6 @@ fn zip(pickle: &[u8]) -> Vec<u8> {
     let place = [length.to_le_bytes(), at.to_le_bytes()].concat();
     let end = [b"PK\x05\x06\0\0\0\0\x01\0\x01\0", &place[..], &[0; 2]].concat();
     [local, central, end].concat()
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            (crc >> 1) ^ (0xEDB8_8320 * (crc & 1))
-        })
-    })
 }
 
 /// Pickles that nobody's `torch.save` writes. Opcodes as in CPython's `pickletools.py`.

@@ -212,7 +212,7 @@ impl BaseTransformImpl for Gatys {
         if let Some(reason) = fallback {
             gst::element_imp_warning!(self, gst::ResourceError::NotFound, ("{reason}"));
         }
-        let weights_info = report::weights_info(stylizer.origin());
+        let weights_info = report::weights_info(stylizer.vgg());
         gst::info!(CAT, imp = self, "Weights: {weights_info}");
         lock(&self.shared).weights_info = Some(weights_info);
         self.flushing.store(false, Ordering::SeqCst);

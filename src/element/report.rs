@@ -4,7 +4,7 @@
 
 use crate::stylizer::Report;
 use crate::stylizer::optimizer::Reason;
-use crate::vgg::{Layer, Origin};
+use crate::vgg::{Layer, Vgg};
 use gst::ClockTime;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
@@ -58,11 +58,11 @@ pub fn structure(
         .build()
 }
 
-/// What weights were recognised as.
-pub fn weights_info(origin: &Origin) -> gst::Structure {
+/// What a network's weights were recognised as.
+pub fn weights_info(vgg: &Vgg) -> gst::Structure {
     gst::Structure::builder("gatys-weights")
-        .field("family", origin.family.to_string())
-        .field("layers", format!("{} to {}", Layer::FIRST, origin.deepest))
-        .field("preprocessing", origin.preprocessing.to_string())
+        .field("family", vgg.family())
+        .field("layers", format!("{} to {}", Layer::FIRST, vgg.deepest()))
+        .field("preprocessing", vgg.preprocessing().to_string())
         .build()
 }

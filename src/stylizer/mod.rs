@@ -110,9 +110,8 @@ impl Stylizer {
         self.vgg.device()
     }
 
-    /// What the network's weights were recognised as.
-    pub fn origin(&self) -> &vgg::Origin {
-        self.vgg.origin()
+    pub fn vgg(&self) -> &Vgg {
+        &self.vgg
     }
 
     /// Takes other settings, from the next frame on; refused ones change nothing.

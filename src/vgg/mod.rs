@@ -14,7 +14,6 @@ use candle_core::{DType, Device, Tensor};
 use std::fmt;
 use std::str::FromStr;
 use weights::Weights;
-use weights::family::Family;
 use weights::preprocessing::Preprocessing;
 
 /// Convolutions of each block; a pooling layer stands between two blocks.
@@ -152,15 +151,8 @@ impl Features {
 pub struct Vgg {
     convs: Vec<Conv3x3>,
     device: Device,
-    origin: Origin,
-}
-
-/// What a network's weights were recognised as.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    pub family: Family,
-    pub preprocessing: Preprocessing,
-    pub deepest: Layer,
+    family: String,
+    preprocessing: Preprocessing,
 }
 
 impl Vgg {
@@ -187,16 +179,19 @@ impl Vgg {
         Ok(Self {
             convs,
             device: device.clone(),
-            origin: Origin {
-                family: weights.family.clone(),
-                preprocessing: weights.preprocessing.clone(),
-                deepest: weights.deepest(),
-            },
+            family: weights.family.clone(),
+            preprocessing: weights.preprocessing.clone(),
         })
     }
 
-    pub fn origin(&self) -> &Origin {
-        &self.origin
+    /// What the weights were recognised as.
+    pub fn family(&self) -> &str {
+        &self.family
+    }
+
+    /// How an image is prepared for the weights, which is part of conv1_1 here.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
     }
 
     pub fn device(&self) -> &Device {
@@ -205,7 +200,7 @@ impl Vgg {
 
     /// The deepest layer that the weights go to.
     pub fn deepest(&self) -> Layer {
-        self.origin.deepest
+        Layer(self.convs.len() - 1)
     }
 
     /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`.

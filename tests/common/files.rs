@@ -157,7 +157,7 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
 }
 
 /// PNG specification (3rd edition), section 5.5: the polynomial with its bits reversed.
-fn crc32(bytes: &[u8]) -> u32 {
+pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
             (crc >> 1) ^ (0xEDB8_8320 * (crc & 1))
@@ -194,9 +194,7 @@ pub fn safetensors(tensors: &Tensors, metadata: &[(&str, &str)]) -> Vec<u8> {
     let values: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
-            let values = tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap();
-            let values = values.to_vec1::<f32>().unwrap();
-            let bytes = values
+            let bytes = values(tensor)
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect();
@@ -221,6 +219,12 @@ pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     file.extend(header.as_bytes());
     file.extend(data);
     file
+}
+
+/// A tensor's values in the order of its dimensions.
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    let tensor = tensor.flatten_all().unwrap();
+    tensor.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
 }
 
 /// A tensor of one value.

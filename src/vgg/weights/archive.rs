@@ -4,7 +4,7 @@
 
 use super::{Error, hdf5, npz, pth};
 use candle_core::safetensors::SliceSafetensors;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -25,9 +25,13 @@ impl<'a> Entry<'a> {
         Self { shape, read }
     }
 
-    /// Its values, of any float type, on the CPU.
+    /// Its values on the CPU, in f16, bf16, f32 or f64. Conversions of the smaller floats may never end.
     pub fn read(&self) -> Result<Tensor> {
-        (self.read)()
+        let tensor = (self.read)()?;
+        match tensor.dtype() {
+            DType::F16 | DType::BF16 | DType::F32 | DType::F64 => Ok(tensor),
+            other => Err(format!("{} is not a type of weights", other.as_str())),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Who made a file, or for what.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// PyTorch's `torchvision.models.vgg19`.
     Torchvision,
@@ -25,18 +25,15 @@ pub enum Family {
     Adain,
     /// `keras.applications.VGG19`, which are Caffe's.
     Keras,
-    /// What the file's metadata call it.
-    Described(String),
 }
 
 impl Family {
     /// How this family's images are prepared.
-    pub fn preprocessing(&self) -> Preprocessing {
+    pub fn preprocessing(self) -> Preprocessing {
         match self {
             Self::Torchvision | Self::TorchvisionBn => Preprocessing::TORCHVISION,
             Self::Adain => Preprocessing::NONE,
             Self::Caffe | Self::Keras => Preprocessing::CAFFE,
-            Self::Described(_) => Preprocessing::TORCHVISION,
         }
     }
 }
@@ -49,7 +46,6 @@ impl fmt::Display for Family {
             Self::Caffe => "caffe",
             Self::Adain => "adain",
             Self::Keras => "keras",
-            Self::Described(name) => name,
         })
     }
 }
@@ -283,11 +279,7 @@ fn is_caffe(entries: &Entries, first: &str) -> bool {
     let values = |what: &str, shape: &[usize]| {
         let entry = entries.get(&format!("{first}.{what}"))?;
         let tensor: Tensor = (entry.shape == shape).then(|| entry.read().ok())??;
-        let floats = matches!(
-            tensor.dtype(),
-            DType::F16 | DType::BF16 | DType::F32 | DType::F64
-        );
-        let tensor = floats.then(|| tensor.to_dtype(DType::F32).ok())??;
+        let tensor = tensor.to_dtype(DType::F32).ok()?;
         tensor.flatten_all().ok()?.to_vec1::<f32>().ok()
     };
     let kernel = values("weight", &[64, 3, 3, 3]).unwrap_or_default();

@@ -57,7 +57,8 @@ pub enum Source {
 pub struct Weights {
     pub convs: Vec<(Tensor, Tensor)>,
     pub preprocessing: Preprocessing,
-    pub family: Family,
+    /// What the file calls them, or the family that they were recognised as.
+    pub family: String,
 }
 
 /// What is wrong with a weights file.
@@ -118,7 +119,7 @@ impl Weights {
         Self {
             convs,
             preprocessing,
-            family: Family::Described("given".into()),
+            family: "given".into(),
         }
     }
 
@@ -154,10 +155,9 @@ impl Weights {
         let weights = Self {
             convs: convolutions(&archive.entries, &located)?,
             preprocessing: said.unwrap_or_else(|| located.family.preprocessing()),
-            family: match described.or(unnamed) {
-                Some(name) => Family::Described(name),
-                None => located.family,
-            },
+            family: described
+                .or(unnamed)
+                .unwrap_or_else(|| located.family.to_string()),
         };
         let (kernel, bias) = weights.first_folded()?;
         finite(Layer::FIRST, &kernel, DType::F32)?;
@@ -193,7 +193,7 @@ impl Weights {
             }
         }
         let mut metadata = self.preprocessing.to_metadata();
-        metadata.insert("family".into(), self.family.to_string());
+        metadata.insert("family".into(), self.family.clone());
         safetensors::serialize_to_file(tensors, Some(metadata), path)
             .map_err(|error| io::Error::other(error).into())
     }
@@ -282,11 +282,9 @@ impl Reader<'_> {
         }
         let tensor = self.entries[name].read();
         tensor
-            .and_then(|tensor| match tensor.dtype() {
-                DType::F16 | DType::BF16 | DType::F32 | DType::F64 => tensor
-                    .to_dtype(DType::F64)
-                    .map_err(|error| error.to_string()),
-                other => Err(format!("{} is not a type of weights", other.as_str())),
+            .and_then(|tensor| {
+                let tensor = tensor.to_dtype(DType::F64);
+                tensor.map_err(|error| error.to_string())
             })
             .map_err(|cause| Error::Tensor(self.layer, format!("{name}: {cause}")))
     }
