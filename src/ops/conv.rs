@@ -7,10 +7,11 @@
 //! with respect to the input is the same convolution with the kernel rotated by 180 degrees and
 //! its two channel axes swapped.
 
-use super::correlation::Correlation;
-use super::{CpuOp, cpu_side, store};
+use super::winograd::{self, Sink, Source};
+use super::{CpuOp, cpu_side, patches, store};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module};
+use pulp::Simd;
 
 /// What lies beyond the edge of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +32,15 @@ pub struct Conv3x3 {
 }
 
 enum Side {
-    Cpu {
-        /// `[3, 3 * in_channels, out_channels]`: a row of three taps at a time.
-        kernel: Vec<f32>,
-        /// `[3, 3 * out_channels, in_channels]`, rotated and swapped.
-        adjoint: Vec<f32>,
+    /// On the CPU, for many channels and a border of zeros.
+    Winograd {
+        forward: winograd::Kernel,
+        adjoint: winograd::Kernel,
+        bias: Vec<f32>,
+    },
+    /// On the CPU, for the others: conv1_1.
+    Patches {
+        kernel: patches::Kernel,
         bias: Vec<f32>,
     },
     Candle {
@@ -57,7 +62,7 @@ impl Conv3x3 {
             );
         }
         let side = match kernel.device() {
-            Device::Cpu if cpu_side() => Side::packed(kernel, bias)?,
+            Device::Cpu if cpu_side() => Side::cpu(kernel, bias, border)?,
             _ => Side::composed(kernel, bias, border)?,
         };
         Ok(Self {
@@ -82,27 +87,23 @@ impl Conv3x3 {
         expect(input, [h, w, self.in_channels])?;
         expect(output, [h, w, self.out_channels])?;
         match &self.side {
-            Side::Cpu { kernel, bias, .. } => {
+            Side::Winograd { forward, bias, .. } => {
                 let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
-                    Correlation::new(
-                        [h, w],
-                        self.in_channels,
-                        self.out_channels,
-                        1,
-                        self.border,
-                        kernel,
-                    )
-                    .run(
-                        output,
-                        |y, row| row.copy_from_slice(&input[y * row.len()..][..row.len()]),
-                        |pixel, channels, sums| {
-                            for ((value, sum), bias) in
-                                pixel.iter_mut().zip(sums).zip(&bias[channels])
-                            {
-                                *value = (sum + bias).max(0.0);
-                            }
-                        },
-                    );
+                    let input = Pixels {
+                        values: input,
+                        channels: self.in_channels,
+                    };
+                    forward.correlate([h, w], &input, output, &Activation { bias });
+                });
+                output.inplace_op2(input, &op)
+            }
+            Side::Patches { kernel, bias } => {
+                let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
+                    kernel.forward([h, w], input, output, |pixel, sums| {
+                        for ((value, sum), bias) in pixel.iter_mut().zip(sums).zip(bias) {
+                            *value = (sum + bias).max(0.0);
+                        }
+                    });
                 });
                 output.inplace_op2(input, &op)
             }
@@ -133,42 +134,38 @@ impl Conv3x3 {
         expect(upstream, [h, w, self.out_channels])?;
         expect(gradient, [h, w, self.in_channels])?;
         match &self.side {
-            Side::Cpu { adjoint, .. } => {
-                // A replicated border has gradients of its own, on the pixels around the image.
-                let padding = match self.border {
-                    Border::Zeros => 1,
-                    Border::Replicate => 2,
-                };
+            Side::Winograd { adjoint, .. } => {
+                let op = CpuOp(
+                    "conv3x3-backward",
+                    |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
+                        let pixels = |values| Pixels {
+                            values,
+                            channels: self.out_channels,
+                        };
+                        let input = Masked {
+                            upstream: pixels(upstream),
+                            output: pixels(output),
+                        };
+                        adjoint.correlate([h, w], &input, gradient, &Gradient { accumulate });
+                    },
+                );
+                gradient.inplace_op3(upstream, output, &op)
+            }
+            Side::Patches { kernel, .. } => {
                 let op = CpuOp(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
                         if !accumulate {
                             gradient.fill(0.0);
                         }
-                        Correlation::new(
-                            [h, w],
-                            self.out_channels,
-                            self.in_channels,
-                            padding,
-                            Border::Zeros,
-                            adjoint,
-                        )
-                        .run(
-                            gradient,
-                            |y, row| {
-                                let range = y * row.len()..(y + 1) * row.len();
-                                let active = upstream[range.clone()].iter().zip(&output[range]);
-                                for (value, (upstream, output)) in row.iter_mut().zip(active) {
-                                    *value = if *output > 0.0 { *upstream } else { 0.0 };
-                                }
-                            },
-                            |pixel, _, sums| {
-                                pixel
-                                    .iter_mut()
-                                    .zip(sums)
-                                    .for_each(|(value, sum)| *value += sum)
-                            },
-                        );
+                        kernel.adjoint([h, w], gradient, |pixel, values| {
+                            let range = pixel * values.len()..(pixel + 1) * values.len();
+                            let active = upstream[range.clone()].iter().zip(&output[range]);
+                            for (value, (upstream, output)) in values.iter_mut().zip(active) {
+                                // Without a branch, which could not be predicted.
+                                *value = upstream * f32::from(*output > 0.0);
+                            }
+                        });
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
@@ -208,21 +205,83 @@ fn fold(tensor: &Tensor, dim: usize) -> Result<Tensor> {
     tensor.narrow(dim, 1, n)? + first + last
 }
 
+/// The pixels of an image `[h, w, channels]`.
+struct Pixels<'a> {
+    values: &'a [f32],
+    channels: usize,
+}
+
+impl Source for Pixels<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, _: S, pixel: usize, channel: usize) -> S::f32s {
+        let start = pixel * self.channels + channel;
+        S::as_simd_f32s(&self.values[start..start + S::F32_LANES]).0[0]
+    }
+}
+
+/// The gradient with respect to a convolution's output, where the ReLU lets it through.
+struct Masked<'a> {
+    upstream: Pixels<'a>,
+    output: Pixels<'a>,
+}
+
+impl Source for Masked<'_> {
+    #[inline(always)]
+    fn load<S: Simd>(&self, simd: S, pixel: usize, channel: usize) -> S::f32s {
+        let zero = simd.splat_f32s(0.0);
+        let active = simd.less_than_f32s(zero, self.output.load(simd, pixel, channel));
+        simd.select_f32s(active, self.upstream.load(simd, pixel, channel), zero)
+    }
+}
+
+/// `relu(sums + bias)`
+struct Activation<'a> {
+    bias: &'a [f32],
+}
+
+impl Sink for Activation<'_> {
+    #[inline(always)]
+    fn store<S: Simd>(&self, simd: S, place: &mut S::f32s, channel: usize, sums: S::f32s) {
+        let bias = S::as_simd_f32s(&self.bias[channel..channel + S::F32_LANES]).0[0];
+        *place = simd.max_f32s(simd.add_f32s(sums, bias), simd.splat_f32s(0.0));
+    }
+}
+
+/// A gradient, which takes the place of what was there or is added to it.
+struct Gradient {
+    accumulate: bool,
+}
+
+impl Sink for Gradient {
+    #[inline(always)]
+    fn store<S: Simd>(&self, simd: S, place: &mut S::f32s, _: usize, sums: S::f32s) {
+        *place = if self.accumulate {
+            simd.add_f32s(*place, sums)
+        } else {
+            sums
+        };
+    }
+}
+
 impl Side {
-    fn packed(kernel: &Tensor, bias: &Tensor) -> Result<Self> {
+    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
-        let values = kernel.flatten_all()?.to_vec1::<f32>()?;
-        let mut forward = vec![0.0; values.len()];
-        let mut adjoint = vec![0.0; values.len()];
-        for (i, &value) in values.iter().enumerate() {
-            let (out, input, tap) = (i / (9 * n_in), i / 9 % n_in, i % 9);
-            forward[(tap * n_in + input) * n_out + out] = value;
-            adjoint[((8 - tap) * n_out + out) * n_in + input] = value;
-        }
-        Ok(Self::Cpu {
-            kernel: forward,
-            adjoint,
-            bias: bias.to_vec1::<f32>()?,
+        let weights = kernel.flatten_all()?.to_vec1::<f32>()?;
+        let weight = |out: usize, input: usize, tap: usize| weights[(out * n_in + input) * 9 + tap];
+        let adjoint = |out: usize, input: usize, tap: usize| weight(input, out, 8 - tap);
+        let bias = bias.to_vec1::<f32>()?;
+        let many = |channels: usize| channels.is_multiple_of(winograd::CHANNELS);
+        Ok(if border == Border::Zeros && many(n_in) && many(n_out) {
+            Self::Winograd {
+                forward: winograd::Kernel::new(n_in, n_out, weight),
+                adjoint: winograd::Kernel::new(n_out, n_in, adjoint),
+                bias,
+            }
+        } else {
+            Self::Patches {
+                kernel: patches::Kernel::new(n_in, n_out, border, weight),
+                bias,
+            }
         })
     }
 
@@ -259,7 +318,15 @@ mod tests {
         (33, 47),
         (3, 900),
     ];
-    const CHANNELS: [(usize, usize); 5] = [(3, 4), (1, 1), (5, 3), (16, 70), (24, 160)];
+    const CHANNELS: [(usize, usize); 7] = [
+        (3, 4),
+        (1, 1),
+        (5, 3),
+        (16, 70),
+        (24, 160),
+        (32, 96),
+        (64, 32),
+    ];
     const BORDERS: [Border; 2] = [Border::Zeros, Border::Replicate];
 
     fn each_case(mut check: impl FnMut(&str, Array, Kernel, Border)) {

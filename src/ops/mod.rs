@@ -9,17 +9,20 @@
 //! for bit for any number of threads.
 
 pub mod conv;
-mod correlation;
 pub mod elementwise;
 pub mod gram;
+mod patches;
 pub mod pool;
+mod product;
 
 #[cfg(test)]
 pub(crate) mod reference;
+mod winograd;
 
 use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail,
 };
+use std::marker::PhantomData;
 
 /// A closure over the values of its operands, as a candle in-place op.
 struct CpuOp<F>(&'static str, F);
@@ -91,6 +94,37 @@ fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     match &*storage {
         Storage::Cpu(storage) => Ok(f(values(storage, layout)?)),
         _ => bail!("a tensor on the CPU is needed"),
+    }
+}
+
+/// The output of an operation, which its pieces write at the same time.
+struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is only a pointer; what is written through it at the same time does not overlap, as
+// `range` demands.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(output: &'a mut [f32]) -> Self {
+        Self {
+            start: output.as_mut_ptr(),
+            len: output.len(),
+            borrowed: PhantomData,
+        }
+    }
+
+    /// # Safety
+    /// Nobody else may use the range while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    unsafe fn range(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start + len <= self.len);
+        // SAFETY: in bounds by the assertion, not aliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }
 
