@@ -49,7 +49,7 @@ fn assert_features(weights: &Weights, family: &str, tolerance: f64) {
     assert_eq!(vgg.deepest(), Layer::new(5, 4));
     let (h, w, _) = image.dims3().unwrap();
     let features = vgg.allocate(h, w, vgg.deepest()).unwrap();
-    vgg.forward(image, Pooling::Avg, &features, &|| false)
+    vgg.forward(image, Pooling::Avg, vgg.deepest(), &features, &|| false)
         .unwrap();
     for layer in Layer::all() {
         let (found, expected) = (features.layer(layer), &expected[&layer.to_string()]);

@@ -142,8 +142,11 @@ impl Objective {
 
     /// Takes the content from a frame `[h, w, 3]`.
     pub fn set_content(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(), Error> {
+        let Some(deepest) = self.content.iter().map(|term| term.layer).max() else {
+            return Ok(());
+        };
         self.vgg
-            .forward(frame, self.pooling, &self.features, cancel)?;
+            .forward(frame, self.pooling, deepest, &self.features, cancel)?;
         for term in &mut self.content {
             copy(&term.target, self.features.layer(term.layer))?;
             term.energy = 0.5 * dot(&term.target, &term.target)?;
@@ -159,7 +162,8 @@ impl Objective {
         };
         let (h, w, _) = image.dims3()?;
         let features = self.vgg.allocate(h, w, deepest)?;
-        self.vgg.forward(image, self.pooling, &features, cancel)?;
+        self.vgg
+            .forward(image, self.pooling, deepest, &features, cancel)?;
         for term in &mut self.style {
             gram(features.layer(term.layer), &term.target)?;
             term.energy = dot(&term.target, &term.target)? / (4.0 * term.channels_squared());
@@ -176,8 +180,9 @@ impl Objective {
         gradient: &Tensor,
         cancel: Cancel,
     ) -> Result<Losses, Error> {
+        let deepest = self.features.deepest();
         self.vgg
-            .forward(image, self.pooling, &self.features, cancel)?;
+            .forward(image, self.pooling, deepest, &self.features, cancel)?;
         let mut losses = Losses::default();
         let mut seeded = Vec::with_capacity(self.content.len() + self.style.len());
         for term in &self.content {

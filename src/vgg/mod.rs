@@ -142,7 +142,8 @@ impl Features {
         }
     }
 
-    fn deepest(&self) -> Layer {
+    /// The deepest layer that there is a tensor for.
+    pub fn deepest(&self) -> Layer {
         Layer(self.layers.len() - 1)
     }
 }
@@ -221,15 +222,16 @@ impl Vgg {
         Ok(features)
     }
 
-    /// The activations of `image` `[h, w, 3]`, RGB 0..1, into `features`, no deeper than those go.
+    /// The activations of `image` `[h, w, 3]`, RGB 0..1, up to `deepest`, into `features`.
     pub fn forward(
         &self,
         image: &Tensor,
         pooling: Pooling,
+        deepest: Layer,
         features: &Features,
         cancel: Cancel,
     ) -> Result<(), Error> {
-        for layer in Layer::all().take_while(|&layer| layer <= features.deepest()) {
+        for layer in Layer::all().take_while(|&layer| layer <= deepest) {
             if cancel() {
                 return Err(Error::Cancelled);
             }

@@ -69,13 +69,18 @@ fn forward_goes_no_further_than_asked() {
     let vgg = vgg(16);
     for deepest in Layer::all() {
         let features = vgg.allocate(17, 35, deepest).unwrap();
-        assert_eq!(features.layers.len(), deepest.index() + 1);
+        assert_eq!(features.deepest(), deepest);
         assert_eq!(features.pooled.len(), deepest.block());
-        let (count, cancelled) = asked(usize::MAX, |cancel| {
-            vgg.forward(&image(0.5), Pooling::Avg, &features, cancel)
-        });
-        assert_eq!((count, cancelled), (deepest.index() + 1, false));
-        assert!(!is_zero(features.layer(deepest)));
+        for asked_for in Layer::all().take_while(|&layer| layer <= deepest) {
+            let features = vgg.allocate(17, 35, deepest).unwrap();
+            let (count, cancelled) = asked(usize::MAX, |cancel| {
+                vgg.forward(&image(0.5), Pooling::Avg, asked_for, &features, cancel)
+            });
+            assert_eq!((count, cancelled), (asked_for.index() + 1, false));
+            for layer in Layer::all().take_while(|&layer| layer <= deepest) {
+                assert_eq!(is_zero(features.layer(layer)), layer > asked_for, "{layer}");
+            }
+        }
     }
 }
 
@@ -85,7 +90,7 @@ fn forward_stops_before_the_next_layer() {
     for last in 1..=LAYERS {
         let features = vgg.allocate(17, 35, Layer::new(5, 4)).unwrap();
         let (count, cancelled) = asked(last, |cancel| {
-            vgg.forward(&image(0.5), Pooling::Max, &features, cancel)
+            vgg.forward(&image(0.5), Pooling::Max, vgg.deepest(), &features, cancel)
         });
         assert_eq!((count, cancelled), (last, true));
         for layer in Layer::all() {
@@ -104,7 +109,7 @@ fn backward(vgg: &Vgg, seeded: &[Layer], gradient: &Tensor, cancel: Cancel) -> R
     let deepest = vgg.deepest();
     let features = vgg.allocate(17, 35, deepest)?;
     let gradients = vgg.allocate(17, 35, deepest)?;
-    vgg.forward(&image(0.5), Pooling::Avg, &features, &|| false)?;
+    vgg.forward(&image(0.5), Pooling::Avg, deepest, &features, &|| false)?;
     for &layer in seeded {
         let ones = gradients.layer(layer).ones_like()?;
         gradients.layer(layer).slice_set(&ones, 0, 0)?;
