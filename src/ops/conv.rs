@@ -81,6 +81,22 @@ impl Conv3x3 {
         self.out_channels
     }
 
+    /// What the kernels and the bias take up in memory, in the form that they are used in.
+    pub fn packed_bytes(&self) -> usize {
+        match &self.side {
+            Side::Winograd {
+                forward,
+                adjoint,
+                bias,
+            } => forward.bytes() + adjoint.bytes() + size_of_val(bias.as_slice()),
+            Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
+            Side::Candle { forward, adjoint } => [forward, adjoint]
+                .map(|conv| conv.weight().elem_count() * size_of::<f32>())
+                .iter()
+                .sum(),
+        }
+    }
+
     /// `output = relu(input * kernel + bias)`.
     pub fn forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
         let (h, w, _) = input.dims3()?;

@@ -204,6 +204,11 @@ impl Vgg {
         Layer(self.convs.len() - 1)
     }
 
+    /// What the kernels of all layers take up in memory.
+    pub fn packed_bytes(&self) -> usize {
+        self.convs.iter().map(Conv3x3::packed_bytes).sum()
+    }
+
     /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`.
     pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
         let mut features = Features {
