@@ -15,7 +15,7 @@ const ROUNDS: usize = 10;
 fn main() {
     gst::init().expect("GStreamer");
     gstgatys::plugin_register_static().expect("plugin");
-    let (_, style) = common::material();
+    let (_, style) = common::clip::material();
     let mut stops = Vec::new();
     let mut seeks = Vec::new();
     for round in 0..ROUNDS {

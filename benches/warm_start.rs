@@ -36,13 +36,13 @@ fn main() {
 }
 
 fn run(count: u32, iterations: u32, width: u32) {
-    let (clip, style) = common::material();
+    let (clip, style) = common::clip::material();
     println!(
         "{}, {width} wide, {iterations} iterations a frame",
         clip.display()
     );
     let style = StyleImage::load(&style).expect("style image");
-    let frames = common::frames(&clip, count as usize, width);
+    let frames = common::clip::frames(&clip, count as usize, width);
     let base = Config {
         iterations,
         initial_iterations: INITIAL,

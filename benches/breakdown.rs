@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Where the time of an iteration goes: each part of an evaluation at its real shapes, in their
+//! order, beside the whole of it, and what L-BFGS adds. Last, what is not convolution.
+//!
+//! `cargo bench --bench breakdown [-- --rounds N] [--threads N]`
+
+mod common;
+
+use candle_core::{DType, Device, Result, Tensor};
+use common::problem::{MIDDLE, Pictures, Problem, name, network, threads};
+use common::timing::{argument, median, ms, timed};
+use gstgatys::ops::conv::{Border, Conv3x3};
+use gstgatys::ops::elementwise::{content, difference, dot, total_variation};
+use gstgatys::ops::gram::{gram, gram_backward};
+use gstgatys::ops::pool::Pooling;
+use gstgatys::stylizer::config::Config;
+use gstgatys::stylizer::optimizer::{Budget, optimizer};
+use gstgatys::vgg::Layer;
+use gstgatys::vgg::weights::{Source, Weights};
+use std::time::Instant;
+
+/// Iterations after which the history of L-BFGS is full, its default being 10, and as many are
+/// timed.
+const FULL: u32 = 12;
+
+fn main() {
+    let rounds = argument("--rounds", 7);
+    let threads = threads(argument("--threads", 0));
+    println!(
+        "{}, {} threads, medians of {rounds} rounds",
+        name(MIDDLE),
+        threads.current_num_threads()
+    );
+    threads.install(|| run(rounds)).expect("an iteration");
+}
+
+fn run(rounds: usize) -> Result<()> {
+    let pictures = Pictures::made(MIDDLE);
+    let problem = Problem::new(network(), &pictures);
+    let walk = Walk::new(&pictures.image)?;
+    let mut wholes = Vec::new();
+    let mut walks: Vec<Vec<Part>> = Vec::new();
+    for round in 0..=rounds {
+        let whole = ms(timed(|| problem.evaluate()).0);
+        let parts = walk.evaluate()?;
+        // The first round warms up.
+        if round > 0 {
+            wholes.push(whole);
+            walks.push(parts);
+        }
+    }
+    let optimiser = optimiser(&problem, &pictures.image)?;
+
+    let part = |index: usize| median(walks.iter().map(|parts| parts[index].ms).collect());
+    let sum = |kind: Kind| {
+        let indices = (0..walks[0].len()).filter(|&index| walks[0][index].kind == kind);
+        indices.map(part).sum::<f64>()
+    };
+    println!("{:24} {:>9} {:>17}", "", "ms", "G multiply-adds/s");
+    for (index, entry) in walks[0].iter().enumerate() {
+        if entry.work > 0 {
+            let speed = entry.work as f64 / part(index) / 1e6;
+            println!("{:24} {:9.2} {speed:17.1}", entry.name, part(index));
+        }
+    }
+    let iteration = median(wholes.clone()) + optimiser;
+    let row = |what: &str, time: f64| {
+        println!("{what:24} {time:9.2} {:15.2} %", 100.0 * time / iteration);
+    };
+    let convolution = sum(Kind::Convolution);
+    println!("{:24} {:>9} {:>17}", "", "ms", "of an iteration");
+    row("convolution", convolution);
+    row("pooling", sum(Kind::Pooling));
+    row("Gram matrices", sum(Kind::Gram));
+    row("content", sum(Kind::Content));
+    row("total variation", sum(Kind::Variation));
+    row("L-BFGS", optimiser);
+    row("the whole", iteration);
+    row("what is not convolution", iteration - convolution);
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Convolution,
+    Pooling,
+    Gram,
+    Content,
+    Variation,
+}
+
+struct Part {
+    kind: Kind,
+    name: String,
+    /// Multiply-adds, where they are what takes the time.
+    work: usize,
+    ms: f64,
+}
+
+/// An evaluation with its operations in the open.
+struct Walk {
+    image: Tensor,
+    image_gradient: Tensor,
+    layers: Vec<Step>,
+    pooling: Pooling,
+}
+
+/// A layer of the network, and what the losses have there.
+struct Step {
+    layer: Layer,
+    conv: Conv3x3,
+    features: Tensor,
+    gradient: Tensor,
+    /// What a pooling layer before it gives, and the gradient there.
+    pooled: Option<(Tensor, Tensor)>,
+    /// A Gram matrix, its target and its residual.
+    style: Option<[Tensor; 3]>,
+    content: Option<Tensor>,
+}
+
+impl Walk {
+    fn new(image: &Tensor) -> Result<Self> {
+        let config = Config::default();
+        let weights = Weights::load(&Source::BuiltIn).expect("weights");
+        let deepest = config
+            .content_layers
+            .deepest()
+            .max(config.style_layers.deepest());
+        let (h, w, _) = image.dims3()?;
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let used = Layer::all().take_while(|&layer| layer <= deepest);
+        let mut layers: Vec<Step> = Vec::new();
+        for (layer, (kernel, bias)) in used.zip(&weights.convs) {
+            let conv = match layer {
+                Layer::FIRST => {
+                    let (kernel, bias) = weights.preprocessing.folded(kernel, bias)?;
+                    Conv3x3::new(&kernel, &bias, Border::Replicate)?
+                }
+                _ => Conv3x3::new(kernel, bias, Border::Zeros)?,
+            };
+            let size = |channels| [h >> layer.block(), w >> layer.block(), channels];
+            let (input, output) = (size(conv.in_channels()), size(conv.out_channels()));
+            let before = layers.last().map(|step| step.layer.block());
+            let pooled = match before.is_some_and(|block| block < layer.block()) {
+                true => Some((zeros(&input)?, zeros(&input)?)),
+                false => None,
+            };
+            let has = |mut layers: Box<dyn Iterator<Item = (Layer, f64)> + '_>| {
+                layers.any(|(other, _)| other == layer)
+            };
+            let n = output[2];
+            let matrix = || zeros(&[n, n]);
+            let style = match has(Box::new(config.style_layers.iter())) {
+                true => Some([matrix()?, matrix()?, matrix()?]),
+                false => None,
+            };
+            let content = match has(Box::new(config.content_layers.iter())) {
+                true => Some(zeros(&output)?),
+                false => None,
+            };
+            layers.push(Step {
+                layer,
+                conv,
+                features: zeros(&output)?,
+                gradient: zeros(&output)?,
+                pooled,
+                style,
+                content,
+            });
+        }
+        Ok(Self {
+            image: image.copy()?,
+            image_gradient: image.zeros_like()?,
+            layers,
+            pooling: config.pooling,
+        })
+    }
+
+    fn evaluate(&self) -> Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        let mut part = |kind, name: String, work, op: &dyn Fn() -> Result<()>| {
+            let (time, done) = timed(op);
+            parts.push(Part {
+                kind,
+                name,
+                work,
+                ms: ms(time),
+            });
+            done
+        };
+        let mut input = &self.image;
+        for step in &self.layers {
+            if let Some((pooled, _)) = &step.pooled {
+                part(Kind::Pooling, String::new(), 0, &|| {
+                    self.pooling.forward(input, pooled)
+                })?;
+                input = pooled;
+            }
+            let name = format!("{} forward", step.layer);
+            part(Kind::Convolution, name, step.work(), &|| {
+                step.conv.forward(input, &step.features)
+            })?;
+            input = &step.features;
+        }
+        for step in &self.layers {
+            if let Some(target) = &step.content {
+                part(Kind::Content, String::new(), 0, &|| {
+                    content(&step.features, target, 1.0, &step.gradient, false).map(drop)
+                })?;
+            }
+            if let Some([matrix, target, residual]) = &step.style {
+                part(Kind::Gram, String::new(), 0, &|| {
+                    gram(&step.features, matrix)?;
+                    difference(residual, matrix, target)?;
+                    dot(residual, residual)?;
+                    let seeded = step.content.is_some();
+                    gram_backward(&step.features, residual, 1.0, &step.gradient, seeded)
+                })?;
+            }
+        }
+        for (index, step) in self.layers.iter().enumerate().rev() {
+            let before = index.checked_sub(1).map(|index| &self.layers[index]);
+            let seeded = before.is_some_and(|step| step.style.is_some() || step.content.is_some());
+            let gradient = match (&step.pooled, before) {
+                (Some((_, gradient)), _) => gradient,
+                (None, Some(before)) => &before.gradient,
+                (None, None) => &self.image_gradient,
+            };
+            let name = format!("{} backward", step.layer);
+            part(Kind::Convolution, name, step.work(), &|| {
+                let accumulate = seeded && step.pooled.is_none();
+                step.conv
+                    .backward(&step.gradient, &step.features, gradient, accumulate)
+            })?;
+            if let (Some((_, upstream)), Some(before)) = (&step.pooled, before) {
+                part(Kind::Pooling, String::new(), 0, &|| {
+                    self.pooling
+                        .backward(upstream, &before.features, &before.gradient, seeded)
+                })?;
+            }
+        }
+        part(Kind::Variation, String::new(), 0, &|| {
+            total_variation(&self.image, 1.0, &self.image_gradient).map(drop)
+        })?;
+        Ok(parts)
+    }
+}
+
+impl Step {
+    /// Multiply-adds of the convolution, either way.
+    fn work(&self) -> usize {
+        self.features.elem_count() * 9 * self.conv.in_channels()
+    }
+}
+
+/// Milliseconds from one evaluation of L-BFGS to the next, once its history is full.
+fn optimiser(problem: &Problem, image: &Tensor) -> Result<f64> {
+    let image = image.copy()?;
+    let mut optimizer = optimizer(&image, &Config::default())?;
+    let budget = Budget {
+        iterations: 2 * FULL,
+        deadline: None,
+    };
+    let mut ended: Option<Instant> = None;
+    let mut times = Vec::new();
+    let outcome = optimizer.minimize(&image, budget, &mut |image, gradient| {
+        times.extend(ended.map(|ended| ms(ended.elapsed())));
+        let losses = problem.evaluate_at(image, gradient);
+        ended = Some(Instant::now());
+        Ok(losses)
+    });
+    outcome.expect("an optimised image");
+    Ok(median(times.split_off(times.len().min(FULL as usize))))
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! One value and gradient of the objective at its defaults, with all threads.
+//!
+//! `cargo bench --bench iteration [-- SIZE]`
+
+mod common;
+
+use common::problem::{LARGE, Problem, SIZES, name, threads};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+
+fn main() {
+    threads(0).install(|| {
+        let mut criterion = Criterion::default().configure_from_args();
+        iteration(&mut criterion);
+        criterion.final_summary();
+    });
+}
+
+fn iteration(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("iteration");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    for size in SIZES.into_iter().chain([LARGE]) {
+        group.throughput(Throughput::Elements((size.0 * size.1) as u64));
+        // Made by the first call: sizes that are filtered out are not.
+        let mut problem = None;
+        group.bench_function(BenchmarkId::from_parameter(name(size)), |bencher| {
+            let problem = problem.get_or_insert_with(|| Problem::made(size));
+            bencher.iter(|| problem.evaluate());
+        });
+    }
+    group.finish();
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The peak of this process's memory while a stylizer paints frames of 640x360, beside what it
+//! cannot do without: the activations, the packed kernels and the optimiser's state. The exit
+//! status is 0 only if the peak is within twice the activations plus the others.
+//!
+//! `cargo bench --no-default-features --bench memory` (Linux), so that GStreamer is not linked
+
+mod common;
+
+use common::problem::{MIDDLE, name, network, picture};
+use gstgatys::stylizer::Stylizer;
+use gstgatys::stylizer::config::Config;
+use gstgatys::stylizer::style::StyleImage;
+use gstgatys::vgg::{Layer, Vgg};
+use std::process::ExitCode;
+
+/// Iterations of a frame that fill the history of L-BFGS, its default being 10, some steps not
+/// being taken.
+const ITERATIONS: u32 = 14;
+
+/// Tensors of the image's size that L-BFGS has beside its history, and for each pair of that.
+const LBFGS_TENSORS: usize = 4;
+const PAIR_TENSORS: usize = 2;
+
+fn main() -> ExitCode {
+    let (w, h) = MIDDLE;
+    let start = peak();
+    let vgg = network();
+    let loaded = peak();
+
+    let config = Config {
+        max_size: None,
+        initial_iterations: ITERATIONS,
+        iterations: 2,
+        ..Config::default()
+    };
+    let activations = activations(&vgg, &config);
+    let packed = vgg.packed_bytes();
+    let history = config.lbfgs_history as usize;
+    let state = (LBFGS_TENSORS + PAIR_TENSORS * history) * h * w * 3 * size_of::<f32>();
+    let mut stylizer = Stylizer::new(vgg, style(), config).expect("stylizer");
+    for seed in [1, 3] {
+        let frame = picture(MIDDLE, seed);
+        stylizer.stylize(&frame, &|| false).expect("a frame");
+    }
+
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    println!("{}, L-BFGS with a history of {history}, MiB:", name(MIDDLE));
+    for (what, bytes) in [
+        ("activations", activations),
+        ("packed kernels", packed),
+        ("optimiser's state", state),
+    ] {
+        println!("  {what:18} {:8.1}", mib(bytes));
+    }
+    let limit = 2 * activations + packed + state;
+    let (Some(start), Some(loaded), Some(peak)) = (start, loaded, peak()) else {
+        println!("  peak                unknown: /proc/self/status does not say");
+        return ExitCode::SUCCESS;
+    };
+    println!("  {:18} {:8.1}", "peak", mib(peak));
+    println!(
+        "  {:18} {:8.1}  at the start of the program",
+        "",
+        mib(start)
+    );
+    println!(
+        "  {:18} {:8.1}  once the weights are loaded",
+        "",
+        mib(loaded)
+    );
+    println!(
+        "  {:18} {:8.1}  2 activations + kernels + state: the peak is {:.3} of it",
+        "limit",
+        mib(limit),
+        peak as f64 / limit as f64
+    );
+    match peak <= limit {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// What the convolutions and poolings of an image give, down to the deepest layer in use.
+fn activations(vgg: &Vgg, config: &Config) -> usize {
+    let (w, h) = MIDDLE;
+    let deepest = config
+        .content_layers
+        .deepest()
+        .max(config.style_layers.deepest());
+    // The channels are all that is asked for.
+    let small = vgg.allocate(16, 16, deepest).expect("features");
+    let channels = |layer: Layer| small.layer(layer).dim(2).expect("channels");
+    let layers: Vec<Layer> = Layer::all().take_while(|&layer| layer <= deepest).collect();
+    let pixels = |block: usize| (h >> block) * (w >> block);
+    let convolved = layers
+        .iter()
+        .map(|&layer| pixels(layer.block()) * channels(layer));
+    let pools = layers
+        .windows(2)
+        .filter(|pair| pair[0].block() != pair[1].block());
+    let pooled = pools.map(|pair| pixels(pair[1].block()) * channels(pair[0]));
+    convolved.chain(pooled).sum::<usize>() * size_of::<f32>()
+}
+
+/// A style image of the frame's own shape.
+fn style() -> StyleImage {
+    let (w, h) = MIDDLE;
+    let values = picture(MIDDLE, 2)
+        .flatten_all()
+        .and_then(|values| values.to_vec1::<f32>());
+    let bytes = values
+        .expect("values")
+        .iter()
+        .map(|value| (255.0 * value) as u8)
+        .collect();
+    let image = image::RgbImage::from_raw(w as u32, h as u32, bytes).expect("an image");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("style.png");
+    image.save(&path).expect("a file");
+    StyleImage::load(&path).expect("a style image")
+}
+
+/// The most memory that this process has had, in bytes.
+fn peak() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}

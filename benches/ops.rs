@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Each operation at the shapes that it has for an image of 640x360, with all threads. For
+//! convolutions and Gram matrices an element of the throughput is a multiply-add; for the others,
+//! whose time goes into memory, bytes are those of the values that they are given.
+//!
+//! `cargo bench --bench ops [-- FILTER]`
+
+mod common;
+
+use candle_core::{Device, Result, Shape, Tensor};
+use common::problem::{MIDDLE, threads};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
+use gstgatys::ops::conv::{Border, Conv3x3};
+use gstgatys::ops::elementwise as vector;
+use gstgatys::ops::gram::{gram, gram_backward};
+use gstgatys::ops::pool::Pooling;
+use std::time::Duration;
+
+/// VGG-19's convolutions that differ: the first layer of each kind, its block, and its input and
+/// output channels.
+const CONVS: [(&str, usize, usize, usize); 9] = [
+    ("conv1_1", 0, 3, 64),
+    ("conv1_2", 0, 64, 64),
+    ("conv2_1", 1, 64, 128),
+    ("conv2_2", 1, 128, 128),
+    ("conv3_1", 2, 128, 256),
+    ("conv3_2", 2, 256, 256),
+    ("conv4_1", 3, 256, 512),
+    ("conv4_2", 3, 512, 512),
+    ("conv5_1", 4, 512, 512),
+];
+
+/// Channels of each block.
+const CHANNELS: [usize; 5] = [64, 128, 256, 512, 512];
+
+fn main() {
+    threads(0).install(|| {
+        let mut criterion = Criterion::default().configure_from_args();
+        convolutions(&mut criterion);
+        poolings(&mut criterion);
+        losses(&mut criterion);
+        optimisers(&mut criterion);
+        criterion.final_summary();
+    });
+}
+
+/// Operations of one kind.
+struct Group<'a>(BenchmarkGroup<'a, WallTime>);
+
+impl<'a> Group<'a> {
+    fn new(criterion: &'a mut Criterion, name: &str) -> Self {
+        let mut group = criterion.benchmark_group(name);
+        group
+            .sample_size(15)
+            .warm_up_time(Duration::from_millis(300))
+            .measurement_time(Duration::from_millis(1500));
+        Self(group)
+    }
+
+    /// Measures the operation that `prepare` makes, which is not called where it is filtered out.
+    fn run<T, Op>(&mut self, name: &str, work: Throughput, mut prepare: impl FnMut() -> Op)
+    where
+        Op: FnMut() -> Result<T>,
+    {
+        self.0.throughput(work);
+        self.0.bench_function(name, |bencher| {
+            let mut op = prepare();
+            bencher.iter(|| op().expect("an operation"));
+        });
+    }
+}
+
+fn convolutions(criterion: &mut Criterion) {
+    let mut group = Group::new(criterion, "convolution");
+    for (layer, block, inputs, outputs) in CONVS {
+        let (w, h) = MIDDLE;
+        let work = (h >> block) * (w >> block) * 9 * inputs * outputs;
+        let work = Throughput::Elements(work as u64);
+        let conv = || {
+            let kernel = noise((outputs, inputs, 3, 3));
+            let border = match inputs {
+                3 => Border::Replicate,
+                _ => Border::Zeros,
+            };
+            Conv3x3::new(&kernel, &noise(outputs), border).expect("a convolution")
+        };
+        group.run(&format!("{layer} forward"), work.clone(), || {
+            let (conv, input) = (conv(), features(block, inputs));
+            let output = features(block, outputs);
+            move || conv.forward(&input, &output)
+        });
+        group.run(&format!("{layer} backward"), work, || {
+            let (conv, output) = (conv(), features(block, outputs));
+            let (upstream, gradient) = (features(block, outputs), features(block, inputs));
+            move || conv.backward(&upstream, &output, &gradient, false)
+        });
+    }
+}
+
+fn poolings(criterion: &mut Criterion) {
+    let mut group = Group::new(criterion, "pooling");
+    for (pooling, kind) in [(Pooling::Avg, "avg"), (Pooling::Max, "max")] {
+        for (block, channels) in CHANNELS.into_iter().enumerate().take(4) {
+            let pool = || (features(block, channels), features(block + 1, channels));
+            let work = bytes(block, channels);
+            group.run(
+                &format!("{kind} {} forward", block + 1),
+                work.clone(),
+                || {
+                    let (input, output) = pool();
+                    move || pooling.forward(&input, &output)
+                },
+            );
+            group.run(&format!("{kind} {} backward", block + 1), work, || {
+                let (input, upstream) = pool();
+                let gradient = features(block, channels);
+                move || pooling.backward(&upstream, &input, &gradient, false)
+            });
+        }
+    }
+}
+
+fn losses(criterion: &mut Criterion) {
+    let mut group = Group::new(criterion, "loss");
+    for (block, channels) in CHANNELS.into_iter().enumerate() {
+        let (w, h) = MIDDLE;
+        let work = (h >> block) * (w >> block) * channels * channels;
+        let work = Throughput::Elements(work as u64);
+        let layer = format!("conv{}_1", block + 1);
+        group.run(&format!("Gram {layer} forward"), work.clone(), || {
+            let (features, output) = (features(block, channels), noise((channels, channels)));
+            move || gram(&features, &output)
+        });
+        group.run(&format!("Gram {layer} backward"), work, || {
+            let (of, gradient) = (features(block, channels), features(block, channels));
+            let residual = noise((channels, channels));
+            move || gram_backward(&of, &residual, 1.0, &gradient, false)
+        });
+    }
+    group.run("content conv4_2", bytes(3, 512), || {
+        let [f, p, gradient] = [0; 3].map(|_| features(3, 512));
+        move || vector::content(&f, &p, 1.0, &gradient, false)
+    });
+    group.run("total variation", bytes(0, 3), || {
+        let (image, gradient) = (features(0, 3), features(0, 3));
+        move || vector::total_variation(&image, 1.0, &gradient)
+    });
+}
+
+/// What an optimiser does with images.
+fn optimisers(criterion: &mut Criterion) {
+    let mut group = Group::new(criterion, "vector");
+    type Op = fn(&Tensor, &Tensor, &Tensor) -> Result<()>;
+    let ops: [(&str, Op); 9] = [
+        ("copy", |x, y, _| vector::copy(x, y)),
+        ("dot", |x, y, _| vector::dot(x, y).map(drop)),
+        // By so little that many repetitions leave a number.
+        ("axpy", |x, y, _| vector::axpy(1e-9, x, y)),
+        ("scale", |x, _, _| vector::scale(1.0, x)),
+        ("difference", vector::difference),
+        ("step", |x, y, z| vector::step(x, y, 0.1, z)),
+        ("clear outward", |x, y, _| vector::clear_outward(x, y)),
+        ("decay", |x, y, _| vector::decay(x, 0.9, y, true)),
+        ("Adam's step", |x, y, z| {
+            vector::adam_step(x, 1e-9, y, 0.5, z)
+        }),
+    ];
+    for (name, op) in ops {
+        group.run(name, bytes(0, 3), || {
+            let [x, y, z] = [0; 3].map(|_| features(0, 3));
+            move || op(&x, &y, &z)
+        });
+    }
+}
+
+fn noise(shape: impl Into<Shape>) -> Tensor {
+    Tensor::randn(0f32, 1f32, shape, &Device::Cpu).expect("noise")
+}
+
+/// Features of a block: about half of them are 0, as behind a ReLU.
+fn features(block: usize, channels: usize) -> Tensor {
+    let (w, h) = MIDDLE;
+    let features = noise((h >> block, w >> block, channels)).relu();
+    features.expect("features")
+}
+
+/// The size of a block's features.
+fn bytes(block: usize, channels: usize) -> Throughput {
+    let (w, h) = MIDDLE;
+    let values = (h >> block) * (w >> block) * channels;
+    Throughput::Bytes((values * size_of::<f32>()) as u64)
+}

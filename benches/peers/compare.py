@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MPL-2.0
+"""One value and gradient of the objective, here and in PyTorch, by turns in one run.
+
+Same weights, same pictures, same number of threads; PyTorch in f32 and in bf16, channels last,
+without gradients of kernels, eager and compiled, of which the faster one is taken. While one
+side computes the other must be idle, which is checked, and so is that the losses and gradients
+agree. Prints each size's times, ratios and agreement, and a table in Markdown. The exit status
+is 0 only if all of the checks hold.
+
+    compare.py [--sizes 256x144,640x360] [--threads N] [--rounds N] [--eager]
+               [--content PICTURE --style PICTURE] [--weights FILE.safetensors]
+
+Started by run.sh, which makes the environment. The formulas are those of tests/golden/golden.py.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "weights/vgg19-procedural.safetensors"
+OURS = ["cargo", "bench", "--quiet", "--no-default-features", "--bench", "peers", "--"]
+
+LAYERS = [f"conv{b}_{c}" for b, n in enumerate([2, 2, 4, 4, 1], 1) for c in range(1, n + 1)]
+CONTENT_LAYER = "conv4_2"
+STYLE_LAYERS = [f"conv{block}_1" for block in range(1, 6)]
+ALPHA, BETA, TV_WEIGHT = 1.0, 100.0, 5.0
+LOSSES = ("content", "style", "variation", "total")
+
+# How far losses and gradients may differ, relatively. bf16 keeps three digits and rounds each
+# activation and each gradient, which adds up over the layers.
+AGREEMENT = {"f32": (1e-4, 1e-2), "bf16": (2e-2, 0.3)}
+# The part of a core that the side whose turn it is not may use.
+IDLE = 0.02
+# Threads of OpenMP spin for a moment after their work, in the hope of more.
+SETTLE_SECONDS = 0.05
+# Turns for the choice between eager and compiled, and before the ones that count.
+TRIALS, WARM_UP = 3, 2
+# The style's part in the image that is evaluated, as in benches/common/problem.rs.
+BLEND = 0.3
+
+
+class Ours:
+    """The crate's side: a process that evaluates on request (gatys.rs)."""
+
+    def __init__(self, threads, weights):
+        environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
+        if weights != WEIGHTS:
+            environment["GATYS_WEIGHTS"] = str(weights)
+        command = [*OURS, "--threads", str(threads)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
+        )
+        # What cargo has to say comes first.
+        while not (line := self._line()).startswith("ready "):
+            pass
+        self.pid = int(line.split()[1])
+
+    def _line(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(OURS)} ended with status {self.process.wait()}")
+        return line.strip()
+
+    def ask(self, *command):
+        print(*command, file=self.process.stdin, flush=True)
+        return self._line()
+
+    def evaluate(self):
+        """Milliseconds and losses of one value and gradient."""
+        took, *losses = map(float, self.ask("evaluate").split())
+        return took, losses
+
+    def gradient(self, file):
+        self.ask("gradient", file)
+        return load_file(file)["gradient"]
+
+    def cpu_seconds(self):
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Torch:
+    """PyTorch's side: the objective for one size in one precision."""
+
+    def __init__(self, convs, pictures, dtype, compiled):
+        self.dtype = dtype
+        self.convs = [
+            (kernel.to(dtype, memory_format=torch.channels_last), bias.to(dtype))
+            for kernel, bias in convs
+        ]
+        with torch.no_grad():
+            content, style = (
+                self.features(torch.from_numpy(pictures[name])) for name in ("content", "style")
+            )
+            self.content = content[CONTENT_LAYER].clone()
+            self.content_energy = self.content.float().square().sum() / 2
+            self.grams = {layer: gram(style[layer]) for layer in STYLE_LAYERS}
+        self.image = torch.from_numpy(pictures["image"]).requires_grad_()
+        self.losses = torch.compile(self.objective, dynamic=False) if compiled else self.objective
+        self.last_gradient = None
+
+    def features(self, image):
+        """Activations of the layers of the losses, of an image [h, w, 3] in RGB 0..1."""
+        # Of this order of values channels last is only another view.
+        x = image.to(self.dtype).permute(2, 0, 1)[None]
+        features = {}
+        for name, (kernel, bias) in zip(LAYERS, self.convs):
+            if name == "conv1_1":
+                x = nnf.conv2d(nnf.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, bias)
+            else:
+                if name.endswith("_1"):
+                    x = nnf.avg_pool2d(x, 2)
+                x = nnf.conv2d(x, kernel, bias, padding=1)
+            # In place: a convolution's backward pass does not need what it gave.
+            x = torch.relu_(x)
+            if name == CONTENT_LAYER or name in STYLE_LAYERS:
+                features[name] = x
+        return features
+
+    def objective(self, image):
+        features = self.features(image)
+        difference = features[CONTENT_LAYER].float() - self.content.float()
+        content = difference.square().sum() / 2 / self.content_energy
+        # What both are divided by in the formula cancels out.
+        style = sum(
+            (gram(features[layer]) - target).square().sum() / target.square().sum()
+            for layer, target in self.grams.items()
+        ) / len(self.grams)
+        variation = sum(image.diff(dim=dim).square().sum() for dim in (0, 1)) / image.numel()
+        total = ALPHA * content + BETA * style + TV_WEIGHT * variation
+        return torch.stack([content, style, variation, total])
+
+    def evaluate(self):
+        """Milliseconds and losses of one value and gradient."""
+        begun = time.perf_counter()
+        losses = self.losses(self.image)
+        (self.last_gradient,) = torch.autograd.grad(losses[3], self.image)
+        values = losses.tolist()
+        return 1e3 * (time.perf_counter() - begun), values
+
+
+def gram(features):
+    """F'F / M of activations [1, N, h, w], with its sums in f32."""
+    f = features.permute(0, 2, 3, 1).flatten(0, 2).float()
+    return f.T @ f / len(f)
+
+
+def load_convs(path):
+    """Kernels and biases, with the preparation of the image in the first one as in the crate."""
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}
+    white = 255.0 if metadata.get("range") == "0..255" else 1.0
+    mean, std = (
+        np.array([float(number) for number in metadata[key].split(",")]).reshape(1, 3, 1, 1)
+        for key in ("mean", "std")
+    )
+    convs = [(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in LAYERS]
+    kernel, bias = convs[0]
+    kernel = kernel / std
+    bias = bias - (kernel * mean).sum((1, 2, 3))
+    if metadata.get("channels") == "BGR":
+        kernel = kernel[:, ::-1].copy()
+    convs[0] = kernel * white, bias
+    return [tuple(torch.from_numpy(array).float() for array in conv) for conv in convs]
+
+
+def keep_memory():
+    """Has freed memory stay with the process: at each iteration, tensors of the same sizes come
+    and go, and getting their pages from the system anew takes PyTorch a good part of its time."""
+    trim_threshold, mmap_max = -1, -4
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+class Turns:
+    """Lets sides evaluate, one at a time, and watches the others."""
+
+    def __init__(self, ours):
+        self.ours = ours
+        self.busy = {"gatys": 0.0, "PyTorch": 0.0}
+
+    def take(self, side):
+        time.sleep(SETTLE_SECONDS)
+        if side is self.ours:
+            idle, cpu = "PyTorch", time.process_time
+        else:
+            idle, cpu = "gatys", self.ours.cpu_seconds
+        used, begun = cpu(), time.perf_counter()
+        took, losses = side.evaluate()
+        part = (cpu() - used) / (time.perf_counter() - begun)
+        self.busy[idle] = max(self.busy[idle], part)
+        return took, losses
+
+
+def fastest(turns, make, eager_only):
+    """The eager or the compiled form of what `make` makes, and a line about the choice."""
+    eager = make(False)
+    eager.evaluate()
+    if eager_only:
+        return eager, "eager"
+    try:
+        compiled = make(True)
+        compiled.evaluate()
+    except Exception as error:  # A missing compiler shows in many ways.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return eager, f"eager; cannot be compiled: {reason}"
+    times = {eager: [], compiled: []}
+    for _ in range(TRIALS):
+        for side, list_ in times.items():
+            list_.append(turns.take(side)[0])
+    slow, fast = (statistics.median(times[side]) for side in (eager, compiled))
+    said = f"eager {slow:.1f} ms, compiled {fast:.1f} ms"
+    return (compiled if fast < slow else eager), said
+
+
+def agrees(name, precision, theirs, ours, gradients):
+    """Whether losses and gradients agree; says by how much."""
+    loss_bound, gradient_bound = AGREEMENT[precision]
+    errors = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(theirs, ours)]
+    theirs, ours = gradients
+    gradient = np.linalg.norm(theirs - ours) / np.linalg.norm(ours)
+    holds = max(errors) <= loss_bound and gradient <= gradient_bound
+    parts = ", ".join(f"{loss} {error:.1e}" for loss, error in zip(LOSSES, errors))
+    verdict = "agrees" if holds else "DOES NOT AGREE"
+    print(f"  {name} {verdict}: {parts} (up to {loss_bound:g}), gradient {gradient:.1e}")
+    return holds
+
+
+def compare(options, ours, convs, size, directory):
+    """Measures a size. Its row of the table, and whether the checks hold."""
+    file = f"{directory}/{size}.safetensors"
+    if options.content:
+        save_file(load_pictures(options, size), file)
+    else:
+        ours.ask("make", size, file)
+    ours.ask("load", file)
+    pictures = load_file(file)
+    turns = Turns(ours)
+    sides = {"gatys": ours}
+    print(f"{size}")
+    for precision, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+
+        def make(compiled, dtype=dtype):
+            return Torch(convs, pictures, dtype, compiled)
+
+        side, said = fastest(turns, make, options.eager)
+        sides[f"PyTorch {precision}"] = side
+        print(f"  PyTorch {precision}: {said}", flush=True)
+    times = {name: [] for name in sides}
+    losses = {}
+    turns = Turns(ours)
+    gc.collect()
+    gc.disable()
+    for turn in range(WARM_UP + options.rounds):
+        for name, side in sides.items():
+            took, losses[name] = turns.take(side)
+            if turn >= WARM_UP:
+                times[name].append(took)
+    gc.enable()
+
+    row, holds = [size], True
+    for name, list_ in times.items():
+        row.append(f"{statistics.median(list_):.1f}")
+        print(f"  {name}: median {row[-1]} ms, {min(list_):.1f} to {max(list_):.1f}")
+    for name in list(sides)[1:]:
+        pairs = zip(times[name], times["gatys"])
+        row.append(f"{statistics.median(theirs / mine for theirs, mine in pairs):.2f}")
+        print(f"  {name} takes {row[-1]} times as long as gatys")
+    gradient = ours.gradient(f"{directory}/gradient.safetensors")
+    for name, side in list(sides.items())[1:]:
+        gradients = side.last_gradient.numpy(), gradient
+        precision = name.split()[1]
+        holds &= agrees(name, precision, losses[name], losses["gatys"], gradients)
+    for name, part in turns.busy.items():
+        idle = part <= IDLE
+        holds &= idle
+        verdict = "idle" if idle else "NOT IDLE"
+        print(f"  {name} is {verdict} while others compute: {part:.1%} of a core at most")
+    return row, holds
+
+
+def load_pictures(options, size):
+    """The pictures that were named, at a size."""
+    shape = tuple(map(int, size.split("x")))
+
+    def load(path):
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
+        return np.asarray(picture, dtype=np.float32) / 255
+
+    content, style = load(options.content), load(options.style)
+    image = (1 - BLEND) * content + BLEND * style
+    return {"content": content, "style": style, "image": image.astype(np.float32)}
+
+
+def processor():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", default="256x144,320x180,640x360", help="[%(default)s]")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="of each side [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=9, help="turns that count [%(default)s]")
+    parser.add_argument("--eager", action="store_true", help="do not try torch.compile")
+    parser.add_argument("--content", type=Path, help="a picture instead of a made one")
+    parser.add_argument("--style", type=Path, help="a picture instead of a made one")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="conv1_1.weight, ...")
+    options = parser.parse_args()
+    if options.rounds < 5:
+        parser.error("a median of fewer than 5 rounds says little")
+    if bool(options.content) != bool(options.style):
+        parser.error("--content and --style go together")
+    options.weights = options.weights.resolve()
+    return options
+
+
+def main():
+    options = arguments()
+    keep_memory()
+    torch.set_num_threads(options.threads)
+    convs = load_convs(options.weights)
+    ours = Ours(options.threads, options.weights)
+    print(f"{processor()}, {options.threads} threads, PyTorch {torch.__version__}")
+    rows, holds = [], True
+    with tempfile.TemporaryDirectory() as directory:
+        for size in options.sizes.split(","):
+            row, held = compare(options, ours, convs, size, directory)
+            rows.append(row)
+            holds &= held
+            torch.compiler.reset()
+    ours.end()
+    print()
+    print("| size | gatys, ms | PyTorch f32, ms | PyTorch bf16, ms | f32 / gatys | bf16 / gatys |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
