@@ -203,10 +203,11 @@ impl Walk {
             })?;
             input = &step.features;
         }
-        for step in &self.layers {
+        for (index, step) in self.layers.iter().enumerate().rev() {
+            let deepest = index + 1 == self.layers.len();
             if let Some(target) = &step.content {
                 part(Kind::Content, String::new(), 0, &|| {
-                    content(&step.features, target, 1.0, &step.gradient, false).map(drop)
+                    content(&step.features, target, 1.0, &step.gradient, !deepest).map(drop)
                 })?;
             }
             if let Some([matrix, target, residual]) = &step.style {
@@ -214,14 +215,11 @@ impl Walk {
                     gram(&step.features, matrix)?;
                     difference(residual, matrix, target)?;
                     dot(residual, residual)?;
-                    let seeded = step.content.is_some();
+                    let seeded = !deepest || step.content.is_some();
                     gram_backward(&step.features, residual, 1.0, &step.gradient, seeded)
                 })?;
             }
-        }
-        for (index, step) in self.layers.iter().enumerate().rev() {
             let before = index.checked_sub(1).map(|index| &self.layers[index]);
-            let seeded = before.is_some_and(|step| step.style.is_some() || step.content.is_some());
             let gradient = match (&step.pooled, before) {
                 (Some((_, gradient)), _) => gradient,
                 (None, Some(before)) => &before.gradient,
@@ -229,14 +227,12 @@ impl Walk {
             };
             let name = format!("{} backward", step.layer);
             part(Kind::Convolution, name, step.work(), &|| {
-                let accumulate = seeded && step.pooled.is_none();
-                step.conv
-                    .backward(&step.gradient, &step.features, gradient, accumulate)
+                step.conv.backward(&step.gradient, &step.features, gradient)
             })?;
             if let (Some((_, upstream)), Some(before)) = (&step.pooled, before) {
                 part(Kind::Pooling, String::new(), 0, &|| {
                     self.pooling
-                        .backward(upstream, &before.features, &before.gradient, seeded)
+                        .backward(upstream, &before.features, &before.gradient)
                 })?;
             }
         }

@@ -94,7 +94,7 @@ fn convolutions(criterion: &mut Criterion) {
         group.run(&format!("{layer} backward"), work, || {
             let (conv, output) = (conv(), features(block, outputs));
             let (upstream, gradient) = (features(block, outputs), features(block, inputs));
-            move || conv.backward(&upstream, &output, &gradient, false)
+            move || conv.backward(&upstream, &output, &gradient)
         });
     }
 }
@@ -116,7 +116,7 @@ fn poolings(criterion: &mut Criterion) {
             group.run(&format!("{kind} {} backward", block + 1), work, || {
                 let (input, upstream) = pool();
                 let gradient = features(block, channels);
-                move || pooling.backward(&upstream, &input, &gradient, false)
+                move || pooling.backward(&upstream, &input, &gradient)
             });
         }
     }

@@ -136,15 +136,9 @@ impl Conv3x3 {
     }
 
     /// The gradient with respect to the input, written to `gradient` `[height, width,
-    /// in_channels]`, or added to what is there. `upstream` is the gradient with respect to the
-    /// output and `output` the output itself: where it is not above 0 the ReLU lets nothing back.
-    pub fn backward(
-        &self,
-        upstream: &Tensor,
-        output: &Tensor,
-        gradient: &Tensor,
-        accumulate: bool,
-    ) -> Result<()> {
+    /// in_channels]`. `upstream` is the gradient with respect to the output and `output` the
+    /// output itself: where it is not above 0 the ReLU lets nothing back.
+    pub fn backward(&self, upstream: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, _) = output.dims3()?;
         expect(output, [h, w, self.out_channels])?;
         expect(upstream, [h, w, self.out_channels])?;
@@ -162,7 +156,7 @@ impl Conv3x3 {
                             upstream: pixels(upstream),
                             output: pixels(output),
                         };
-                        adjoint.correlate([h, w], &input, gradient, &Gradient { accumulate });
+                        adjoint.correlate([h, w], &input, gradient, &Gradient);
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
@@ -171,9 +165,6 @@ impl Conv3x3 {
                 let op = CpuOp(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
-                        if !accumulate {
-                            gradient.fill(0.0);
-                        }
                         kernel.adjoint([h, w], gradient, |pixel, values| {
                             let range = pixel * values.len()..(pixel + 1) * values.len();
                             let active = upstream[range.clone()].iter().zip(&output[range]);
@@ -194,7 +185,7 @@ impl Conv3x3 {
                     Border::Zeros => full,
                     Border::Replicate => fold(&fold(&full, 1)?, 2)?,
                 };
-                store(gradient, &full.permute((1, 2, 0))?, accumulate)
+                store(gradient, &full.permute((1, 2, 0))?, false)
             }
         }
     }
@@ -263,19 +254,13 @@ impl Sink for Activation<'_> {
     }
 }
 
-/// A gradient, which takes the place of what was there or is added to it.
-struct Gradient {
-    accumulate: bool,
-}
+/// The sums as they are.
+struct Gradient;
 
 impl Sink for Gradient {
     #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, place: &mut S::f32s, _: usize, sums: S::f32s) {
-        *place = if self.accumulate {
-            simd.add_f32s(*place, sums)
-        } else {
-            sums
-        };
+    fn store<S: Simd>(&self, _: S, place: &mut S::f32s, _: usize, sums: S::f32s) {
+        *place = sums;
     }
 }
 
@@ -380,26 +365,15 @@ mod tests {
             let output = kernel.forward(&input, border);
             let upstream = Array::random(input.h, input.w, kernel.n_out, 4);
             let gradient = kernel.backward(&upstream, &output, border);
-            let before = Array::random(input.h, input.w, kernel.n_in, 5);
             with_both_sides(|side| {
                 let (weights, bias) = kernel.tensors();
                 let op = Conv3x3::new(&weights, &bias, border).unwrap();
-                for accumulate in [false, true] {
-                    let expected: Vec<f64> = match accumulate {
-                        true => gradient
-                            .values
-                            .iter()
-                            .zip(&before.values)
-                            .map(|(a, b)| a + b)
-                            .collect(),
-                        false => gradient.values.clone(),
-                    };
-                    let result = before.tensor();
-                    op.backward(&upstream.tensor(), &output.tensor(), &result, accumulate)
-                        .unwrap();
-                    let error = relative_error(&result, &expected);
-                    assert!(error < 1e-5, "{side}, {case}, {accumulate}: {error}");
-                }
+                // What is there before is overwritten.
+                let result = Array::random(input.h, input.w, kernel.n_in, 5).tensor();
+                op.backward(&upstream.tensor(), &output.tensor(), &result)
+                    .unwrap();
+                let error = relative_error(&result, &gradient.values);
+                assert!(error < 1e-5, "{side}, {case}: {error}");
             });
         });
     }
@@ -441,7 +415,7 @@ mod tests {
                 let output = Array::zeros(40, 61, 160).tensor();
                 let gradient = input.zeros_like().unwrap();
                 op.forward(&input, &output).unwrap();
-                op.backward(&output, &output, &gradient, false).unwrap();
+                op.backward(&output, &output, &gradient).unwrap();
                 gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
             })
         };
@@ -459,7 +433,7 @@ mod tests {
         assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());
         assert!(op.forward(&zeros(5, 5, 3), &zeros(5, 4, 4)).is_err());
         assert!(
-            op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3), false)
+            op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3))
                 .is_err()
         );
         assert!(Conv3x3::new(&bias, &bias, Border::Zeros).is_err());

@@ -14,8 +14,9 @@ use std::cell::Cell;
 const PIECE_POSITIONS: usize = 2048;
 const MAX_PIECES: usize = 64;
 
-/// Rows of a Gram matrix that one task computes, where they divide it.
-const BLOCK_ROWS: usize = 128;
+/// Bands of rows of a Gram matrix that its tasks compute, where they divide it. A band ends at the
+/// diagonal: the rest of the matrix is its mirror image.
+const BANDS: usize = 2;
 
 thread_local! {
     /// Partial Gram matrices, kept from call to call.
@@ -50,24 +51,21 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
 fn sum_pieces(features: &[f32], m: usize, n: usize, output: &mut [f32], partial: &mut Vec<f32>) {
     let piece = m.div_ceil((m / PIECE_POSITIONS).clamp(1, MAX_PIECES));
     let pieces = m.div_ceil(piece);
-    let rows = if n.is_multiple_of(BLOCK_ROWS) {
-        BLOCK_ROWS
-    } else {
-        n
-    };
+    let bands = if n.is_multiple_of(BANDS) { BANDS } else { 1 };
+    let rows = n / bands;
     partial.resize(pieces * n * n, 0.0);
     partial
         .par_chunks_exact_mut(rows * n)
         .enumerate()
-        .for_each(|(task, block)| {
-            let (index, first) = (task / (n / rows), task % (n / rows) * rows);
+        .for_each(|(task, band)| {
+            let (index, first) = (task / bands, task % bands * rows);
             let features = &features[index * piece * n..((index + 1) * piece).min(m) * n];
-            // SAFETY: the operands are [rows, positions] and [positions, n] views of `features`, and
-            // `block` is [rows, n].
+            // SAFETY: the operands are [rows, positions] and [positions, first + rows] views of
+            // `features`, and `band` is [rows, n].
             unsafe {
                 product(
-                    [rows, n, features.len() / n],
-                    block,
+                    [rows, first + rows, features.len() / n],
+                    (band, n),
                     (&features[first..], [1, n]),
                     (features, [n, 1]),
                     1.0,
@@ -76,7 +74,9 @@ fn sum_pieces(features: &[f32], m: usize, n: usize, output: &mut [f32], partial:
             }
         });
     output.par_iter_mut().enumerate().for_each(|(i, value)| {
-        let sum: f64 = partial[i..]
+        let (row, column) = (i / n, i % n);
+        let at = row.max(column) * n + row.min(column);
+        let sum: f64 = partial[at..]
             .iter()
             .step_by(n * n)
             .map(|&part| f64::from(part))
@@ -117,7 +117,7 @@ pub fn gram_backward(
                             unsafe {
                                 product(
                                     [features.len() / n, n, n],
-                                    gradient,
+                                    (gradient, n),
                                     (features, [n, 1]),
                                     (residual, [n, 1]),
                                     scale as f32,
@@ -141,13 +141,13 @@ pub fn gram_backward(
 }
 
 /// `output = scale * lhs * rhs`, or `+=`, for `[m, k]` and `[k, n]` matrices given with their
-/// row and column strides; `output` is `[m, n]`, row by row.
+/// row and column strides; `output` is `[m, n]` with its row stride.
 ///
 /// # Safety
 /// All elements that the dimensions and strides name lie within their slices.
 unsafe fn product(
     [m, n, k]: [usize; 3],
-    output: &mut [f32],
+    (output, stride): (&mut [f32], usize),
     (lhs, lhs_strides): (&[f32], [usize; 2]),
     (rhs, rhs_strides): (&[f32], [usize; 2]),
     scale: f32,
@@ -163,7 +163,7 @@ unsafe fn product(
             k,
             output.as_mut_ptr(),
             1,
-            n as isize,
+            stride as isize,
             accumulate,
             lhs.as_ptr(),
             lhs_cs,

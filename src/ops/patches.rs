@@ -194,7 +194,7 @@ impl Kernel {
         });
     }
 
-    /// The adjoint of the correlation: adds to `gradient` `[h, w, n_in]` what comes back from the
+    /// The adjoint of the correlation: `gradient` `[h, w, n_in]` is what comes back from the
     /// gradient with respect to its sums, which `read(pixel, values)` gives a pixel of.
     pub fn adjoint(
         &self,
@@ -207,6 +207,7 @@ impl Kernel {
         pieces.for_each(|(index, gradient)| {
             let rows = index * PIECE_ROWS..(index * PIECE_ROWS + PIECE_ROWS).min(h);
             let own = rows.start * w..rows.end * w;
+            gradient.fill(0.0);
             SCRATCH.with_borrow_mut(|scratch| {
                 // The rows around the piece's have taps in it.
                 for y in rows.start.saturating_sub(1)..(rows.end + 1).min(h) {

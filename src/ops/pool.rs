@@ -55,16 +55,9 @@ impl Pooling {
         }
     }
 
-    /// The gradient with respect to `input`, written to `gradient` of the same shape or added to
-    /// what is there, from `upstream`, that with respect to the output. Of equal largest values
-    /// the first takes it.
-    pub fn backward(
-        self,
-        upstream: &Tensor,
-        input: &Tensor,
-        gradient: &Tensor,
-        accumulate: bool,
-    ) -> Result<()> {
+    /// The gradient with respect to `input`, written to `gradient` of the same shape, from
+    /// `upstream`, that with respect to the output. Of equal largest values the first takes it.
+    pub fn backward(self, upstream: &Tensor, input: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, n) = pooled_dims(input, upstream)?;
         if gradient.dims() != input.dims() {
             bail!(
@@ -78,32 +71,18 @@ impl Pooling {
                 let op = CpuOp(
                     "pool2x2-backward",
                     |gradient: &mut [f32], upstream: &[f32], input: &[f32]| {
-                        if !accumulate {
-                            gradient.fill(0.0);
-                        }
-                        let pairs = gradient
-                            .par_chunks_exact_mut(2 * w * n)
-                            .zip(input.par_chunks_exact(2 * w * n));
-                        pairs.zip(upstream.par_chunks_exact(w / 2 * n)).for_each(
-                            |((gradient, rows), upstream)| {
-                                for (x, upstream) in upstream.chunks_exact(n).enumerate() {
-                                    let window = Window::new(rows, x, w, n);
-                                    for (channel, upstream) in upstream.iter().enumerate() {
-                                        let places = window.places(channel);
-                                        match self {
-                                            Self::Avg => {
-                                                places.map(|at| gradient[at] += 0.25 * upstream)
-                                            }
-                                            Self::Max => {
-                                                let four = places.map(|at| rows[at]);
-                                                gradient[places[largest(four)]] += upstream;
-                                                [(); 4]
-                                            }
-                                        };
-                                    }
+                        gradient
+                            .par_chunks_mut(2 * w * n)
+                            .zip(input.par_chunks(2 * w * n))
+                            .enumerate()
+                            .for_each(|(y, (gradient, rows))| {
+                                if gradient.len() == 2 * w * n {
+                                    let upstream = &upstream[y * (w / 2) * n..][..w / 2 * n];
+                                    self.spread([w, n], upstream, rows, gradient);
+                                } else {
+                                    gradient.fill(0.0);
                                 }
-                            },
-                        );
+                            });
                     },
                 );
                 gradient.inplace_op3(upstream, input, &op)
@@ -116,8 +95,42 @@ impl Pooling {
                     }
                     Self::Max => first_largest(&windows(input)?, upstream)?,
                 };
-                store(gradient, &unwindow(&shares, h, w)?, accumulate)
+                store(gradient, &unwindow(&shares, h, w)?, false)
             }
+        }
+    }
+}
+
+impl Pooling {
+    /// The gradient with respect to a pair of rows `[2, w, n]`, from that of the row `[w / 2, n]`
+    /// that they are pooled to.
+    fn spread(self, [w, n]: [usize; 2], upstream: &[f32], rows: &[f32], gradient: &mut [f32]) {
+        let (top, bottom) = gradient.split_at_mut(w * n);
+        for (x, upstream) in upstream.chunks_exact(n).enumerate() {
+            let (top, bottom) = (&mut top[2 * x * n..], &mut bottom[2 * x * n..]);
+            match self {
+                Self::Avg => {
+                    for row in [top, bottom] {
+                        let (left, right) = row[..2 * n].split_at_mut(n);
+                        for ((left, right), upstream) in left.iter_mut().zip(right).zip(upstream) {
+                            *left = 0.25 * upstream;
+                            *right = *left;
+                        }
+                    }
+                }
+                Self::Max => {
+                    let window = Window::new(rows, x, w, n);
+                    for (channel, upstream) in upstream.iter().enumerate() {
+                        let mut shares = [0.0; 4];
+                        shares[largest(window.values(channel))] = *upstream;
+                        [top[channel], top[n + channel]] = [shares[0], shares[1]];
+                        [bottom[channel], bottom[n + channel]] = [shares[2], shares[3]];
+                    }
+                }
+            }
+        }
+        for row in [top, bottom] {
+            row[w / 2 * 2 * n..].fill(0.0);
         }
     }
 }
@@ -154,9 +167,9 @@ impl<'a> Window<'a> {
         }
     }
 
-    fn places(&self, channel: usize) -> [usize; 4] {
+    fn values(&self, channel: usize) -> [f32; 4] {
         let at = self.start + channel;
-        [at, at + self.n, at + self.row, at + self.row + self.n]
+        [at, at + self.n, at + self.row, at + self.row + self.n].map(|at| self.rows[at])
     }
 
     fn for_each(&self, pixel: &mut [f32], set: impl Fn(&mut f32, [f32; 4])) {
@@ -247,22 +260,14 @@ mod tests {
         assert!(error < 1e-6, "{case}: {error}");
 
         let upstream = Array::random(h / 2, w / 2, n, 3);
-        let before = Array::random(h, w, n, 4);
-        let mut expected = pool_backward(pooling, &upstream, &input).values;
-        for accumulate in [false, true] {
-            if accumulate {
-                expected
-                    .iter_mut()
-                    .zip(&before.values)
-                    .for_each(|(e, b)| *e += b);
-            }
-            let gradient = before.tensor();
-            pooling
-                .backward(&upstream.tensor(), &input.tensor(), &gradient, accumulate)
-                .unwrap();
-            let error = relative_error(&gradient, &expected);
-            assert!(error < 1e-6, "{case}, gradient, {accumulate}: {error}");
-        }
+        let expected = pool_backward(pooling, &upstream, &input).values;
+        // What is there before is overwritten.
+        let gradient = Array::random(h, w, n, 4).tensor();
+        pooling
+            .backward(&upstream.tensor(), &input.tensor(), &gradient)
+            .unwrap();
+        let error = relative_error(&gradient, &expected);
+        assert!(error < 1e-6, "{case}, gradient: {error}");
     }
 
     /// ⟨u, pool(x)⟩ = ⟨poolᵀ(u), x⟩: with the places of the largest values held, both are linear.
@@ -288,9 +293,7 @@ mod tests {
                 (Tensor::ones((1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap() * 3.0)
                     .unwrap();
             let gradient = input.zeros_like().unwrap();
-            Pooling::Max
-                .backward(&upstream, &input, &gradient, false)
-                .unwrap();
+            Pooling::Max.backward(&upstream, &input, &gradient).unwrap();
             let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values, [3.0, 0.0, 0.0, 0.0], "{side}");
         });

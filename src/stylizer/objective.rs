@@ -109,7 +109,7 @@ impl Objective {
     ) -> Result<Self, Error> {
         let deepest = content_layers.deepest().max(style_layers.deepest());
         let features = vgg.allocate(h, w, deepest)?;
-        let gradients = vgg.allocate(h, w, deepest)?;
+        let gradients = vgg.allocate_gradients(h, w, deepest)?;
         let content = content_layers.iter().map(|(layer, weight)| {
             Ok(ContentTerm {
                 layer,
@@ -184,22 +184,23 @@ impl Objective {
         self.vgg
             .forward(image, self.pooling, deepest, &self.features, cancel)?;
         let mut losses = Losses::default();
-        let mut seeded = Vec::with_capacity(self.content.len() + self.style.len());
-        for term in &self.content {
-            losses.content += self.content_term(term, balance, seeded.contains(&term.layer))?;
-            seeded.push(term.layer);
-        }
-        for term in &self.style {
-            losses.style += self.style_term(term, balance, seeded.contains(&term.layer))?;
-            seeded.push(term.layer);
-        }
-        let (features, gradients) = (&self.features, &self.gradients);
-        let is_seeded = |layer| seeded.contains(&layer);
+        let seed = |layer, gradient: &Tensor, accumulate: bool| {
+            let mut written = accumulate;
+            for term in self.content.iter().filter(|term| term.layer == layer) {
+                losses.content += self.content_term(term, balance, gradient, written)?;
+                written = true;
+            }
+            for term in self.style.iter().filter(|term| term.layer == layer) {
+                losses.style += self.style_term(term, balance, gradient, written)?;
+                written = true;
+            }
+            Ok(written)
+        };
         self.vgg.backward(
             self.pooling,
-            features,
-            gradients,
-            is_seeded,
+            &self.features,
+            &self.gradients,
+            seed,
             gradient,
             cancel,
         )?;
@@ -213,17 +214,17 @@ impl Objective {
         Ok(losses)
     }
 
-    /// A content layer's part of the content loss; its gradient F − P (eq. 2) goes to
-    /// `gradients`.
+    /// A content layer's part of the content loss; its gradient F − P (eq. 2) is written or added
+    /// to `gradient`.
     fn content_term(
         &self,
         term: &ContentTerm,
         balance: Balance,
+        gradient: &Tensor,
         accumulate: bool,
     ) -> Result<f64, Error> {
         let weight = term.weight / term.scale(balance.loss_scale);
         let features = self.features.layer(term.layer);
-        let gradient = self.gradients.layer(term.layer);
         let squares = content(
             features,
             &term.target,
@@ -235,16 +236,16 @@ impl Objective {
     }
 
     /// A style layer's part of the style loss; its gradient 1 / (N² M) F (G / M − A / Mₐ) (eq. 6)
-    /// goes to `gradients`.
+    /// is written or added to `gradient`.
     fn style_term(
         &self,
         term: &StyleTerm,
         balance: Balance,
+        gradient: &Tensor,
         accumulate: bool,
     ) -> Result<f64, Error> {
         let weight = term.weight / term.scale(balance.loss_scale);
         let features = self.features.layer(term.layer);
-        let gradient = self.gradients.layer(term.layer);
         gram(features, &term.gram)?;
         difference(&term.residual, &term.gram, &term.target)?;
         let (h, w, _) = features.dims3()?;

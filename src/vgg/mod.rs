@@ -119,7 +119,8 @@ impl FromStr for Layer {
 }
 
 /// The activations of an image, or the gradients with respect to them: tensors allocated once for
-/// an image size, written at each iteration.
+/// an image size, written at each iteration. Gradients share memory: each is gone once that with
+/// respect to the layer two before it is there.
 pub struct Features {
     /// `[h, w, channels]` of each layer, from conv1_1 to the deepest that is used.
     layers: Vec<Tensor>,
@@ -211,18 +212,58 @@ impl Vgg {
 
     /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`.
     pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
+        self.tensors(h, w, deepest, |start, len| start + len)
+    }
+
+    /// Tensors for the gradients with respect to the features of an image `[h, w, 3]`.
+    pub fn allocate_gradients(
+        &self,
+        h: usize,
+        w: usize,
+        deepest: Layer,
+    ) -> candle_core::Result<Features> {
+        self.tensors(h, w, deepest, |_, _| 0)
+    }
+
+    /// Tensors in two pieces of memory, by turns, so that neighbours are in different ones, as
+    /// operations on tensors demand. `next(start, len)` is where the one after a tensor starts in
+    /// the piece.
+    fn tensors(
+        &self,
+        h: usize,
+        w: usize,
+        deepest: Layer,
+        next: impl Fn(usize, usize) -> usize,
+    ) -> candle_core::Result<Features> {
+        let mut shapes = Vec::new();
+        for layer in Layer::all().take_while(|&layer| layer <= deepest) {
+            let conv = &self.convs[layer.0];
+            let (h, w) = (h >> layer.block(), w >> layer.block());
+            if layer.follows_pool() {
+                shapes.push((true, (h, w, conv.in_channels())));
+            }
+            shapes.push((false, (h, w, conv.out_channels())));
+        }
+        let (mut starts, mut ends) = ([0; 2], [0; 2]);
+        let mut places = Vec::with_capacity(shapes.len());
+        for (turn, (_, (h, w, channels))) in shapes.iter().enumerate() {
+            let (start, len) = (&mut starts[turn % 2], h * w * channels);
+            places.push((*start, len));
+            ends[turn % 2] = ends[turn % 2].max(*start + len);
+            *start = next(*start, len);
+        }
+        let memory = |len| Tensor::zeros(len, DType::F32, &self.device);
+        let memory = [memory(ends[0])?, memory(ends[1])?];
         let mut features = Features {
             layers: Vec::new(),
             pooled: Vec::new(),
         };
-        for layer in Layer::all().take_while(|&layer| layer <= deepest) {
-            let conv = &self.convs[layer.0];
-            let (h, w) = (h >> layer.block(), w >> layer.block());
-            let zeros = |channels| Tensor::zeros((h, w, channels), DType::F32, &self.device);
-            if layer.follows_pool() {
-                features.pooled.push(zeros(conv.in_channels())?);
+        for (turn, ((pooled, shape), (start, len))) in shapes.into_iter().zip(places).enumerate() {
+            let tensor = memory[turn % 2].narrow(0, start, len)?.reshape(shape)?;
+            match pooled {
+                true => features.pooled.push(tensor),
+                false => features.layers.push(tensor),
             }
-            features.layers.push(zeros(conv.out_channels())?);
         }
         Ok(features)
     }
@@ -251,44 +292,40 @@ impl Vgg {
 
     /// The gradient with respect to the image, into `image_gradient` `[h, w, 3]`.
     ///
-    /// `gradients` holds the loss's own gradient with respect to the activation of each layer
-    /// that `seeded` says; what comes from deeper layers is added there. `features` are those of
-    /// the last `forward`. The pass starts at the deepest seeded layer.
+    /// From the deepest layer on, `seed(layer, gradient, accumulate)` writes the loss's own
+    /// gradient with respect to the layer's activation to `gradient`, or adds it to what came from
+    /// deeper layers; it says whether there is any. The pass starts at the first layer that has
+    /// one. `features` are those of the last `forward`, `gradients` of the same depth.
     pub fn backward(
         &self,
         pooling: Pooling,
         features: &Features,
         gradients: &Features,
-        seeded: impl Fn(Layer) -> bool,
+        mut seed: impl FnMut(Layer, &Tensor, bool) -> Result<bool, Error>,
         image_gradient: &Tensor,
         cancel: Cancel,
     ) -> Result<(), Error> {
-        let used = Layer::all().take_while(|&layer| layer <= features.deepest());
-        let Some(start) = used.filter(|&layer| seeded(layer)).last() else {
-            return Ok(image_gradient.zero_set()?);
-        };
-        for index in (0..=start.0).rev() {
+        let mut started = false;
+        for index in (0..=features.deepest().0).rev() {
+            let layer = Layer(index);
+            started |= seed(layer, gradients.layer(layer), started)?;
+            if !started {
+                continue;
+            }
             if cancel() {
                 return Err(Error::Cancelled);
             }
-            let layer = Layer(index);
             let input_gradient = gradients.input(layer, image_gradient);
-            let before_seeded = index > 0 && seeded(Layer(index - 1));
-            self.convs[index].backward(
-                gradients.layer(layer),
-                features.layer(layer),
-                input_gradient,
-                before_seeded && !layer.follows_pool(),
-            )?;
+            let activation = features.layer(layer);
+            self.convs[index].backward(gradients.layer(layer), activation, input_gradient)?;
             if layer.follows_pool() {
                 let before = Layer(index - 1);
-                pooling.backward(
-                    input_gradient,
-                    features.layer(before),
-                    gradients.layer(before),
-                    before_seeded,
-                )?;
+                let activation = features.layer(before);
+                pooling.backward(input_gradient, activation, gradients.layer(before))?;
             }
+        }
+        if !started {
+            image_gradient.zero_set()?;
         }
         Ok(())
     }

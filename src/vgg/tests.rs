@@ -108,21 +108,17 @@ fn forward_stops_before_the_next_layer() {
 fn backward(vgg: &Vgg, seeded: &[Layer], gradient: &Tensor, cancel: Cancel) -> Result<(), Error> {
     let deepest = vgg.deepest();
     let features = vgg.allocate(17, 35, deepest)?;
-    let gradients = vgg.allocate(17, 35, deepest)?;
+    let gradients = vgg.allocate_gradients(17, 35, deepest)?;
     vgg.forward(&image(0.5), Pooling::Avg, deepest, &features, &|| false)?;
-    for &layer in seeded {
-        let ones = gradients.layer(layer).ones_like()?;
-        gradients.layer(layer).slice_set(&ones, 0, 0)?;
-    }
-    let is_seeded = |layer| seeded.contains(&layer);
-    vgg.backward(
-        Pooling::Avg,
-        &features,
-        &gradients,
-        is_seeded,
-        gradient,
-        cancel,
-    )
+    let seed = |layer: Layer, gradient: &Tensor, accumulate: bool| {
+        if seeded.contains(&layer) {
+            let ones = gradient.ones_like()?;
+            let sum = if accumulate { (gradient + ones)? } else { ones };
+            gradient.slice_set(&sum, 0, 0)?;
+        }
+        Ok(seeded.contains(&layer))
+    };
+    vgg.backward(Pooling::Avg, &features, &gradients, seed, gradient, cancel)
 }
 
 #[test]
