@@ -5,8 +5,8 @@ use crate::ops::conv::Border;
 use crate::ops::reference::{Array, Kernel, gram, pool, pool_backward, relative_error};
 use crate::ops::with_both_sides;
 use crate::stylizer::config::LossScale;
-use crate::vgg::weights::Weights;
 use crate::vgg::weights::preprocessing::Preprocessing;
+use crate::vgg::weights::{Source, Weights};
 use candle_core::Device;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -38,6 +38,20 @@ impl Network {
             }
             inputs = outputs;
             kernel
+        });
+        Self(kernels.collect())
+    }
+
+    fn of(weights: &Weights) -> Self {
+        let values = |tensor: &Tensor| -> Vec<f64> {
+            let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().map(f64::from).collect()
+        };
+        let kernels = weights.convs.iter().map(|(kernel, bias)| Kernel {
+            n_out: kernel.dims()[0],
+            n_in: kernel.dims()[1],
+            weights: values(kernel),
+            bias: values(bias),
         });
         Self(kernels.collect())
     }
@@ -82,7 +96,8 @@ impl Network {
 
     /// The gradient with respect to the image; `gradients` has that of each layer's own loss.
     fn backward(&self, passed: &Passed, mut gradients: Vec<Array>, pooling: Pooling) -> Array {
-        for layer in Layer::all().collect::<Vec<_>>().into_iter().rev() {
+        let layers: Vec<Layer> = Layer::all().take(self.0.len()).collect();
+        for layer in layers.into_iter().rev() {
             let i = layer.index();
             let (input, output) = &passed[i];
             let mut gradient = self.0[i].backward(&gradients[i], output, Self::border(layer));
@@ -323,6 +338,75 @@ fn losses_and_gradient_against_the_reference() {
             assert!(error < 1e-5, "{side} {pooling:?} {loss_scale:?}: {error}");
         });
     }
+}
+
+/// The built-in network at its full width, on a picture with noise: features at every layer, and
+/// the longest way back. A ReLU that lets through what the reference's does not moves a gradient
+/// by far more than rounding does, so the reference goes back through the ReLUs as they are.
+#[test]
+fn the_built_in_network_is_the_nested_loops() {
+    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    assert_eq!(
+        (weights.preprocessing.mean, weights.preprocessing.std),
+        (MEAN, STD)
+    );
+    let network = Network::of(&weights);
+    let vgg = Vgg::new(&weights, &Device::Cpu).unwrap();
+    let (h, w) = (36, 50);
+    let mut image = smooth((h, w), 0.3);
+    add(&mut image, 0.1, &Array::random(h, w, 3, 1));
+    for value in &mut image.values {
+        *value = f64::from(value.clamp(0.0, 1.0) as f32);
+    }
+
+    let features = vgg.allocate(h, w, vgg.deepest()).unwrap();
+    let no = || false;
+    vgg.forward(&image.tensor(), Pooling::Avg, vgg.deepest(), &features, &no)
+        .unwrap();
+    let mut passed = network.forward(&image, Pooling::Avg);
+    let (mut flipped, mut count) = (0, 0);
+    for (layer, (_, output)) in Layer::all().zip(&mut passed) {
+        let found = features.layer(layer);
+        let error = relative_error(found, &output.values);
+        println!("{layer}: {error:.1e}");
+        assert!(error < 1e-5, "{layer}: {error}");
+        let found = found.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (value, found) in output.values.iter_mut().zip(found) {
+            flipped += usize::from((*value > 0.0) != (found > 0.0));
+            count += 1;
+            *value = found.into();
+        }
+    }
+    println!("{flipped} of {count} ReLUs differ");
+    assert!(flipped <= 1 + count / 1_000_000, "{flipped} of {count}");
+
+    let mut seeds: Vec<Array> = passed
+        .iter()
+        .map(|(_, f)| Array::zeros(f.h, f.w, f.n))
+        .collect();
+    let deepest = seeds.last_mut().unwrap();
+    *deepest = Array::random(deepest.h, deepest.w, deepest.n, 2);
+    let seed = deepest.tensor();
+    let gradients = vgg.allocate_gradients(h, w, vgg.deepest()).unwrap();
+    let gradient = image.tensor();
+    vgg.backward(
+        Pooling::Avg,
+        &features,
+        &gradients,
+        |layer, gradient, _| {
+            if layer == vgg.deepest() {
+                copy(gradient, &seed)?;
+            }
+            Ok(layer == vgg.deepest())
+        },
+        &gradient,
+        &no,
+    )
+    .unwrap();
+    let expected = network.backward(&passed, seeds, Pooling::Avg);
+    let error = relative_error(&gradient, &expected.values);
+    println!("gradient: {error:.1e}");
+    assert!(error < 1e-5, "gradient: {error}");
 }
 
 #[test]
