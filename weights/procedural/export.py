@@ -9,12 +9,15 @@ positive factor through. Two ways, both over generated pictures:
   filter   the mean activation of every filter is 1 (Gatys, Ecker and Bethge 2015), but that a
            filter is not raised further than one of FLOOR of its layer's mean would be.
 
+Then the fixed paths for colours and contrasts are laid (`paths.py`), and the mean activation of
+every layer brought to 1 again.
+
 The file is safetensors, f16: conv1_1.weight [64, 3, 3, 3], conv1_1.bias [64] to conv5_1, with the
 preprocessing and where the weights come from in its metadata.
 
     python export.py run/checkpoint.pt vgg19-procedural.safetensors
 
-A weights file is taken in place of a checkpoint too, to scale it anew.
+A weights file is taken in place of a checkpoint too, to scale it anew and to lay its paths.
 """
 
 import argparse
@@ -22,18 +25,19 @@ import hashlib
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from generate import pictures
+from folded import activations
+from generate import VERSION, pictures
+from paths import lay_paths
 from train import MEAN, NAMES, STD, Vgg, read_checkpoint
 
 FLOOR = 0.1  # of the layer's mean activation
 F16_LARGEST = 65504
 LARGEST_FILE = 27_000_000  # bytes
 PICTURES_SEED = 0x53434C45  # of the pictures that activations are measured on
-POOLED = {name for name in NAMES if name.endswith("_1") and name != "conv1_1"}
+PATH_BATCHES = 2  # of 32 pictures, to measure the paths' strengths on
 
 
 class BadFile(Exception):
@@ -48,18 +52,6 @@ def fold(vgg):
         bias = norm.bias - norm.running_mean * gain
         convs.append((conv.weight * gain.view(-1, 1, 1, 1), bias))
     return convs
-
-
-def activations(convs, images, mean, std):
-    """All layers' activations, from conv1_1 on, of pictures [n, 3, h, w] in 0..1."""
-    x = (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
-    for name, (weight, bias) in zip(NAMES, convs):
-        if name == "conv1_1":
-            x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias)
-        else:
-            x = F.conv2d(F.avg_pool2d(x, 2) if name in POOLED else x, weight, bias, padding=1)
-        x = F.relu(x)
-        yield x
 
 
 def batches(count, size):
@@ -105,6 +97,7 @@ def load(path):
                 for name in NAMES
             ]
             about = dict(file.metadata() or {})
+            about["from-sha256"] = tensor_hash({k: file.get_tensor(k) for k in file.keys()})
         mean, std = (
             [float(v) for v in about[key].split(",")] if key in about else usual
             for key, usual in (("mean", MEAN), ("std", STD))
@@ -126,9 +119,14 @@ def load(path):
 
 def recipe_hash():
     """SHA-256 of the generator's and the trainer's sources."""
+    return source_hash("fields", "generate", "grounds", "media", "shapes", "train")
+
+
+def source_hash(*modules):
+    """SHA-256 of these modules' sources."""
     here, digest = Path(__file__).parent, hashlib.sha256()
-    for name in ("fields.py", "generate.py", "grounds.py", "media.py", "shapes.py", "train.py"):
-        digest.update((here / name).read_bytes())
+    for name in modules:
+        digest.update((here / f"{name}.py").read_bytes())
     return digest.hexdigest()
 
 
@@ -166,11 +164,20 @@ def check_rounding(exact, rounded, batch, mean, std):
 
 
 @torch.no_grad()
-def export(source, out, way, count, size):
+def export(source, out, options):
     convs, mean, std, vgg, about = load(source)
-    images = batches(count, size)
-    means = filter_means(convs, images, mean, std)
-    scaled = scale(convs, means, way)
+    if options.paths and "paths" in about:
+        raise BadFile("it has its paths already; --no-paths lays no others")
+    images = batches(options.pictures, options.size)
+    scaled = scale(convs, filter_means(convs, images, mean, std), options.scale)
+    if options.paths:
+        some = torch.cat(images[:PATH_BATCHES])
+        laid = lay_paths(scaled, some, mean, std, options.in_style, options.in_content)
+        scaled = scale(laid, filter_means(laid, images, mean, std), "layer")
+        about |= {
+            "paths": f"in style {options.in_style}, in content {options.in_content}",
+            "paths-sha256": source_hash("export", "folded", "paths"),
+        }
     tensors = {}
     for name, (weight, bias) in zip(NAMES, scaled):
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight.half().contiguous(), bias.half()
@@ -188,7 +195,9 @@ def export(source, out, way, count, size):
         "mean": ",".join(map(str, mean)),
         "std": ",".join(map(str, std)),
         "pooling": "avg",
-        "scaled-by": way,
+        "scaled-by": options.scale,
+        "scaled-on": f"{len(images) * 32} pictures of {options.size} pixels, recipe {VERSION},"
+        f" seed {PICTURES_SEED}",
         "sha256": tensor_hash(tensors),
     }
     save_file(tensors, out, about)
@@ -207,8 +216,26 @@ def main():
     parser.add_argument(
         "--scale",
         choices=("layer", "filter"),
-        default="filter",
-        help="what gets a mean activation of 1 (default filter)",
+        default="layer",
+        help="what gets a mean activation of 1 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--no-paths",
+        dest="paths",
+        action="store_false",
+        help="without the fixed paths for colours and contrasts",
+    )
+    parser.add_argument(
+        "--in-style",
+        type=float,
+        default=0.3,
+        help="strength of the paths to conv4_1, relative to other filters (default %(default)s)",
+    )
+    parser.add_argument(
+        "--in-content",
+        type=float,
+        default=4,
+        help="strength of the paths in conv4_2, likewise (default %(default)s)",
     )
     parser.add_argument(
         "--pictures", type=int, default=256, help="to measure activations on (default 256)"
@@ -218,9 +245,11 @@ def main():
     options = parser.parse_args()
     if options.pictures < 1 or options.size < 32:
         parser.error("at least one picture of at least 32 pixels is needed")
+    if min(options.in_style, options.in_content) <= 0:
+        parser.error("--in-style and --in-content are above 0; --no-paths leaves the paths out")
     torch.set_num_threads(options.threads)
     try:
-        export(options.checkpoint, options.out, options.scale, options.pictures, options.size)
+        export(options.checkpoint, options.out, options)
     except (BadFile, OSError, SafetensorError) as problem:
         raise SystemExit(f"{options.checkpoint}: {problem}") from problem
 
