@@ -402,26 +402,29 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
-        let kernel = Kernel::random(160, 24, 1);
-        let (weights, bias) = kernel.tensors();
-        let op = Conv3x3::new(&weights, &bias, Border::Replicate).unwrap();
-        let input = Array::random(40, 61, 24, 2).tensor();
-        let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| {
-                let output = Array::zeros(40, 61, 160).tensor();
-                let gradient = input.zeros_like().unwrap();
-                op.forward(&input, &output).unwrap();
-                op.backward(&output, &output, &gradient).unwrap();
-                gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-            })
-        };
-        let one = run(1);
-        for threads in [2, 3, 8] {
-            assert_eq!(one, run(threads), "{threads} threads");
+        for (n_in, n_out, border) in [(24, 160, Border::Replicate), (32, 256, Border::Zeros)] {
+            let (weights, bias) = Kernel::random(n_out, n_in, 1).tensors();
+            let op = Conv3x3::new(&weights, &bias, border).unwrap();
+            for (h, w) in [(40, 61), (9, 16)] {
+                let input = Array::random(h, w, n_in, 2).tensor();
+                let run = |threads| {
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .unwrap();
+                    pool.install(|| {
+                        let output = Array::zeros(h, w, n_out).tensor();
+                        let gradient = input.zeros_like().unwrap();
+                        op.forward(&input, &output).unwrap();
+                        op.backward(&output, &output, &gradient).unwrap();
+                        gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                    })
+                };
+                let one = run(1);
+                for threads in [2, 3, 8] {
+                    assert_eq!(one, run(threads), "{n_in} to {n_out}, {threads} threads");
+                }
+            }
         }
     }
 
