@@ -2,7 +2,8 @@
 
 //! Each operation at the shapes that it has for an image of 640x360, with all threads. For
 //! convolutions and Gram matrices an element of the throughput is a multiply-add; for the others,
-//! whose time goes into memory, bytes are those of the values that they are given.
+//! whose time goes into memory, bytes are those of the values that they are given. Where there is
+//! AMX, convolutions in bf16 are measured beside those in f32.
 //!
 //! `cargo bench --bench ops [-- FILTER]`
 
@@ -12,6 +13,7 @@ use candle_core::{Device, Result, Shape, Tensor};
 use common::problem::{MIDDLE, threads};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
+use gstgatys::ops::amx::Amx;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::elementwise as vector;
 use gstgatys::ops::gram::{gram, gram_backward};
@@ -73,7 +75,21 @@ impl<'a> Group<'a> {
 }
 
 fn convolutions(criterion: &mut Criterion) {
-    let mut group = Group::new(criterion, "convolution");
+    convolutions_with(criterion, "convolution", Conv3x3::new);
+    match Amx::new() {
+        Some(amx) => convolutions_with(criterion, "convolution in bf16", |kernel, bias, border| {
+            Conv3x3::bf16(kernel, bias, border, &amx)
+        }),
+        None => println!("no convolutions in bf16: this CPU has no AMX"),
+    }
+}
+
+fn convolutions_with(
+    criterion: &mut Criterion,
+    name: &str,
+    make: impl Fn(&Tensor, &Tensor, Border) -> Result<Conv3x3>,
+) {
+    let mut group = Group::new(criterion, name);
     for (layer, block, inputs, outputs) in CONVS {
         let (w, h) = MIDDLE;
         let work = (h >> block) * (w >> block) * 9 * inputs * outputs;
@@ -84,7 +100,7 @@ fn convolutions(criterion: &mut Criterion) {
                 3 => Border::Replicate,
                 _ => Border::Zeros,
             };
-            Conv3x3::new(&kernel, &noise(outputs), border).expect("a convolution")
+            make(&kernel, &noise(outputs), border).expect("a convolution")
         };
         group.run(&format!("{layer} forward"), work.clone(), || {
             let (conv, input) = (conv(), features(block, inputs));

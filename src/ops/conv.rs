@@ -7,6 +7,7 @@
 //! with respect to the input is the same convolution with the kernel rotated by 180 degrees and
 //! its two channel axes swapped.
 
+use super::amx::{self, Amx};
 use super::winograd::{self, Sink, Source};
 use super::{CpuOp, cpu_side, patches, store};
 use candle_core::{Device, Result, Tensor, bail};
@@ -38,6 +39,8 @@ enum Side {
         adjoint: winograd::Kernel,
         bias: Vec<f32>,
     },
+    /// The same in bf16, with AMX.
+    Bf16(amx::Conv),
     /// On the CPU, for the others: conv1_1.
     Patches {
         kernel: patches::Kernel,
@@ -53,6 +56,16 @@ impl Conv3x3 {
     /// An operation with a kernel `[out_channels, in_channels, 3, 3]` and a bias `[out_channels]`,
     /// both `f32`, for the device that they are on.
     pub fn new(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
+        Self::with(kernel, bias, border, None)
+    }
+
+    /// The same on the CPU, with the kernel and what it is multiplied by rounded to bf16 where
+    /// the border is zeros and there are many channels.
+    pub fn bf16(kernel: &Tensor, bias: &Tensor, border: Border, amx: &Amx) -> Result<Self> {
+        Self::with(kernel, bias, border, Some(amx))
+    }
+
+    fn with(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<&Amx>) -> Result<Self> {
         let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
         if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
             bail!(
@@ -62,7 +75,7 @@ impl Conv3x3 {
             );
         }
         let side = match kernel.device() {
-            Device::Cpu if cpu_side() => Side::cpu(kernel, bias, border)?,
+            Device::Cpu if cpu_side() => Side::cpu(kernel, bias, border, amx)?,
             _ => Side::composed(kernel, bias, border)?,
         };
         Ok(Self {
@@ -89,6 +102,7 @@ impl Conv3x3 {
                 adjoint,
                 bias,
             } => forward.bytes() + adjoint.bytes() + size_of_val(bias.as_slice()),
+            Side::Bf16(conv) => conv.bytes(),
             Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
             Side::Candle { forward, adjoint } => [forward, adjoint]
                 .map(|conv| conv.weight().elem_count() * size_of::<f32>())
@@ -110,6 +124,12 @@ impl Conv3x3 {
                         channels: self.in_channels,
                     };
                     forward.correlate([h, w], &input, output, &Activation { bias });
+                });
+                output.inplace_op2(input, &op)
+            }
+            Side::Bf16(conv) => {
+                let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
+                    conv.forward([h, w], input, output);
                 });
                 output.inplace_op2(input, &op)
             }
@@ -157,6 +177,15 @@ impl Conv3x3 {
                             output: pixels(output),
                         };
                         adjoint.correlate([h, w], &input, gradient, &Gradient);
+                    },
+                );
+                gradient.inplace_op3(upstream, output, &op)
+            }
+            Side::Bf16(conv) => {
+                let op = CpuOp(
+                    "conv3x3-backward",
+                    |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
+                        conv.backward([h, w], upstream, output, gradient);
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
@@ -265,24 +294,30 @@ impl Sink for Gradient {
 }
 
 impl Side {
-    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
+    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<&Amx>) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
         let weights = kernel.flatten_all()?.to_vec1::<f32>()?;
         let weight = |out: usize, input: usize, tap: usize| weights[(out * n_in + input) * 9 + tap];
         let adjoint = |out: usize, input: usize, tap: usize| weight(input, out, 8 - tap);
         let bias = bias.to_vec1::<f32>()?;
-        let many = |channels: usize| channels.is_multiple_of(winograd::CHANNELS);
-        Ok(if border == Border::Zeros && many(n_in) && many(n_out) {
-            Self::Winograd {
+        let zeros_around_many = |channels: usize| {
+            border == Border::Zeros
+                && n_in.is_multiple_of(channels)
+                && n_out.is_multiple_of(channels)
+        };
+        Ok(match amx {
+            Some(amx) if zeros_around_many(amx::CHANNELS) => {
+                Self::Bf16(amx::Conv::new(amx, n_in, bias, weight))
+            }
+            _ if zeros_around_many(winograd::CHANNELS) => Self::Winograd {
                 forward: winograd::Kernel::new(n_in, n_out, weight),
                 adjoint: winograd::Kernel::new(n_out, n_in, adjoint),
                 bias,
-            }
-        } else {
-            Self::Patches {
+            },
+            _ => Self::Patches {
                 kernel: patches::Kernel::new(n_in, n_out, border, weight),
                 bias,
-            }
+            },
         })
     }
 
@@ -304,142 +339,4 @@ impl Side {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::reference::{Array, Kernel, relative_error};
-    use super::super::with_both_sides;
-    use super::*;
-
-    const SIZES: [(usize, usize); 8] = [
-        (1, 1),
-        (1, 7),
-        (8, 1),
-        (2, 2),
-        (5, 6),
-        (16, 9),
-        (33, 47),
-        (3, 900),
-    ];
-    const CHANNELS: [(usize, usize); 7] = [
-        (3, 4),
-        (1, 1),
-        (5, 3),
-        (16, 70),
-        (24, 160),
-        (32, 96),
-        (64, 32),
-    ];
-    const BORDERS: [Border; 2] = [Border::Zeros, Border::Replicate];
-
-    fn each_case(mut check: impl FnMut(&str, Array, Kernel, Border)) {
-        for (h, w) in SIZES {
-            for (n_in, n_out) in CHANNELS {
-                for border in BORDERS {
-                    let case = format!("{h}x{w}, {n_in} to {n_out}, {border:?}");
-                    let input = Array::random(h, w, n_in, 1);
-                    check(&case, input, Kernel::random(n_out, n_in, 2), border);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn forward_is_the_nested_loops() {
-        each_case(|case, input, kernel, border| {
-            let expected = kernel.forward(&input, border);
-            with_both_sides(|side| {
-                let (weights, bias) = kernel.tensors();
-                let op = Conv3x3::new(&weights, &bias, border).unwrap();
-                // What is there before is overwritten.
-                let output = Array::random(input.h, input.w, kernel.n_out, 3).tensor();
-                op.forward(&input.tensor(), &output).unwrap();
-                let error = relative_error(&output, &expected.values);
-                assert!(error < 1e-5, "{side}, {case}: {error}");
-            });
-        });
-    }
-
-    #[test]
-    fn backward_is_the_nested_loops() {
-        each_case(|case, input, kernel, border| {
-            // The reference's ReLU masks, on both sides of the comparison.
-            let output = kernel.forward(&input, border);
-            let upstream = Array::random(input.h, input.w, kernel.n_out, 4);
-            let gradient = kernel.backward(&upstream, &output, border);
-            with_both_sides(|side| {
-                let (weights, bias) = kernel.tensors();
-                let op = Conv3x3::new(&weights, &bias, border).unwrap();
-                // What is there before is overwritten.
-                let result = Array::random(input.h, input.w, kernel.n_in, 5).tensor();
-                op.backward(&upstream.tensor(), &output.tensor(), &result)
-                    .unwrap();
-                let error = relative_error(&result, &gradient.values);
-                assert!(error < 1e-5, "{side}, {case}: {error}");
-            });
-        });
-    }
-
-    /// The reference's gradient against its own forward pass: with a bias that keeps every ReLU
-    /// open, the operation is affine, and ⟨u, f(x) − f(0)⟩ = ⟨fᵀ(u), x⟩.
-    #[test]
-    fn reference_backward_is_the_adjoint() {
-        each_case(|case, input, mut kernel, border| {
-            kernel.bias.fill(1e4);
-            let output = kernel.forward(&input, border);
-            let upstream = Array::random(input.h, input.w, kernel.n_out, 6);
-            let moved = Array {
-                values: output.values.iter().map(|value| value - 1e4).collect(),
-                ..output.clone()
-            };
-            let forward = upstream.dot(&moved);
-            let backward = kernel.backward(&upstream, &output, border).dot(&input);
-            let size = moved.dot(&moved).sqrt() * upstream.dot(&upstream).sqrt();
-            assert!(
-                (forward - backward).abs() < 1e-9 * size,
-                "{case}: {forward} {backward}"
-            );
-        });
-    }
-
-    #[test]
-    fn results_do_not_depend_on_the_number_of_threads() {
-        for (n_in, n_out, border) in [(24, 160, Border::Replicate), (32, 256, Border::Zeros)] {
-            let (weights, bias) = Kernel::random(n_out, n_in, 1).tensors();
-            let op = Conv3x3::new(&weights, &bias, border).unwrap();
-            for (h, w) in [(40, 61), (9, 16)] {
-                let input = Array::random(h, w, n_in, 2).tensor();
-                let run = |threads| {
-                    let pool = rayon::ThreadPoolBuilder::new()
-                        .num_threads(threads)
-                        .build()
-                        .unwrap();
-                    pool.install(|| {
-                        let output = Array::zeros(h, w, n_out).tensor();
-                        let gradient = input.zeros_like().unwrap();
-                        op.forward(&input, &output).unwrap();
-                        op.backward(&output, &output, &gradient).unwrap();
-                        gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-                    })
-                };
-                let one = run(1);
-                for threads in [2, 3, 8] {
-                    assert_eq!(one, run(threads), "{n_in} to {n_out}, {threads} threads");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn shapes_that_do_not_fit_are_errors() {
-        let (weights, bias) = Kernel::random(4, 3, 1).tensors();
-        let op = Conv3x3::new(&weights, &bias, Border::Zeros).unwrap();
-        let zeros = |h, w, n| Array::zeros(h, w, n).tensor();
-        assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());
-        assert!(op.forward(&zeros(5, 5, 3), &zeros(5, 4, 4)).is_err());
-        assert!(
-            op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3))
-                .is_err()
-        );
-        assert!(Conv3x3::new(&bias, &bias, Border::Zeros).is_err());
-        assert!(Conv3x3::new(&weights, &weights, Border::Zeros).is_err());
-    }
-}
+mod tests;

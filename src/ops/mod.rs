@@ -8,6 +8,11 @@
 //! split in a way that depends on the number of threads, so that results are the same bit for bit
 //! for any number of threads.
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_amx.rs"]
+pub mod amx;
 pub mod conv;
 pub mod elementwise;
 pub mod gram;

@@ -40,9 +40,12 @@ impl Array {
         &mut self.values[(y * self.w + x) * self.n + c]
     }
 
+    pub fn singles(&self) -> Vec<f32> {
+        self.values.iter().map(|&value| value as f32).collect()
+    }
+
     pub fn tensor(&self) -> Tensor {
-        let values = self.values.iter().map(|&value| value as f32).collect();
-        Tensor::from_vec(values, (self.h, self.w, self.n), &Device::Cpu).unwrap()
+        Tensor::from_vec(self.singles(), (self.h, self.w, self.n), &Device::Cpu).unwrap()
     }
 
     pub fn dot(&self, other: &Self) -> f64 {

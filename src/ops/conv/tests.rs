@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::super::reference::{Array, Kernel, relative_error};
+use super::super::with_both_sides;
+use super::*;
+
+const SIZES: [(usize, usize); 8] = [
+    (1, 1),
+    (1, 7),
+    (8, 1),
+    (2, 2),
+    (5, 6),
+    (16, 9),
+    (33, 47),
+    (3, 900),
+];
+const CHANNELS: [(usize, usize); 7] = [
+    (3, 4),
+    (1, 1),
+    (5, 3),
+    (16, 70),
+    (24, 160),
+    (32, 96),
+    (64, 32),
+];
+const BORDERS: [Border; 2] = [Border::Zeros, Border::Replicate];
+
+fn each_case(mut check: impl FnMut(&str, Array, Kernel, Border)) {
+    for (h, w) in SIZES {
+        for (n_in, n_out) in CHANNELS {
+            for border in BORDERS {
+                let case = format!("{h}x{w}, {n_in} to {n_out}, {border:?}");
+                let input = Array::random(h, w, n_in, 1);
+                check(&case, input, Kernel::random(n_out, n_in, 2), border);
+            }
+        }
+    }
+}
+
+#[test]
+fn forward_is_the_nested_loops() {
+    each_case(|case, input, kernel, border| {
+        let expected = kernel.forward(&input, border);
+        with_both_sides(|side| {
+            let (weights, bias) = kernel.tensors();
+            let op = Conv3x3::new(&weights, &bias, border).unwrap();
+            // What is there before is overwritten.
+            let output = Array::random(input.h, input.w, kernel.n_out, 3).tensor();
+            op.forward(&input.tensor(), &output).unwrap();
+            let error = relative_error(&output, &expected.values);
+            assert!(error < 1e-5, "{side}, {case}: {error}");
+        });
+    });
+}
+
+#[test]
+fn backward_is_the_nested_loops() {
+    each_case(|case, input, kernel, border| {
+        // The reference's ReLU masks, on both sides of the comparison.
+        let output = kernel.forward(&input, border);
+        let upstream = Array::random(input.h, input.w, kernel.n_out, 4);
+        let gradient = kernel.backward(&upstream, &output, border);
+        with_both_sides(|side| {
+            let (weights, bias) = kernel.tensors();
+            let op = Conv3x3::new(&weights, &bias, border).unwrap();
+            // What is there before is overwritten.
+            let result = Array::random(input.h, input.w, kernel.n_in, 5).tensor();
+            op.backward(&upstream.tensor(), &output.tensor(), &result)
+                .unwrap();
+            let error = relative_error(&result, &gradient.values);
+            assert!(error < 1e-5, "{side}, {case}: {error}");
+        });
+    });
+}
+
+/// The reference's gradient against its own forward pass: with a bias that keeps every ReLU
+/// open, the operation is affine, and ⟨u, f(x) − f(0)⟩ = ⟨fᵀ(u), x⟩.
+#[test]
+fn reference_backward_is_the_adjoint() {
+    each_case(|case, input, mut kernel, border| {
+        kernel.bias.fill(1e4);
+        let output = kernel.forward(&input, border);
+        let upstream = Array::random(input.h, input.w, kernel.n_out, 6);
+        let moved = Array {
+            values: output.values.iter().map(|value| value - 1e4).collect(),
+            ..output.clone()
+        };
+        let forward = upstream.dot(&moved);
+        let backward = kernel.backward(&upstream, &output, border).dot(&input);
+        let size = moved.dot(&moved).sqrt() * upstream.dot(&upstream).sqrt();
+        assert!(
+            (forward - backward).abs() < 1e-9 * size,
+            "{case}: {forward} {backward}"
+        );
+    });
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for (n_in, n_out, border) in [(24, 160, Border::Replicate), (32, 256, Border::Zeros)] {
+        let (weights, bias) = Kernel::random(n_out, n_in, 1).tensors();
+        let op = Conv3x3::new(&weights, &bias, border).unwrap();
+        for (h, w) in [(40, 61), (9, 16)] {
+            let input = Array::random(h, w, n_in, 2).tensor();
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                pool.install(|| {
+                    let output = Array::zeros(h, w, n_out).tensor();
+                    let gradient = input.zeros_like().unwrap();
+                    op.forward(&input, &output).unwrap();
+                    op.backward(&output, &output, &gradient).unwrap();
+                    gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                })
+            };
+            let one = run(1);
+            for threads in [2, 3, 8] {
+                assert_eq!(one, run(threads), "{n_in} to {n_out}, {threads} threads");
+            }
+        }
+    }
+}
+
+/// Sizes and channels that bf16 is for, with a kernel and an input that bf16 holds: then it is
+/// the nested loops but for the order of f32 sums.
+#[test]
+fn bf16_is_the_nested_loops_within_its_rounding() {
+    let Some(amx) = Amx::for_tests() else { return };
+    for (h, w) in SIZES {
+        for (n_in, n_out) in [(32, 96), (64, 32)] {
+            let case = format!("{h}x{w}, {n_in} to {n_out}");
+            let (mut input, mut kernel) =
+                (Array::random(h, w, n_in, 1), Kernel::random(n_out, n_in, 2));
+            let mut upstream = Array::random(h, w, n_out, 4);
+            // bf16 rounds each factor by 2^-9 at most, and errors of random signs cancel out.
+            for (exact, bound) in [(false, 5e-3), (true, 1e-5)] {
+                if exact {
+                    let all = [&mut input.values, &mut kernel.weights, &mut upstream.values];
+                    for value in all.into_iter().flatten() {
+                        *value = f64::from(half::bf16::from_f64(*value));
+                    }
+                }
+                let (weights, bias) = kernel.tensors();
+                let op = Conv3x3::bf16(&weights, &bias, Border::Zeros, &amx).unwrap();
+                assert!(matches!(op.side, Side::Bf16(_)));
+                // What is there before is overwritten.
+                let result = Array::random(h, w, n_out, 3).tensor();
+                op.forward(&input.tensor(), &result).unwrap();
+                let output = kernel.forward(&input, Border::Zeros);
+                let error = relative_error(&result, &output.values);
+                assert!(error < bound, "{case}, forward: {error}");
+
+                let result = Array::random(h, w, n_in, 5).tensor();
+                op.backward(&upstream.tensor(), &output.tensor(), &result)
+                    .unwrap();
+                let gradient = kernel.backward(&upstream, &output, Border::Zeros);
+                let error = relative_error(&result, &gradient.values);
+                assert!(error < bound, "{case}, backward: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_is_for_many_channels_between_zeros() {
+    let Some(amx) = Amx::for_tests() else { return };
+    for (border, n_in, n_out, expected) in [
+        (Border::Zeros, 32, 64, true),
+        (Border::Replicate, 32, 64, false),
+        (Border::Zeros, 3, 64, false),
+        (Border::Zeros, 64, 48, false),
+    ] {
+        let (weights, bias) = Kernel::random(n_out, n_in, 1).tensors();
+        let op = Conv3x3::bf16(&weights, &bias, border, &amx).unwrap();
+        assert_eq!(matches!(op.side, Side::Bf16(_)), expected);
+        let op = Conv3x3::new(&weights, &bias, border).unwrap();
+        assert!(!matches!(op.side, Side::Bf16(_)));
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let (weights, bias) = Kernel::random(4, 3, 1).tensors();
+    let op = Conv3x3::new(&weights, &bias, Border::Zeros).unwrap();
+    let zeros = |h, w, n| Array::zeros(h, w, n).tensor();
+    assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());
+    assert!(op.forward(&zeros(5, 5, 3), &zeros(5, 4, 4)).is_err());
+    assert!(
+        op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3))
+            .is_err()
+    );
+    assert!(Conv3x3::new(&bias, &bias, Border::Zeros).is_err());
+    assert!(Conv3x3::new(&weights, &weights, Border::Zeros).is_err());
+}
