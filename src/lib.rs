@@ -10,10 +10,10 @@
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use gstgatys::stylizer::{Stylizer, config::Config, style::StyleImage};
-//! use gstgatys::vgg::{Vgg, weights::Source};
+//! use gstgatys::vgg::{Precision, Vgg, weights::Source};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu)?;
+//! let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu, Precision::Auto)?;
 //! # let path = std::env::temp_dir().join(format!("gatys-style-{}.png", std::process::id()));
 //! # image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([8 * x as u8, 8 * y as u8, 90])).save(&path)?;
 //! let style = StyleImage::load(&path)?;

@@ -9,11 +9,13 @@ mod common;
 #[path = "common/files.rs"]
 mod files;
 
+use candle_core::Device;
 use common::NARROW;
 use files::{
     Tensors, by_layer, filled, gstreamer, picture, png_header, run, safetensors, stored, tensors,
     with_header,
 };
+use gstgatys::vgg::Precision;
 use image::ImageFormat;
 use std::ffi::OsStr;
 use std::fs;
@@ -436,6 +438,27 @@ fn devices() {
     }
 }
 
+#[test]
+fn precisions() {
+    let folder = Folder::new();
+    for value in ["auto", "f32"] {
+        let ended = folder.launch(&[("precision", OsStr::new(value))]);
+        ended.assert_succeeded(value);
+    }
+    for value in ["tf32", "f16"] {
+        folder.refuses("precision", value, &["computes in f32"]);
+    }
+    match Precision::Bf16.check(&Device::Cpu) {
+        // Where a GPU may be taken, which has other words for it.
+        _ if cfg!(feature = "cuda") => (),
+        Ok(()) => {
+            let ended = folder.launch(&[("precision", OsStr::new("bf16"))]);
+            ended.assert_succeeded("bf16");
+        }
+        Err(_) => folder.refuses("precision", "bf16", &["this CPU has no AMX", "f32"]),
+    }
+}
+
 /// Values that GStreamer itself refuses, without a word from the element.
 #[test]
 fn values_of_another_type() {
@@ -444,6 +467,7 @@ fn values_of_another_type() {
         ("iterations", "many"),
         ("alpha", "x"),
         ("pooling", "min"),
+        ("precision", "f64"),
         ("nonsense", "1"),
     ] {
         let case = format!("{property}={value}");

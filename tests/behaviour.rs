@@ -5,11 +5,13 @@
 
 mod common;
 
+use candle_core::Device;
 use common::Files;
 use common::painter::{FIRST, LATER, Painter, element, init};
 use common::video::{Pixels, info, picture};
 use gst::prelude::*;
 use gst_video::VideoFormat;
+use gstgatys::vgg::Precision;
 
 /// Paints `frames` frames and gives them one after the other.
 fn run(element: &gst::Element, frames: u32) -> Vec<Pixels> {
@@ -127,6 +129,28 @@ fn each_frame_is_reported_in_full() {
         assert!(report.get::<u64>("time").unwrap() > 0);
         assert_eq!(report.get::<&str>("device").unwrap(), "cpu");
         assert_eq!(report.get::<&str>("precision").unwrap(), "f32");
+    }
+}
+
+#[test]
+fn the_precision_that_was_chosen_is_reported() {
+    let files = Files::new();
+    let has_bf16 = Precision::Bf16.check(&Device::Cpu).is_ok();
+    for (value, chosen) in [(None, "f32"), (Some("f32"), "f32"), (Some("bf16"), "bf16")] {
+        let element = element(&files);
+        let precision = |element: &gst::Element| {
+            let value = element.property_value("precision");
+            value.serialize().unwrap().to_string()
+        };
+        assert_eq!(precision(&element), "auto");
+        if let Some(value) = value {
+            element.set_property_from_str("precision", value);
+        }
+        if chosen == "f32" || has_bf16 {
+            let report = Painter::new(&element).report();
+            assert_eq!(report.get::<&str>("precision").unwrap(), chosen);
+        }
+        assert_eq!(precision(&element), value.unwrap_or("auto"));
     }
 }
 

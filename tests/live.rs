@@ -278,6 +278,7 @@ fn a_property_reads_back_what_was_set() {
         ("style-image", "/nowhere/style.png"),
         ("weights", "no such weights"),
         ("device", "cuda:77"),
+        ("precision", "bf16"),
         ("content-layers", "nonsense"),
         ("style-layers", ""),
     ]) {
@@ -351,9 +352,13 @@ fn what_cannot_change_while_playing_is_warned_of() {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));
     painter.report();
-    painter.element.set_property("device", "cuda");
-    painter.report();
-    let warnings = painter.warnings();
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].starts_with("device "), "{warnings:?}");
+    for (property, value) in [("device", "cuda"), ("precision", "bf16")] {
+        painter.element.set_property_from_str(property, value);
+        let report = painter.report();
+        assert_eq!(report.get::<&str>("precision").unwrap(), "f32");
+        let warnings = painter.warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let of_property = format!("{property} ");
+        assert!(warnings[0].starts_with(&of_property), "{warnings:?}");
+    }
 }

@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{Balance, Losses, Objective};
 use gstgatys::stylizer::resize::{pad, resize};
-use gstgatys::vgg::Vgg;
 use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::{Precision, Vgg};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -44,7 +44,7 @@ pub fn size(name: &str) -> Option<(usize, usize)> {
 
 /// The built-in network.
 pub fn network() -> Arc<Vgg> {
-    Vgg::shared(&Source::BuiltIn, &Device::Cpu).expect("weights")
+    Vgg::shared(&Source::BuiltIn, &Device::Cpu, Precision::Auto).expect("weights")
 }
 
 /// A pool of this many threads, as a stylizer has; 0 is one for each core.

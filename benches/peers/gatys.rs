@@ -18,8 +18,8 @@ mod common;
 use candle_core::Device;
 use common::problem::{Pictures, Problem, network, size, threads};
 use common::timing::{argument, ms, timed};
-use gstgatys::vgg::Vgg;
 use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::{Precision, Vgg};
 use std::io::BufRead;
 use std::path::Path;
 
@@ -29,9 +29,8 @@ fn main() {
 
 fn serve() {
     let vgg = match std::env::var_os("GATYS_WEIGHTS") {
-        Some(file) => {
-            Vgg::shared(&Source::File(file.into()), &Device::Cpu).expect("a weights file")
-        }
+        Some(file) => Vgg::shared(&Source::File(file.into()), &Device::Cpu, Precision::Auto)
+            .expect("a weights file"),
         None => network(),
     };
     let mut problem: Option<Problem> = None;

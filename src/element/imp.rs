@@ -292,6 +292,7 @@ impl BaseTransformImpl for Gatys {
         let result = self.paint(&info, &mut stylizer, input, output);
         let time = elapsed(begun);
         let device = device::name(stylizer.device());
+        let precision = stylizer.vgg().precision();
         lock(&self.state).stylizer = Some(stylizer);
         let report = result?;
         let frame = {
@@ -306,6 +307,7 @@ impl BaseTransformImpl for Gatys {
             frame,
             time,
             &device,
+            precision,
         ));
         if !first && report.reason.is_some() {
             let moved = lock(&self.state).latency.add(time);

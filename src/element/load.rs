@@ -7,7 +7,7 @@ use crate::stylizer::config::ConfigError;
 use crate::stylizer::style::StyleImage;
 use crate::stylizer::{self, Stylizer, device};
 use crate::vgg::weights::Source;
-use crate::vgg::{Vgg, shared};
+use crate::vgg::{Precision, Vgg, shared};
 use gst::{ErrorMessage, ResourceError, error_msg};
 use std::path::Path;
 
@@ -29,11 +29,15 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
         error_msg!(ResourceError::OpenRead, ("device={name}: {error}"))
     })?;
     let source = settings.weights();
-    let vgg = Vgg::shared(&source, &device).map_err(|error| {
-        error_msg!(
+    let precision = Precision::from(settings.precision);
+    let vgg = Vgg::shared(&source, &device, precision).map_err(|error| match error {
+        shared::Error::Precision(error) => {
+            error_msg!(ResourceError::Settings, ("precision={precision}: {error}"))
+        }
+        error => error_msg!(
             ResourceError::OpenRead,
             ("{}", weights_error(&source, &error))
-        )
+        ),
     })?;
     let stylizer = Stylizer::new(vgg, style, config)
         .map_err(|error| error_msg!(ResourceError::Settings, ("{error}")))?;

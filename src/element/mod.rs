@@ -89,6 +89,17 @@ enumeration!(
     }
 );
 
+enumeration!(
+    /// What the network's features are computed in.
+    Precision, "GstGatysPrecision", crate::vgg::Precision, {
+        Auto = Auto, "auto", "Single precision: bf16 has been measured on no machine yet";
+        F32 = F32, "f32", "Single precision, on any device";
+        Tf32 = Tf32, "tf32", "TensorFloat-32: on no device yet";
+        Bf16 = Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX";
+        F16 = F16, "f16", "Half precision: on no device yet";
+    }
+);
+
 /// Registers the element.
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     gst::Element::register(Some(plugin), "gatys", gst::Rank::NONE, Gatys::static_type())

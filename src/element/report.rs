@@ -4,7 +4,7 @@
 
 use crate::stylizer::Report;
 use crate::stylizer::optimizer::Reason;
-use crate::vgg::{Layer, Vgg};
+use crate::vgg::{Layer, Precision, Vgg};
 use gst::ClockTime;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
@@ -36,6 +36,7 @@ pub fn structure(
     frame: u64,
     time: ClockTime,
     device: &str,
+    precision: Precision,
 ) -> gst::Structure {
     let reason = match report.reason {
         Some(Reason::Iterations) => "iterations",
@@ -54,7 +55,7 @@ pub fn structure(
         .field("initial-loss", report.initial.total)
         .field("time", time.nseconds())
         .field("device", device)
-        .field("precision", "f32")
+        .field("precision", precision.to_string())
         .build()
 }
 

@@ -2,7 +2,7 @@
 
 //! The table of properties, and what is made of their values.
 
-use super::{Color, Init, LossScale, Optimizer, Pooling};
+use super::{Color, Init, LossScale, Optimizer, Pooling, Precision};
 use crate::stylizer::config::{Config, LayerWeights};
 use crate::stylizer::device::DeviceChoice;
 use crate::vgg::weights::Source;
@@ -96,6 +96,7 @@ unranged! {
     Init, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     Pooling, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     Color, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Precision, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     LossScale, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
 }
 
@@ -201,6 +202,9 @@ properties! {
     device: Option<String> = Some("auto".into()), (),
         "device", "Device",
         "auto, cpu, cuda or cuda:N. auto takes the first GPU where this build has CUDA and it works, else the CPU", READY;
+    precision: Precision = Precision::Auto, (),
+        "precision", "Precision",
+        "What the network's features are computed in; sums are f32 in each. One that the device lacks is an error", READY;
     loss_scale: LossScale = config.loss_scale.into(), (),
         "loss-scale", "Loss scale", "What the losses are divided by before alpha and beta", LIVE;
     frame_interval: u32 = config.frame_interval, (1, 100_000),

@@ -5,12 +5,15 @@
 //!
 //! The network is a chain, so the backward pass is written out rather than recorded.
 
+mod precision;
 pub mod shared;
 pub mod weights;
 
 use crate::ops::conv::{Border, Conv3x3};
 pub use crate::ops::pool::Pooling;
 use candle_core::{DType, Device, Tensor};
+use precision::Chosen;
+pub use precision::{Error as PrecisionError, Precision};
 use std::fmt;
 use std::str::FromStr;
 use weights::Weights;
@@ -153,17 +156,30 @@ impl Features {
 pub struct Vgg {
     convs: Vec<Conv3x3>,
     device: Device,
+    precision: Precision,
     family: String,
     preprocessing: Preprocessing,
 }
 
 impl Vgg {
-    /// Puts `weights` on `device`.
-    ///
+    /// Puts `weights` on `device`, in f32.
+    pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
+        Self::build(weights, device, Chosen::F32)
+    }
+
+    /// Puts `weights` on `device`, in `precision`.
+    pub fn with_precision(
+        weights: &Weights,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, shared::Error> {
+        Ok(Self::build(weights, device, precision.choose(device)?)?)
+    }
+
     /// The image's preparation becomes part of conv1_1. Its border is replicated, because zeros
     /// there would leave a frame around the picture; further in, zeros stand around the features,
     /// as the weights were trained with.
-    pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
+    fn build(weights: &Weights, device: &Device, chosen: Chosen) -> candle_core::Result<Self> {
         let mut convs = Vec::with_capacity(weights.convs.len());
         for (index, (kernel, bias)) in weights.convs.iter().enumerate() {
             let (kernel, bias, border) = if index == 0 {
@@ -172,15 +188,16 @@ impl Vgg {
             } else {
                 (kernel.clone(), bias.clone(), Border::Zeros)
             };
-            convs.push(Conv3x3::new(
-                &kernel.to_device(device)?,
-                &bias.to_device(device)?,
-                border,
-            )?);
+            let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
+            convs.push(match &chosen {
+                Chosen::F32 => Conv3x3::new(&kernel, &bias, border)?,
+                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx)?,
+            });
         }
         Ok(Self {
             convs,
             device: device.clone(),
+            precision: chosen.precision(),
             family: weights.family.clone(),
             preprocessing: weights.preprocessing.clone(),
         })
@@ -198,6 +215,11 @@ impl Vgg {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// What the features are computed in: never [`Precision::Auto`].
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The deepest layer that the weights go to.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! One copy of a network for each device, shared by all that use it in the process.
+//! One copy of a network for each device and precision, shared by all that use it in the process.
 
-use super::Vgg;
 use super::weights::{self, Source, Weights};
+use super::{Precision, PrecisionError, Vgg};
 use candle_core::{Device, DeviceLocation};
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
@@ -16,23 +16,35 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] weights::Error),
     #[error(transparent)]
+    Precision(#[from] PrecisionError),
+    #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
 
 /// A file may be replaced while the process runs: its time and length tell.
-type Key = (Source, Option<(SystemTime, u64)>, DeviceLocation);
+type Key = (Source, Option<(SystemTime, u64)>, DeviceLocation, Precision);
 
 static NETWORKS: Lazy<Mutex<HashMap<Key, Weak<Vgg>>>> = Lazy::new(Mutex::default);
 
 impl Vgg {
-    /// The network of `source` on `device`: that in use already, or loaded now.
-    pub fn shared(source: &Source, device: &Device) -> Result<Arc<Self>, Error> {
-        let key = (source.clone(), stamp(source), device.location());
+    /// The network of `source` on `device` in `precision`: that in use already, or loaded now.
+    pub fn shared(
+        source: &Source,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Arc<Self>, Error> {
+        let chosen = precision.choose(device)?;
+        let key = (
+            source.clone(),
+            stamp(source),
+            device.location(),
+            chosen.precision(),
+        );
         if let Some(network) = lookup(&key) {
             return Ok(network);
         }
         // Loaded without the lock; two that come at the same time both load, and one is kept.
-        let network = Arc::new(Self::new(&Weights::load(source)?, device)?);
+        let network = Arc::new(Self::build(&Weights::load(source)?, device, chosen)?);
         let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
         networks.retain(|_, network| network.strong_count() > 0);
         if let Some(earlier) = networks.get(&key).and_then(Weak::upgrade) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 use super::*;
+use crate::ops::amx::Amx;
+use crate::ops::reference::Array;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A network that hands on what it is given: each kernel is 0.1 everywhere.
@@ -157,6 +159,63 @@ fn without_a_loss_there_is_no_gradient() {
     let (count, cancelled) = asked(1, |cancel| backward(&vgg(3), &[], &gradient, cancel));
     assert_eq!((count, cancelled), (0, false));
     assert!(is_zero(&gradient));
+}
+
+/// He's weights (2015), of 32 channels and then 64: what bf16 rounds, and how, is as in a network
+/// that was trained.
+#[test]
+fn bf16_keeps_the_gradients_direction() {
+    let Some(amx) = Amx::for_tests() else { return };
+    let channels = [32, 32, 32, 32, 64, 64, 64, 64, 64];
+    let random = |shape: &[usize], deviation: f32| {
+        let values = Array::random(shape.iter().product(), 1, 1, shape[0] as u64).tensor();
+        let values = values.affine(f64::from(deviation) * 3f64.sqrt(), 0.0);
+        values.unwrap().reshape(shape).unwrap()
+    };
+    let convs = channels.into_iter().enumerate().map(|(index, outputs)| {
+        let inputs = if index == 0 { 3 } else { channels[index - 1] };
+        let deviation = (2.0 / (9 * inputs) as f32).sqrt();
+        let kernel = random(&[outputs, inputs, 3, 3], deviation);
+        (kernel, random(&[outputs], 0.1))
+    });
+    let weights = Weights::new(convs.collect(), Preprocessing::TORCHVISION);
+    let picture = Array::random(20, 24, 3, 7).tensor();
+    let picture = picture.affine(0.5, 0.5).unwrap();
+    let gradient = |chosen: Chosen| -> Vec<f32> {
+        let vgg = Vgg::build(&weights, &Device::Cpu, chosen).unwrap();
+        let deepest = vgg.deepest();
+        let features = vgg.allocate(20, 24, deepest).unwrap();
+        let gradients = vgg.allocate_gradients(20, 24, deepest).unwrap();
+        let pooling = Pooling::Avg;
+        vgg.forward(&picture, pooling, deepest, &features, &|| false)
+            .unwrap();
+        // Of ½ Σ F² of the deepest layer and of one in between.
+        let seed = |layer: Layer, gradient: &Tensor, accumulate: bool| {
+            let seeded = [deepest, Layer::new(2, 1)].contains(&layer);
+            if seeded {
+                let own = features.layer(layer);
+                let sum = if accumulate {
+                    (gradient + own)?
+                } else {
+                    own.copy()?
+                };
+                gradient.slice_set(&sum, 0, 0)?;
+            }
+            Ok(seeded)
+        };
+        let gradient = picture.zeros_like().unwrap();
+        vgg.backward(pooling, &features, &gradients, seed, &gradient, &|| false)
+            .unwrap();
+        gradient.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (exact, rounded) = (gradient(Chosen::F32), gradient(Chosen::Bf16(amx)));
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b);
+        products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let cosine = dot(&exact, &rounded) / (dot(&exact, &exact) * dot(&rounded, &rounded)).sqrt();
+    println!("cosine {cosine}");
+    assert!(exact != rounded && cosine > 0.999, "{cosine}");
 }
 
 /// The sum of the gradients of two losses is the gradient of their sum.
