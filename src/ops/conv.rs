@@ -105,7 +105,10 @@ impl Conv3x3 {
             Side::Bf16(conv) => conv.bytes(),
             Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
             Side::Candle { forward, adjoint } => [forward, adjoint]
-                .map(|conv| conv.weight().elem_count() * size_of::<f32>())
+                .map(|conv| {
+                    let bias = conv.bias().map_or(0, Tensor::elem_count);
+                    (conv.weight().elem_count() + bias) * size_of::<f32>()
+                })
                 .iter()
                 .sum(),
         }
@@ -199,7 +202,8 @@ impl Conv3x3 {
                             let active = upstream[range.clone()].iter().zip(&output[range]);
                             for (value, (upstream, output)) in values.iter_mut().zip(active) {
                                 // Without a branch, which could not be predicted.
-                                *value = upstream * f32::from(*output > 0.0);
+                                let open = u32::from(*output > 0.0).wrapping_neg();
+                                *value = f32::from_bits(upstream.to_bits() & open);
                             }
                         });
                     },

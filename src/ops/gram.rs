@@ -16,7 +16,7 @@ const MAX_PIECES: usize = 64;
 
 /// Bands of rows of a Gram matrix that its tasks compute, where they divide it. A band ends at the
 /// diagonal: the rest of the matrix is its mirror image.
-const BANDS: usize = 2;
+const BANDS: usize = 4;
 
 thread_local! {
     /// Partial Gram matrices, kept from call to call.

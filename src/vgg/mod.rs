@@ -14,6 +14,7 @@ pub use crate::ops::pool::Pooling;
 use candle_core::{DType, Device, Tensor};
 use precision::Chosen;
 pub use precision::{Error as PrecisionError, Precision};
+use rayon::ThreadPoolBuilder;
 use std::fmt;
 use std::str::FromStr;
 use weights::Weights;
@@ -180,8 +181,7 @@ impl Vgg {
     /// there would leave a frame around the picture; further in, zeros stand around the features,
     /// as the weights were trained with.
     fn build(weights: &Weights, device: &Device, chosen: Chosen) -> candle_core::Result<Self> {
-        let mut convs = Vec::with_capacity(weights.convs.len());
-        for (index, (kernel, bias)) in weights.convs.iter().enumerate() {
+        let conv = |(index, (kernel, bias)): (usize, &(Tensor, Tensor))| {
             let (kernel, bias, border) = if index == 0 {
                 let (kernel, bias) = weights.preprocessing.folded(kernel, bias)?;
                 (kernel, bias, Border::Replicate)
@@ -189,11 +189,24 @@ impl Vgg {
                 (kernel.clone(), bias.clone(), Border::Zeros)
             };
             let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
-            convs.push(match &chosen {
-                Chosen::F32 => Conv3x3::new(&kernel, &bias, border)?,
-                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx)?,
-            });
-        }
+            match &chosen {
+                Chosen::F32 => Conv3x3::new(&kernel, &bias, border),
+                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
+            }
+        };
+        // Threads of its own, which end with the packing of the kernels: rayon's global ones would
+        // stay, and panic where they cannot be had.
+        let convs = ThreadPoolBuilder::new()
+            .build()
+            .map_err(candle_core::Error::wrap)?
+            .install(|| {
+                weights
+                    .convs
+                    .iter()
+                    .enumerate()
+                    .map(conv)
+                    .collect::<Result<_, _>>()
+            })?;
         Ok(Self {
             convs,
             device: device.clone(),
@@ -274,7 +287,8 @@ impl Vgg {
             ends[turn % 2] = ends[turn % 2].max(*start + len);
             *start = next(*start, len);
         }
-        let memory = |len| Tensor::zeros(len, DType::F32, &self.device);
+        // There is no memory of no length on a GPU.
+        let memory = |len: usize| Tensor::zeros(len.max(1), DType::F32, &self.device);
         let memory = [memory(ends[0])?, memory(ends[1])?];
         let mut features = Features {
             layers: Vec::new(),
@@ -316,8 +330,8 @@ impl Vgg {
     ///
     /// From the deepest layer on, `seed(layer, gradient, accumulate)` writes the loss's own
     /// gradient with respect to the layer's activation to `gradient`, or adds it to what came from
-    /// deeper layers; it says whether there is any. The pass starts at the first layer that has
-    /// one. `features` are those of the last `forward`, `gradients` of the same depth.
+    /// deeper layers; it says whether `gradient` holds one now. The pass starts at the first layer
+    /// that has one. `features` are those of the last `forward`, `gradients` of the same depth.
     pub fn backward(
         &self,
         pooling: Pooling,
