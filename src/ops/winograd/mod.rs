@@ -274,12 +274,10 @@ impl WithSimd for Products<'_> {
             [..POINTS * depth * self.channels.len()];
         let kernel = S::as_simd_f32s(kernel).0;
         let panels = kernel.len() / (POINTS * panel);
+        // Nothing comes after the last.
         let panel_at = |point: usize, index: usize| {
-            kernel
-                .get((index * POINTS + point) * panel..)
-                .unwrap_or_default()
-                .get(..panel)
-                .unwrap_or_default()
+            let start = (index * POINTS + point) * panel;
+            kernel.get(start..start + panel).unwrap_or_default()
         };
         for point in 0..POINTS {
             for index in 0..panels {
