@@ -62,12 +62,7 @@ fn allocations(weights: &Weights, kind: OptimizerKind) -> Vec<usize> {
     let mut objective = Objective::new(vgg, SIZE, content, style, config.pooling).unwrap();
     objective.set_style(&picture(1.0), &|| false).unwrap();
     objective.set_content(&picture(2.0), &|| false).unwrap();
-    let balance = Balance {
-        alpha: config.alpha,
-        beta: config.beta,
-        tv_weight: config.tv_weight,
-        loss_scale: config.loss_scale,
-    };
+    let balance = Balance::from(&config);
     let image = picture(3.0);
     let budget = Budget {
         iterations: 30,

@@ -171,7 +171,7 @@ impl Problem {
             .expect("style");
         Self {
             objective,
-            balance: balance(&config),
+            balance: Balance::from(&config),
             image: pictures.image.copy().expect("a copy"),
             gradient: pictures.image.zeros_like().expect("a gradient"),
         }
@@ -191,14 +191,5 @@ impl Problem {
         self.objective
             .evaluate(image, self.balance, gradient, &|| false)
             .expect("losses")
-    }
-}
-
-fn balance(config: &Config) -> Balance {
-    Balance {
-        alpha: config.alpha,
-        beta: config.beta,
-        tv_weight: config.tv_weight,
-        loss_scale: config.loss_scale,
     }
 }

@@ -4,9 +4,8 @@
 //!
 //! Images and features are `f32`, contiguous, channels last: `[height, width, channels]`. On the
 //! CPU an operation is a candle in-place op that works on the values where they lie; on every
-//! other device it is composed of candle's own operations. No sum on the CPU side is
-//! split in a way that depends on the number of threads, so that results are the same bit for bit
-//! for any number of threads.
+//! other device it is composed of candle's own operations. No sum on the CPU side is split in
+//! a way that depends on the number of threads, so that results are the same bit for bit for any.
 
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
@@ -19,7 +18,6 @@ pub mod gram;
 mod patches;
 pub mod pool;
 mod product;
-
 #[cfg(test)]
 pub(crate) mod reference;
 mod winograd;

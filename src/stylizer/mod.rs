@@ -333,12 +333,7 @@ impl Stylizer {
             )
             .into());
         };
-        let balance = Balance {
-            alpha: self.config.alpha,
-            beta: self.config.beta,
-            tv_weight: self.config.tv_weight,
-            loss_scale: self.config.loss_scale,
-        };
+        let balance = Balance::from(&self.config);
         objective.set_content(content, cancel)?;
         let outcome = optimizer.minimize(image, budget, &mut |image, gradient| {
             objective.evaluate(image, balance, gradient, cancel)

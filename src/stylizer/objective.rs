@@ -6,7 +6,7 @@
 //! Neural Networks" (CVPR 2016), except that Gram matrices are divided by their number of
 //! positions, so that images of different sizes can be compared.
 
-use super::config::{LayerWeights, LossScale};
+use super::config::{Config, LayerWeights, LossScale};
 use crate::ops::elementwise::{content, copy, difference, dot, total_variation};
 use crate::ops::gram::{gram, gram_backward};
 use crate::vgg::{Cancel, Error, Features, Layer, Pooling, Vgg};
@@ -35,6 +35,17 @@ pub struct Balance {
     pub beta: f64,
     pub tv_weight: f64,
     pub loss_scale: LossScale,
+}
+
+impl From<&Config> for Balance {
+    fn from(config: &Config) -> Self {
+        Self {
+            alpha: config.alpha,
+            beta: config.beta,
+            tv_weight: config.tv_weight,
+            loss_scale: config.loss_scale,
+        }
+    }
 }
 
 /// A content layer: ½ Σ (F − P)² (eq. 1).

@@ -168,15 +168,6 @@ impl Vgg {
         Self::build(weights, device, Chosen::F32)
     }
 
-    /// Puts `weights` on `device`, in `precision`.
-    pub fn with_precision(
-        weights: &Weights,
-        device: &Device,
-        precision: Precision,
-    ) -> Result<Self, shared::Error> {
-        Ok(Self::build(weights, device, precision.choose(device)?)?)
-    }
-
     /// The image's preparation becomes part of conv1_1. Its border is replicated, because zeros
     /// there would leave a frame around the picture; further in, zeros stand around the features,
     /// as the weights were trained with.
@@ -270,22 +261,21 @@ impl Vgg {
         deepest: Layer,
         next: impl Fn(usize, usize) -> usize,
     ) -> candle_core::Result<Features> {
-        let mut shapes = Vec::new();
+        let (mut starts, mut ends) = ([0; 2], [0; 2]);
+        let mut places = Vec::new();
+        let mut place = |pooled: bool, shape: (usize, usize, usize)| {
+            let (turn, len) = (places.len() % 2, shape.0 * shape.1 * shape.2);
+            places.push((pooled, shape, starts[turn], len));
+            ends[turn] = ends[turn].max(starts[turn] + len);
+            starts[turn] = next(starts[turn], len);
+        };
         for layer in Layer::all().take_while(|&layer| layer <= deepest) {
             let conv = &self.convs[layer.0];
             let (h, w) = (h >> layer.block(), w >> layer.block());
             if layer.follows_pool() {
-                shapes.push((true, (h, w, conv.in_channels())));
+                place(true, (h, w, conv.in_channels()));
             }
-            shapes.push((false, (h, w, conv.out_channels())));
-        }
-        let (mut starts, mut ends) = ([0; 2], [0; 2]);
-        let mut places = Vec::with_capacity(shapes.len());
-        for (turn, (_, (h, w, channels))) in shapes.iter().enumerate() {
-            let (start, len) = (&mut starts[turn % 2], h * w * channels);
-            places.push((*start, len));
-            ends[turn % 2] = ends[turn % 2].max(*start + len);
-            *start = next(*start, len);
+            place(false, (h, w, conv.out_channels()));
         }
         // There is no memory of no length on a GPU.
         let memory = |len: usize| Tensor::zeros(len.max(1), DType::F32, &self.device);
@@ -294,7 +284,7 @@ impl Vgg {
             layers: Vec::new(),
             pooled: Vec::new(),
         };
-        for (turn, ((pooled, shape), (start, len))) in shapes.into_iter().zip(places).enumerate() {
+        for (turn, (pooled, shape, start, len)) in places.into_iter().enumerate() {
             let tensor = memory[turn % 2].narrow(0, start, len)?.reshape(shape)?;
             match pooled {
                 true => features.pooled.push(tensor),
