@@ -3,21 +3,22 @@
 //! Where the time of an iteration goes: each part of an evaluation at its real shapes, in their
 //! order, beside the whole of it, and what L-BFGS adds. Last, what is not convolution.
 //!
-//! `cargo bench --bench breakdown [-- --rounds N] [--threads N]`
+//! `cargo bench --bench breakdown [-- --rounds N] [--threads N] [--precision NAME]`
 
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::problem::{MIDDLE, Pictures, Problem, name, network, threads};
+use common::problem::{MIDDLE, Pictures, Problem, name, network, precision, threads};
 use common::timing::{argument, median, ms, timed};
+use gstgatys::ops::amx::Amx;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::elementwise::{content, difference, dot, total_variation};
 use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
-use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::{Source, Weights};
+use gstgatys::vgg::{Layer, Precision};
 use std::time::Instant;
 
 /// Iterations after which the history of L-BFGS is full, its default being 10, and as many are
@@ -28,8 +29,9 @@ fn main() {
     let rounds = argument("--rounds", 7);
     let threads = threads(argument("--threads", 0));
     println!(
-        "{}, {} threads, medians of {rounds} rounds",
+        "{}, {}, {} threads, medians of {rounds} rounds",
         name(MIDDLE),
+        network(precision()).precision(),
         threads.current_num_threads()
     );
     threads.install(|| run(rounds)).expect("an iteration");
@@ -37,8 +39,9 @@ fn main() {
 
 fn run(rounds: usize) -> Result<()> {
     let pictures = Pictures::made(MIDDLE);
-    let problem = Problem::new(network(), &pictures);
-    let walk = Walk::new(&pictures.image)?;
+    let network = network(precision());
+    let walk = Walk::new(&pictures.image, network.precision())?;
+    let problem = Problem::new(network, &pictures);
     let mut wholes = Vec::new();
     let mut walks: Vec<Vec<Part>> = Vec::new();
     for round in 0..=rounds {
@@ -120,7 +123,7 @@ struct Step {
 }
 
 impl Walk {
-    fn new(image: &Tensor) -> Result<Self> {
+    fn new(image: &Tensor, precision: Precision) -> Result<Self> {
         let config = Config::default();
         let weights = Weights::load(&Source::BuiltIn).expect("weights");
         let deepest = config
@@ -128,16 +131,22 @@ impl Walk {
             .deepest()
             .max(config.style_layers.deepest());
         let (h, w, _) = image.dims3()?;
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let amx = Amx::new().filter(|_| precision == Precision::Bf16);
+        let dtype = amx.map_or(DType::F32, |_| DType::BF16);
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, &Device::Cpu);
         let used = Layer::all().take_while(|&layer| layer <= deepest);
         let mut layers: Vec<Step> = Vec::new();
         for (layer, (kernel, bias)) in used.zip(&weights.convs) {
-            let conv = match layer {
+            let (kernel, bias, border) = match layer {
                 Layer::FIRST => {
                     let (kernel, bias) = weights.preprocessing.folded(kernel, bias)?;
-                    Conv3x3::new(&kernel, &bias, Border::Replicate)?
+                    (kernel, bias, Border::Replicate)
                 }
-                _ => Conv3x3::new(kernel, bias, Border::Zeros)?,
+                _ => (kernel.clone(), bias.clone(), Border::Zeros),
+            };
+            let conv = match amx {
+                Some(amx) => Conv3x3::bf16(&kernel, &bias, border, amx)?,
+                None => Conv3x3::new(&kernel, &bias, border)?,
             };
             let size = |channels| [h >> layer.block(), w >> layer.block(), channels];
             let (input, output) = (size(conv.in_channels()), size(conv.out_channels()));
@@ -150,7 +159,7 @@ impl Walk {
                 layers.any(|(other, _)| other == layer)
             };
             let n = output[2];
-            let matrix = || zeros(&[n, n]);
+            let matrix = || Tensor::zeros((n, n), DType::F32, &Device::Cpu);
             let style = match has(Box::new(config.style_layers.iter())) {
                 true => Some([matrix()?, matrix()?, matrix()?]),
                 false => None,

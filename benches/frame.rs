@@ -23,6 +23,7 @@ use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::resize::{crop, fit, pad, resize};
 use gstgatys::stylizer::style::StyleImage;
+use gstgatys::vgg::Precision;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,8 @@ fn frame(criterion: &mut Criterion, size: (usize, usize), style: &Path) {
     });
     measure(&mut group, "stylizer alone", || {
         let style = StyleImage::load(style).expect("a style image");
-        let mut stylizer = Stylizer::new(network(), style, config.clone()).expect("stylizer");
+        let mut stylizer =
+            Stylizer::new(network(Precision::Auto), style, config.clone()).expect("stylizer");
         let mut frames = pictures.iter().cycle();
         move || {
             let frame = frames.next().expect("a frame");

@@ -4,11 +4,12 @@
 //! cannot do without: the activations, the packed kernels and the optimiser's state. The exit
 //! status is 0 only if the peak is within twice the activations plus the others.
 //!
-//! `cargo bench --no-default-features --bench memory` (Linux), so that GStreamer is not linked
+//! `cargo bench --no-default-features --bench memory [-- --precision NAME]` (Linux), so
+//! that GStreamer is not linked
 
 mod common;
 
-use common::problem::{MIDDLE, name, network, picture};
+use common::problem::{MIDDLE, name, network, picture, precision};
 use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::style::StyleImage;
@@ -26,7 +27,7 @@ const PAIR_TENSORS: usize = 2;
 fn main() -> ExitCode {
     let (w, h) = MIDDLE;
     let start = peak();
-    let vgg = network();
+    let vgg = network(precision());
     let loaded = peak();
 
     let config = Config {
@@ -89,8 +90,9 @@ fn activations(vgg: &Vgg, config: &Config) -> usize {
         .content_layers
         .deepest()
         .max(config.style_layers.deepest());
-    // The channels are all that is asked for.
+    // The channels, and the size of a value, are all that is asked for.
     let small = vgg.allocate(16, 16, deepest).expect("features");
+    let value = small.layer(deepest).dtype().size_in_bytes();
     let channels = |layer: Layer| small.layer(layer).dim(2).expect("channels");
     let layers: Vec<Layer> = Layer::all().take_while(|&layer| layer <= deepest).collect();
     let pixels = |block: usize| (h >> block) * (w >> block);
@@ -101,7 +103,7 @@ fn activations(vgg: &Vgg, config: &Config) -> usize {
         .windows(2)
         .filter(|pair| pair[0].block() != pair[1].block());
     let pooled = pools.map(|pair| pixels(pair[1].block()) * channels(pair[0]));
-    convolved.chain(pooled).sum::<usize>() * size_of::<f32>()
+    convolved.chain(pooled).sum::<usize>() * value
 }
 
 /// A style image of the frame's own shape.

@@ -3,13 +3,13 @@
 //! Each operation at the shapes that it has for an image of 640x360, with all threads. For
 //! convolutions and Gram matrices an element of the throughput is a multiply-add; for the others,
 //! whose time goes into memory, bytes are those of the values that they are given. Where there is
-//! AMX, convolutions in bf16 are measured beside those in f32.
+//! AMX, operations on features are measured in bf16 beside those in f32.
 //!
 //! `cargo bench --bench ops [-- FILTER]`
 
 mod common;
 
-use candle_core::{Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use common::problem::{MIDDLE, threads};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
@@ -40,9 +40,19 @@ const CHANNELS: [usize; 5] = [64, 128, 256, 512, 512];
 fn main() {
     threads(0).install(|| {
         let mut criterion = Criterion::default().configure_from_args();
-        convolutions(&mut criterion);
-        poolings(&mut criterion);
-        losses(&mut criterion);
+        convolutions(&mut criterion, DType::F32, Conv3x3::new);
+        poolings(&mut criterion, DType::F32);
+        losses(&mut criterion, DType::F32);
+        match Amx::new() {
+            Some(amx) => {
+                convolutions(&mut criterion, DType::BF16, |kernel, bias, border| {
+                    Conv3x3::bf16(kernel, bias, border, amx)
+                });
+                poolings(&mut criterion, DType::BF16);
+                losses(&mut criterion, DType::BF16);
+            }
+            None => println!("nothing in bf16: this CPU has no AMX"),
+        }
         optimisers(&mut criterion);
         criterion.final_summary();
     });
@@ -74,22 +84,12 @@ impl<'a> Group<'a> {
     }
 }
 
-fn convolutions(criterion: &mut Criterion) {
-    convolutions_with(criterion, "convolution", Conv3x3::new);
-    match Amx::new() {
-        Some(amx) => convolutions_with(criterion, "convolution in bf16", |kernel, bias, border| {
-            Conv3x3::bf16(kernel, bias, border, &amx)
-        }),
-        None => println!("no convolutions in bf16: this CPU has no AMX"),
-    }
-}
-
-fn convolutions_with(
+fn convolutions(
     criterion: &mut Criterion,
-    name: &str,
+    dtype: DType,
     make: impl Fn(&Tensor, &Tensor, Border) -> Result<Conv3x3>,
 ) {
-    let mut group = Group::new(criterion, name);
+    let mut group = Group::new(criterion, &format!("convolution {}", dtype.as_str()));
     for (layer, block, inputs, outputs) in CONVS {
         let (w, h) = MIDDLE;
         let work = (h >> block) * (w >> block) * 9 * inputs * outputs;
@@ -103,24 +103,30 @@ fn convolutions_with(
             make(&kernel, &noise(outputs), border).expect("a convolution")
         };
         group.run(&format!("{layer} forward"), work.clone(), || {
-            let (conv, input) = (conv(), features(block, inputs));
-            let output = features(block, outputs);
+            let (conv, input) = (conv(), inputs_of(block, inputs, dtype));
+            let output = features(block, outputs, dtype);
             move || conv.forward(&input, &output)
         });
         group.run(&format!("{layer} backward"), work, || {
-            let (conv, output) = (conv(), features(block, outputs));
-            let (upstream, gradient) = (features(block, outputs), features(block, inputs));
+            let (conv, output) = (conv(), features(block, outputs, dtype));
+            let upstream = features(block, outputs, dtype);
+            let gradient = inputs_of(block, inputs, dtype);
             move || conv.backward(&upstream, &output, &gradient)
         });
     }
 }
 
-fn poolings(criterion: &mut Criterion) {
-    let mut group = Group::new(criterion, "pooling");
+fn poolings(criterion: &mut Criterion, dtype: DType) {
+    let mut group = Group::new(criterion, &format!("pooling {}", dtype.as_str()));
     for (pooling, kind) in [(Pooling::Avg, "avg"), (Pooling::Max, "max")] {
         for (block, channels) in CHANNELS.into_iter().enumerate().take(4) {
-            let pool = || (features(block, channels), features(block + 1, channels));
-            let work = bytes(block, channels);
+            let pool = || {
+                (
+                    features(block, channels, dtype),
+                    features(block + 1, channels, dtype),
+                )
+            };
+            let work = bytes(block, channels, dtype);
             group.run(
                 &format!("{kind} {} forward", block + 1),
                 work.clone(),
@@ -131,43 +137,44 @@ fn poolings(criterion: &mut Criterion) {
             );
             group.run(&format!("{kind} {} backward", block + 1), work, || {
                 let (input, upstream) = pool();
-                let gradient = features(block, channels);
+                let gradient = features(block, channels, dtype);
                 move || pooling.backward(&upstream, &input, &gradient)
             });
         }
     }
 }
 
-fn losses(criterion: &mut Criterion) {
-    let mut group = Group::new(criterion, "loss");
+fn losses(criterion: &mut Criterion, dtype: DType) {
+    let mut group = Group::new(criterion, &format!("loss {}", dtype.as_str()));
     for (block, channels) in CHANNELS.into_iter().enumerate() {
         let (w, h) = MIDDLE;
         let work = (h >> block) * (w >> block) * channels * channels;
         let work = Throughput::Elements(work as u64);
         let layer = format!("conv{}_1", block + 1);
         group.run(&format!("Gram {layer} forward"), work.clone(), || {
-            let (features, output) = (features(block, channels), noise((channels, channels)));
+            let features = features(block, channels, dtype);
+            let output = noise((channels, channels));
             move || gram(&features, &output)
         });
         group.run(&format!("Gram {layer} backward"), work, || {
-            let (of, gradient) = (features(block, channels), features(block, channels));
+            let [of, gradient] = [0; 2].map(|_| features(block, channels, dtype));
             let residual = noise((channels, channels));
             move || gram_backward(&of, &residual, 1.0, &gradient, false)
         });
     }
-    group.run("content conv4_2", bytes(3, 512), || {
-        let [f, p, gradient] = [0; 3].map(|_| features(3, 512));
+    group.run("content conv4_2", bytes(3, 512, dtype), || {
+        let [f, p, gradient] = [0; 3].map(|_| features(3, 512, dtype));
         move || vector::content(&f, &p, 1.0, &gradient, false)
-    });
-    group.run("total variation", bytes(0, 3), || {
-        let (image, gradient) = (features(0, 3), features(0, 3));
-        move || vector::total_variation(&image, 1.0, &gradient)
     });
 }
 
 /// What an optimiser does with images.
 fn optimisers(criterion: &mut Criterion) {
     let mut group = Group::new(criterion, "vector");
+    group.run("total variation", bytes(0, 3, DType::F32), || {
+        let [image, gradient] = [0; 2].map(|_| features(0, 3, DType::F32));
+        move || vector::total_variation(&image, 1.0, &gradient)
+    });
     type Op = fn(&Tensor, &Tensor, &Tensor) -> Result<()>;
     let ops: [(&str, Op); 9] = [
         ("copy", |x, y, _| vector::copy(x, y)),
@@ -184,8 +191,8 @@ fn optimisers(criterion: &mut Criterion) {
         }),
     ];
     for (name, op) in ops {
-        group.run(name, bytes(0, 3), || {
-            let [x, y, z] = [0; 3].map(|_| features(0, 3));
+        group.run(name, bytes(0, 3, DType::F32), || {
+            let [x, y, z] = [0; 3].map(|_| features(0, 3, DType::F32));
             move || op(&x, &y, &z)
         });
     }
@@ -196,15 +203,25 @@ fn noise(shape: impl Into<Shape>) -> Tensor {
 }
 
 /// Features of a block: about half of them are 0, as behind a ReLU.
-fn features(block: usize, channels: usize) -> Tensor {
+fn features(block: usize, channels: usize, dtype: DType) -> Tensor {
     let (w, h) = MIDDLE;
     let features = noise((h >> block, w >> block, channels)).relu();
-    features.expect("features")
+    features
+        .and_then(|features| features.to_dtype(dtype))
+        .expect("features")
+}
+
+/// What a convolution is given: features, or an image, which is f32.
+fn inputs_of(block: usize, channels: usize, dtype: DType) -> Tensor {
+    match channels {
+        3 => features(block, channels, DType::F32),
+        _ => features(block, channels, dtype),
+    }
 }
 
 /// The size of a block's features.
-fn bytes(block: usize, channels: usize) -> Throughput {
+fn bytes(block: usize, channels: usize, dtype: DType) -> Throughput {
     let (w, h) = MIDDLE;
     let values = (h >> block) * (w >> block) * channels;
-    Throughput::Bytes((values * size_of::<f32>()) as u64)
+    Throughput::Bytes((values * dtype.size_in_bytes()) as u64)
 }

@@ -3,18 +3,18 @@
 //! What an evaluation costs a pixel at four times the pixels, and how much faster it is with all
 //! threads than with one. Both by taking turns.
 //!
-//! `cargo bench --bench scaling [-- --rounds N] [--threads N]`
+//! `cargo bench --bench scaling [-- --rounds N] [--threads N] [--precision NAME]`
 
 mod common;
 
-use common::problem::{LARGE, MIDDLE, Problem, name, threads};
+use common::problem::{LARGE, MIDDLE, Problem, name, precision, threads};
 use common::timing::{argument, in_turns, median, ratio};
 
 fn main() {
     let rounds = argument("--rounds", 7);
     let many = threads(argument("--threads", 0));
     let one = threads(1);
-    let middle = many.install(|| Problem::made(MIDDLE));
+    let middle = many.install(|| Problem::made(MIDDLE, precision()));
 
     let count = many.current_num_threads();
     let (alone, together) = in_turns(
@@ -37,7 +37,7 @@ fn main() {
         ratio(&alone, &together)
     );
 
-    let large = many.install(|| Problem::made(LARGE));
+    let large = many.install(|| Problem::made(LARGE, precision()));
     let (large, middle) = in_turns(
         rounds,
         || many.install(|| large.evaluate()),

@@ -454,6 +454,15 @@ fn precisions() {
         Ok(()) => {
             let ended = folder.launch(&[("precision", OsStr::new("bf16"))]);
             ended.assert_succeeded("bf16");
+            let weights = safetensors(&tensors(&NARROW, by_layer), &[]);
+            let weights = folder.write("narrow.safetensors", weights);
+            let precision = ("precision", OsStr::new("bf16"));
+            let ended = folder.launch(&[precision, ("weights", weights.as_os_str())]);
+            ended.assert_refused("bf16 of a narrow network");
+            let error = error(&ended);
+            for part in ["precision=bf16", "multiples of 32"] {
+                assert!(error.contains(part), "{error}");
+            }
         }
         Err(_) => folder.refuses("precision", "bf16", &["this CPU has no AMX", "f32"]),
     }

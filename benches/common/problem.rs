@@ -42,9 +42,23 @@ pub fn size(name: &str) -> Option<(usize, usize)> {
     Some((w.parse().ok()?, h.parse().ok()?))
 }
 
+/// The precision after `--precision` in the program's arguments, or else the fastest.
+pub fn precision() -> Precision {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--precision");
+    let name = arguments.nth(1);
+    let all = [Precision::Auto, Precision::F32, Precision::Bf16];
+    match name {
+        Some(name) => all
+            .into_iter()
+            .find(|precision| precision.to_string() == name)
+            .unwrap_or_else(|| panic!("--precision takes auto, f32 or bf16")),
+        None => Precision::Auto,
+    }
+}
+
 /// The built-in network.
-pub fn network() -> Arc<Vgg> {
-    Vgg::shared(&Source::BuiltIn, &Device::Cpu, Precision::Auto).expect("weights")
+pub fn network(precision: Precision) -> Arc<Vgg> {
+    Vgg::shared(&Source::BuiltIn, &Device::Cpu, precision).expect("weights")
 }
 
 /// A pool of this many threads, as a stylizer has; 0 is one for each core.
@@ -178,8 +192,8 @@ impl Problem {
     }
 
     /// The built-in network's at a size.
-    pub fn made(size: (usize, usize)) -> Self {
-        Self::new(network(), &Pictures::made(size))
+    pub fn made(size: (usize, usize), precision: Precision) -> Self {
+        Self::new(network(precision), &Pictures::made(size))
     }
 
     /// One value and gradient.

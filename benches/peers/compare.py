@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MPL-2.0
 """One value and gradient of the objective, here and in PyTorch, by turns in one run.
 
-Same weights, same pictures, same number of threads; PyTorch in f32 and in bf16, channels last,
-without gradients of kernels, eager and compiled, of which the faster one is taken. While one
-side computes the other must be idle, which is checked, and so is that the losses and gradients
+Same weights, same pictures, same number of threads, in f32 and in bf16 (here where the CPU has
+AMX); PyTorch channels last, without gradients of kernels, eager and compiled, of which the faster
+one is taken. While one side computes the other must be idle, which is checked, and so is that the losses and gradients
 agree. Prints each size's times, ratios and agreement, and a table in Markdown. The exit status
 is 0 only if all of the checks hold.
 
@@ -59,8 +59,8 @@ TRIALS, WARM_UP = 3, 2
 BLEND = 0.3
 
 
-class Ours:
-    """The crate's side: a process that evaluates on request (gatys.rs)."""
+class Server:
+    """The crate's process, which evaluates on request (gatys.rs)."""
 
     def __init__(self, threads, weights):
         environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
@@ -74,7 +74,8 @@ class Ours:
         # What cargo has to say comes first.
         while not (line := self._line()).startswith("ready "):
             pass
-        self.pid = int(line.split()[1])
+        _, pid, *self.precisions = line.split()
+        self.pid = int(pid)
 
     def _line(self):
         line = self.process.stdout.readline()
@@ -86,15 +87,6 @@ class Ours:
         print(*command, file=self.process.stdin, flush=True)
         return self._line()
 
-    def evaluate(self):
-        """Milliseconds and losses of one value and gradient."""
-        took, *losses = map(float, self.ask("evaluate").split())
-        return took, losses
-
-    def gradient(self, file):
-        self.ask("gradient", file)
-        return load_file(file)["gradient"]
-
     def cpu_seconds(self):
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
@@ -102,6 +94,25 @@ class Ours:
     def end(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+class Ours:
+    """The crate's side: the objective for one size in one precision."""
+
+    def __init__(self, server, precision, directory):
+        self.server = server
+        self.precision = precision
+        self.file = f"{directory}/gradient.safetensors"
+
+    def evaluate(self):
+        """Milliseconds and losses of one value and gradient."""
+        took, *losses = map(float, self.server.ask("evaluate", self.precision).split())
+        return took, losses
+
+    def gradient(self):
+        """That of the last evaluation."""
+        self.server.ask("gradient", self.precision, self.file)
+        return load_file(self.file)["gradient"]
 
 
 class Torch:
@@ -167,6 +178,10 @@ class Torch:
         values = losses.tolist()
         return 1e3 * (time.perf_counter() - begun), values
 
+    def gradient(self):
+        """That of the last evaluation."""
+        return self.last_gradient.numpy()
+
 
 def gram(features):
     """F'F / M of activations [1, N, h, w], with its sums in f32."""
@@ -207,8 +222,8 @@ def keep_memory():
 class Turns:
     """Lets sides evaluate, one at a time, and watches the others."""
 
-    def __init__(self, ours):
-        self.ours = ours
+    def __init__(self, server):
+        self.server = server
         # Seconds of turns, and of processors' time: of the idle side in them, and of others.
         self.seconds = {"gatys": 0.0, "PyTorch": 0.0}
         self.busy = {"gatys": 0.0, "PyTorch": 0.0}
@@ -216,7 +231,7 @@ class Turns:
 
     def take(self, side):
         time.sleep(SETTLE_SECONDS)
-        if side is self.ours:
+        if isinstance(side, Ours):
             idle, active = "PyTorch", "gatys"
         else:
             idle, active = "gatys", "PyTorch"
@@ -234,7 +249,7 @@ class Turns:
         user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split()[1:9]
         ticks = sum(map(int, (user, nice, system, *rest)))
         return {
-            "gatys": self.ours.cpu_seconds(),
+            "gatys": self.server.cpu_seconds(),
             "PyTorch": time.process_time(),
             "all": ticks / os.sysconf("SC_CLK_TCK"),
         }
@@ -274,19 +289,21 @@ def agrees(name, precision, theirs, ours, gradients):
     return holds
 
 
-def compare(options, ours, convs, size, directory):
+def compare(options, server, convs, size, directory):
     """Measures a size. Its row of the table, and whether the checks hold."""
     file = f"{directory}/{size}.safetensors"
     if options.content:
         save_file(load_pictures(options, size), file)
     else:
-        ours.ask("make", size, file)
-    ours.ask("load", file)
+        server.ask("make", size, file)
+    server.ask("load", file)
     pictures = load_file(file)
-    turns = Turns(ours)
-    sides = {"gatys": ours}
+    turns = Turns(server)
+    sides = {}
     print(f"{size}")
     for precision, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        if precision in server.precisions:
+            sides[f"gatys {precision}"] = Ours(server, precision, directory)
 
         def make(compiled, dtype=dtype):
             return Torch(convs, pictures, dtype, compiled)
@@ -296,7 +313,7 @@ def compare(options, ours, convs, size, directory):
         print(f"  PyTorch {precision}: {said}", flush=True)
     times = {name: [] for name in sides}
     losses = {}
-    turns = Turns(ours)
+    turns = Turns(server)
     gc.collect()
     gc.disable()
     for turn in range(WARM_UP + options.rounds):
@@ -306,19 +323,22 @@ def compare(options, ours, convs, size, directory):
                 times[name].append(took)
     gc.enable()
 
-    row, holds = [size], True
+    medians = {name: f"{statistics.median(list_):.1f}" for name, list_ in times.items()}
     for name, list_ in times.items():
-        row.append(f"{statistics.median(list_):.1f}")
-        print(f"  {name}: median {row[-1]} ms, {min(list_):.1f} to {max(list_):.1f}")
+        print(f"  {name}: median {medians[name]} ms, {min(list_):.1f} to {max(list_):.1f}")
+    row, holds = [size], True
+    for precision in ("f32", "bf16"):
+        # Where the CPU has no bf16, what is fastest there.
+        mine = f"gatys {precision if precision in server.precisions else 'f32'}"
+        theirs = f"PyTorch {precision}"
+        quotients = [a / b for a, b in zip(times[theirs], times[mine])]
+        row += [medians[mine], medians[theirs], f"{statistics.median(quotients):.2f}"]
+        print(f"  {theirs} takes {row[-1]} times as long as {mine}")
+    exact = sides["gatys f32"].gradient()
     for name in list(sides)[1:]:
-        pairs = zip(times[name], times["gatys"])
-        row.append(f"{statistics.median(theirs / mine for theirs, mine in pairs):.2f}")
-        print(f"  {name} takes {row[-1]} times as long as gatys")
-    gradient = ours.gradient(f"{directory}/gradient.safetensors")
-    for name, side in list(sides.items())[1:]:
-        gradients = side.last_gradient.numpy(), gradient
+        gradients = sides[name].gradient(), exact
         precision = name.split()[1]
-        holds &= agrees(name, precision, losses[name], losses["gatys"], gradients)
+        holds &= agrees(name, precision, losses[name], losses["gatys f32"], gradients)
     for name, busy in turns.busy.items():
         part = busy / turns.seconds[name]
         idle = part <= IDLE
@@ -379,19 +399,20 @@ def main():
     keep_memory()
     torch.set_num_threads(options.threads)
     convs = load_convs(options.weights)
-    ours = Ours(options.threads, options.weights)
+    server = Server(options.threads, options.weights)
     print(f"{processor()}, {options.threads} threads, PyTorch {torch.__version__}")
     rows, holds = [], True
     with tempfile.TemporaryDirectory() as directory:
         for size in options.sizes.split(","):
-            row, held = compare(options, ours, convs, size, directory)
+            row, held = compare(options, server, convs, size, directory)
             rows.append(row)
             holds &= held
             torch.compiler.reset()
-    ours.end()
+    server.end()
     print()
-    print("| size | gatys, ms | PyTorch f32, ms | PyTorch bf16, ms | f32 / gatys | bf16 / gatys |")
-    print("|---|---|---|---|---|---|")
+    bf16 = "bf16" if "bf16" in server.precisions else "f32"
+    print(f"| size | gatys f32 | PyTorch f32 | ratio | gatys {bf16} | PyTorch bf16 | ratio |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
     return 0 if holds else 1

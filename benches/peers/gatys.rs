@@ -5,12 +5,12 @@
 //!
 //! - `make SIZE FILE`: writes pictures of a size. Answers `made`.
 //! - `load FILE`: takes the pictures in it. Answers `loaded`.
-//! - `evaluate`: one value and gradient. Answers its milliseconds and the losses: content, style,
-//!   variation, total.
-//! - `gradient FILE`: writes the last gradient. Answers `written`.
+//! - `evaluate PRECISION`: one value and gradient. Answers its milliseconds and the losses: content,
+//!   style, variation, total.
+//! - `gradient PRECISION FILE`: writes the last gradient. Answers `written`.
 //!
-//! `peers [--threads N]`; `GATYS_WEIGHTS` names a file of weights. Says `ready` and its process id
-//! first, as `cargo bench` stands between.
+//! `peers [--threads N]`; `GATYS_WEIGHTS` names a file of weights. Says `ready`, its process id, as
+//! `cargo bench` stands between, and the precisions that this CPU has first.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -22,38 +22,45 @@ use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
 use std::io::BufRead;
 use std::path::Path;
+use std::sync::Arc;
 
 fn main() {
     threads(argument("--threads", 0)).install(serve);
 }
 
 fn serve() {
-    let vgg = match std::env::var_os("GATYS_WEIGHTS") {
-        Some(file) => Vgg::shared(&Source::File(file.into()), &Device::Cpu, Precision::Auto)
-            .expect("a weights file"),
-        None => network(),
-    };
-    let mut problem: Option<Problem> = None;
-    println!("ready {}", std::process::id());
+    let all = [Precision::F32, Precision::Bf16];
+    let has = |precision: &Precision| precision.check(&Device::Cpu).is_ok();
+    let precisions: Vec<_> = all.into_iter().filter(has).collect();
+    let mut problems: Vec<(Precision, Problem)> = Vec::new();
+    let names: Vec<_> = precisions.iter().map(Precision::to_string).collect();
+    println!("ready {} {}", std::process::id(), names.join(" "));
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("a command");
         let (command, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        let (first, second) = rest.split_once(' ').unwrap_or((rest, ""));
+        let problem = || {
+            let mut problems = problems.iter();
+            let found = problems.find(|(precision, _)| precision.to_string() == first);
+            &found.expect("a precision, after pictures are loaded").1
+        };
         match command {
             "make" => {
-                let (name, file) = rest.split_once(' ').expect("make SIZE FILE");
-                let size = size(name).expect("a size such as 640x360");
-                Pictures::made(size).save(Path::new(file)).expect("a file");
+                let size = size(first).expect("a size such as 640x360");
+                let made = Pictures::made(size).save(Path::new(second));
+                made.expect("a file");
                 println!("made");
             }
             "load" => {
-                // The last one's memory first.
-                drop(problem.take());
+                // The last ones' memory first.
+                problems.clear();
                 let pictures = Pictures::load(Path::new(rest)).expect("pictures");
-                problem = Some(Problem::new(vgg.clone(), &pictures));
+                let problem = |&precision| (precision, Problem::new(vgg(precision), &pictures));
+                problems.extend(precisions.iter().map(problem));
                 println!("loaded");
             }
             "evaluate" => {
-                let problem = problem.as_ref().expect("pictures are loaded first");
+                let problem = problem();
                 let (time, losses) = timed(|| problem.evaluate());
                 println!(
                     "{} {} {} {} {}",
@@ -65,12 +72,21 @@ fn serve() {
                 );
             }
             "gradient" => {
-                let problem = problem.as_ref().expect("pictures are loaded first");
-                let tensor = [("gradient", problem.gradient.clone())];
-                candle_core::safetensors::save(&tensor.into(), rest).expect("a file");
+                let tensor = [("gradient", problem().gradient.clone())];
+                candle_core::safetensors::save(&tensor.into(), second).expect("a file");
                 println!("written");
             }
             _ => panic!("no such command: {line}"),
         }
+    }
+}
+
+fn vgg(precision: Precision) -> Arc<Vgg> {
+    match std::env::var_os("GATYS_WEIGHTS") {
+        Some(file) => {
+            let source = Source::File(file.into());
+            Vgg::shared(&source, &Device::Cpu, precision).expect("a weights file")
+        }
+        None => network(precision),
     }
 }

@@ -92,7 +92,7 @@ enumeration!(
 enumeration!(
     /// What the network's features are computed in.
     Precision, "GstGatysPrecision", crate::vgg::Precision, {
-        Auto = Auto, "auto", "Single precision: bf16 has been measured on no machine yet";
+        Auto = Auto, "auto", "The fastest that keeps the gradient's direction: bf16 on CPUs with AMX, else f32";
         F32 = F32, "f32", "Single precision, on any device";
         Tf32 = Tf32, "tf32", "TensorFloat-32: on no device yet";
         Bf16 = Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX";

@@ -9,9 +9,10 @@
 
 use super::amx::{self, Amx};
 use super::winograd::{self, Sink, Source};
-use super::{CpuOp, cpu_side, patches, store};
+use super::{cpu_side, op2, op3, patches, store};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module};
+use half::bf16;
 use pulp::Simd;
 
 /// What lies beyond the edge of the input.
@@ -39,8 +40,10 @@ enum Side {
         adjoint: winograd::Kernel,
         bias: Vec<f32>,
     },
-    /// The same in bf16, with AMX.
+    /// The same for features in bf16, with AMX.
     Bf16(amx::Conv),
+    /// From an image to features in bf16, between copies of its edge.
+    Bf16Image(amx::ImageConv),
     /// On the CPU, for the others: conv1_1.
     Patches {
         kernel: patches::Kernel,
@@ -59,13 +62,14 @@ impl Conv3x3 {
         Self::with(kernel, bias, border, None)
     }
 
-    /// The same on the CPU, with the kernel and what it is multiplied by rounded to bf16 where
-    /// the border is zeros and there are many channels.
-    pub fn bf16(kernel: &Tensor, bias: &Tensor, border: Border, amx: &Amx) -> Result<Self> {
+    /// The same for features in bf16 on the CPU: from an image, which is `f32`, between copies of
+    /// its edge, or between features, whose channels are multiples of [`amx::CHANNELS`], between
+    /// zeros.
+    pub fn bf16(kernel: &Tensor, bias: &Tensor, border: Border, amx: Amx) -> Result<Self> {
         Self::with(kernel, bias, border, Some(amx))
     }
 
-    fn with(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<&Amx>) -> Result<Self> {
+    fn with(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<Amx>) -> Result<Self> {
         let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
         if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
             bail!(
@@ -103,6 +107,7 @@ impl Conv3x3 {
                 bias,
             } => forward.bytes() + adjoint.bytes() + size_of_val(bias.as_slice()),
             Side::Bf16(conv) => conv.bytes(),
+            Side::Bf16Image(conv) => conv.bytes(),
             Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
             Side::Candle { forward, adjoint } => [forward, adjoint]
                 .map(|conv| {
@@ -121,7 +126,7 @@ impl Conv3x3 {
         expect(output, [h, w, self.out_channels])?;
         match &self.side {
             Side::Winograd { forward, bias, .. } => {
-                let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
+                let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
                     let input = Pixels {
                         values: input,
                         channels: self.in_channels,
@@ -131,13 +136,19 @@ impl Conv3x3 {
                 output.inplace_op2(input, &op)
             }
             Side::Bf16(conv) => {
-                let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
+                let op = op2("conv3x3", |output: &mut [bf16], input: &[bf16]| {
+                    conv.forward([h, w], input, output);
+                });
+                output.inplace_op2(input, &op)
+            }
+            Side::Bf16Image(conv) => {
+                let op = op2("conv3x3", |output: &mut [bf16], input: &[f32]| {
                     conv.forward([h, w], input, output);
                 });
                 output.inplace_op2(input, &op)
             }
             Side::Patches { kernel, bias } => {
-                let op = CpuOp("conv3x3", |output: &mut [f32], input: &[f32]| {
+                let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
                     kernel.forward([h, w], input, output, |pixel, sums| {
                         for ((value, sum), bias) in pixel.iter_mut().zip(sums).zip(bias) {
                             *value = (sum + bias).max(0.0);
@@ -168,7 +179,7 @@ impl Conv3x3 {
         expect(gradient, [h, w, self.in_channels])?;
         match &self.side {
             Side::Winograd { adjoint, .. } => {
-                let op = CpuOp(
+                let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
                         let pixels = |values| Pixels {
@@ -185,16 +196,25 @@ impl Conv3x3 {
                 gradient.inplace_op3(upstream, output, &op)
             }
             Side::Bf16(conv) => {
-                let op = CpuOp(
+                let op = op3(
                     "conv3x3-backward",
-                    |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
+                    |gradient: &mut [bf16], upstream: &[bf16], output: &[bf16]| {
+                        conv.backward([h, w], upstream, output, gradient);
+                    },
+                );
+                gradient.inplace_op3(upstream, output, &op)
+            }
+            Side::Bf16Image(conv) => {
+                let op = op3(
+                    "conv3x3-backward",
+                    |gradient: &mut [f32], upstream: &[bf16], output: &[bf16]| {
                         conv.backward([h, w], upstream, output, gradient);
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
             Side::Patches { kernel, .. } => {
-                let op = CpuOp(
+                let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
                         kernel.adjoint([h, w], gradient, |pixel, values| {
@@ -298,27 +318,36 @@ impl Sink for Gradient {
 }
 
 impl Side {
-    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<&Amx>) -> Result<Self> {
+    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<Amx>) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
         let weights = kernel.flatten_all()?.to_vec1::<f32>()?;
         let weight = |out: usize, input: usize, tap: usize| weights[(out * n_in + input) * 9 + tap];
         let adjoint = |out: usize, input: usize, tap: usize| weight(input, out, 8 - tap);
         let bias = bias.to_vec1::<f32>()?;
-        let zeros_around_many = |channels: usize| {
+        let many = |channels: usize| {
             border == Border::Zeros
                 && n_in.is_multiple_of(channels)
                 && n_out.is_multiple_of(channels)
         };
         Ok(match amx {
-            Some(amx) if zeros_around_many(amx::CHANNELS) => {
-                Self::Bf16(amx::Conv::new(amx, n_in, bias, weight))
+            Some(amx) if many(amx::CHANNELS) => Self::Bf16(amx::Conv::new(amx, n_in, bias, weight)),
+            Some(amx)
+                if border == Border::Replicate
+                    && n_in == 3
+                    && n_out.is_multiple_of(amx::CHANNELS) =>
+            {
+                Self::Bf16Image(amx::ImageConv::new(amx, bias, weight))
             }
-            _ if zeros_around_many(winograd::CHANNELS) => Self::Winograd {
+            Some(_) => bail!(
+                "features in bf16 have a multiple of {} channels, not {n_in} and {n_out}",
+                amx::CHANNELS
+            ),
+            None if many(winograd::CHANNELS) => Self::Winograd {
                 forward: winograd::Kernel::new(n_in, n_out, weight),
                 adjoint: winograd::Kernel::new(n_out, n_in, adjoint),
                 bias,
             },
-            _ => Self::Patches {
+            None => Self::Patches {
                 kernel: patches::Kernel::new(n_in, n_out, border, weight),
                 bias,
             },

@@ -2,10 +2,12 @@
 
 //! Sums over tensors and the vector work of the losses and the optimisers.
 //!
-//! Values are `f32`; sums are taken in `f64`.
+//! Values are `f32`, and features `bf16` too; sums are taken in `f64`.
 
-use super::{CpuOp, cpu_side, store, with_values};
+use super::{Value, cpu_side, op1, op2, op3, store, with_values};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use half::bf16;
+use pulp::Arch;
 use rayon::prelude::*;
 use std::cell::Cell;
 
@@ -16,21 +18,35 @@ const PARTS: usize = 64;
 const CHUNK: usize = 1 << 14;
 
 /// Σ `term(x, y)`, in `f64`.
-fn sum(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f64 + Sync) -> f64 {
+fn sum<T: Value>(x: &[T], y: &[T], term: impl Fn(f32, f32) -> f64 + Copy + Sync) -> f64 {
     let part = x.len().div_ceil(PARTS).max(1);
     let mut sums = [0.0; PARTS];
     let parts = x.par_chunks(part).zip(y.par_chunks(part));
     sums.par_iter_mut().zip(parts).for_each(|(sum, (x, y))| {
-        // Eight sums side by side, for the vector unit.
-        let mut lanes = [0.0; 8];
-        for (x, y) in x.chunks(8).zip(y.chunks(8)) {
-            for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-                *lane += term(*x, *y);
+        *sum = Arch::new().dispatch(|| {
+            // Sums side by side, for the vector unit.
+            let mut lanes = [0.0; 16];
+            let ((x, last_x), (y, last_y)) = (x.as_chunks::<16>(), y.as_chunks::<16>());
+            for (x, y) in x.iter().zip(y) {
+                for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+                    *lane += term(x.single(), y.single());
+                }
             }
-        }
-        *sum = lanes.iter().sum();
+            for (lane, (x, y)) in lanes.iter_mut().zip(last_x.iter().zip(last_y)) {
+                *lane += term(x.single(), y.single());
+            }
+            lanes.iter().sum()
+        });
     });
     sums.iter().sum()
+}
+
+fn sum_of<T: Value>(
+    x: &Tensor,
+    y: &Tensor,
+    term: impl Fn(f32, f32) -> f64 + Copy + Sync,
+) -> Result<f64> {
+    with_values(x, |x: &[T]| with_values(y, |y: &[T]| sum(x, y, term)))?
 }
 
 fn sum_all(tensor: &Tensor) -> Result<f64> {
@@ -48,24 +64,39 @@ fn expect_same(a: &Tensor, b: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Sets each value of `dst` from itself, `a`'s and `b`'s.
+/// Sets each value of `dst` from itself, `a`'s and `b`'s. What `set` captures it should own: what
+/// it refers to would be read again for each value, which keeps the loop from the vector unit.
 fn update(
     name: &'static str,
     dst: &Tensor,
     a: &Tensor,
     b: &Tensor,
-    set: impl Fn(&mut f32, f32, f32) + Sync,
+    set: impl Fn(&mut f32, f32, f32) + Copy + Sync,
+) -> Result<()> {
+    update_as::<f32>(name, dst, a, b, set)
+}
+
+fn update_as<T: Value>(
+    name: &'static str,
+    dst: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    set: impl Fn(&mut f32, f32, f32) + Copy + Sync,
 ) -> Result<()> {
     expect_same(dst, a)?;
     expect_same(dst, b)?;
-    let op = CpuOp(name, |dst: &mut [f32], a: &[f32], b: &[f32]| {
+    let op = op3(name, |dst: &mut [T], a: &[T], b: &[T]| {
         let sources = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
         dst.par_chunks_mut(CHUNK)
             .zip(sources)
             .for_each(|(dst, (a, b))| {
-                for (dst, (a, b)) in dst.iter_mut().zip(a.iter().zip(b)) {
-                    set(dst, *a, *b);
-                }
+                Arch::new().dispatch(move || {
+                    for (dst, (a, b)) in dst.iter_mut().zip(a.iter().zip(b)) {
+                        let mut value = dst.single();
+                        set(&mut value, a.single(), b.single());
+                        *dst = T::nearest(value);
+                    }
+                });
             });
     });
     dst.inplace_op3(a, b, &op)
@@ -81,9 +112,13 @@ pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
 pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
     expect_same(x, y)?;
     match x.device() {
-        Device::Cpu if cpu_side() => with_values(x, |x| {
-            with_values(y, |y| sum(x, y, |x, y| f64::from(x) * f64::from(y)))
-        })?,
+        Device::Cpu if cpu_side() => {
+            let product = |x, y| f64::from(x) * f64::from(y);
+            match x.dtype() {
+                DType::BF16 => sum_of::<bf16>(x, y, product),
+                _ => sum_of::<f32>(x, y, product),
+            }
+        }
         _ => sum_all(&(x.to_dtype(DType::F64)? * y.to_dtype(DType::F64)?)?),
     }
 }
@@ -91,7 +126,10 @@ pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
 /// `y += a x`
 pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
     match y.device() {
-        Device::Cpu if cpu_side() => update("axpy", y, x, x, |y, x, _| *y += a as f32 * x),
+        Device::Cpu if cpu_side() => {
+            let a = a as f32;
+            update("axpy", y, x, x, move |y, x, _| *y += a * x)
+        }
         _ => store(y, &(x * a)?, true),
     }
 }
@@ -99,7 +137,7 @@ pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
 /// `x *= a`
 pub fn scale(a: f64, x: &Tensor) -> Result<()> {
     match x.device() {
-        Device::Cpu if cpu_side() => x.inplace_op1(&CpuOp("scale", |x: &mut [f32]| {
+        Device::Cpu if cpu_side() => x.inplace_op1(&op1("scale", |x: &mut [f32]| {
             x.par_chunks_mut(CHUNK)
                 .for_each(|x| x.iter_mut().for_each(|x| *x *= a as f32));
         })),
@@ -118,9 +156,12 @@ pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
 /// `dst = x + t d`, held within 0..1.
 pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
     match dst.device() {
-        Device::Cpu if cpu_side() => update("step", dst, x, d, |dst, x, d| {
-            *dst = (x + t as f32 * d).clamp(0.0, 1.0)
-        }),
+        Device::Cpu if cpu_side() => {
+            let t = t as f32;
+            update("step", dst, x, d, move |dst, x, d| {
+                *dst = (x + t * d).clamp(0.0, 1.0)
+            })
+        }
         _ => store(dst, &(x + (d * t)?)?.clamp(0f32, 1f32)?, false),
     }
 }
@@ -147,7 +188,7 @@ pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<
     match average.device() {
         Device::Cpu if cpu_side() => {
             let (kept, taken) = (decay as f32, (1.0 - decay) as f32);
-            update("decay", average, x, x, |average, x, _| {
+            update("decay", average, x, x, move |average, x, _| {
                 *average = kept * *average + taken * if squared { x * x } else { x };
             })
         }
@@ -168,7 +209,7 @@ pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor)
     match x.device() {
         Device::Cpu if cpu_side() => {
             let (rate, correction) = (rate as f32, correction as f32);
-            update("adam-step", x, m, v, |x, m, v| {
+            update("adam-step", x, m, v, move |x, m, v| {
                 *x = (*x - rate * m / ((v / correction).sqrt() + 1e-8)).clamp(0.0, 1.0);
             })
         }
@@ -189,21 +230,31 @@ pub fn content(
 ) -> Result<f64> {
     expect_same(f, p)?;
     match f.device() {
-        Device::Cpu if cpu_side() => {
-            update("content", gradient, f, p, |gradient, f, p| {
-                let kept = if accumulate { *gradient } else { 0.0 };
-                *gradient = kept + scale as f32 * (f - p);
-            })?;
-            with_values(f, |f| {
-                with_values(p, |p| sum(f, p, |f, p| f64::from(f - p) * f64::from(f - p)))
-            })?
-        }
+        Device::Cpu if cpu_side() => match f.dtype() {
+            DType::BF16 => content_cpu::<bf16>(f, p, scale, gradient, accumulate),
+            _ => content_cpu::<f32>(f, p, scale, gradient, accumulate),
+        },
         _ => {
             let difference = (f - p)?;
             store(gradient, &(&difference * scale)?, accumulate)?;
             sum_all(&difference.to_dtype(DType::F64)?.sqr()?)
         }
     }
+}
+
+fn content_cpu<T: Value>(
+    f: &Tensor,
+    p: &Tensor,
+    scale: f64,
+    gradient: &Tensor,
+    accumulate: bool,
+) -> Result<f64> {
+    let scale = scale as f32;
+    update_as::<T>("content", gradient, f, p, move |gradient, f, p| {
+        let kept = if accumulate { *gradient } else { 0.0 };
+        *gradient = kept + scale * (f - p);
+    })?;
+    sum_of::<T>(f, p, |f, p| f64::from(f - p) * f64::from(f - p))
 }
 
 /// The sum of the squared differences between horizontal and vertical neighbours of an image
@@ -214,7 +265,7 @@ pub fn total_variation(image: &Tensor, scale: f64, gradient: &Tensor) -> Result<
     match image.device() {
         Device::Cpu if cpu_side() => {
             let total = Cell::new(0.0);
-            let op = CpuOp("total-variation", |gradient: &mut [f32], image: &[f32]| {
+            let op = op2("total-variation", |gradient: &mut [f32], image: &[f32]| {
                 total.set(total_variation_rows(
                     [h, w * n, n],
                     image,
@@ -392,6 +443,24 @@ mod tests {
                 }
             }
         });
+    }
+
+    /// Of features in bf16, sums are those of f32, and the gradient is that of f32, rounded.
+    #[test]
+    fn bf16_is_f32_rounded() {
+        let tensor = |seed| random(13, 11, seed).tensor().to_dtype(DType::BF16).unwrap();
+        let [f, p, before] = [1, 2, 3].map(tensor);
+        for accumulate in [false, true] {
+            let run = |dtype| {
+                let [f, p, before] = [&f, &p, &before].map(|it| it.to_dtype(dtype).unwrap());
+                let gradient = before.copy().unwrap();
+                let loss = content(&f, &p, 0.4, &gradient, accumulate).unwrap();
+                let rounded = gradient.to_dtype(DType::BF16).unwrap();
+                let gradient = rounded.flatten_all().unwrap().to_vec1::<bf16>().unwrap();
+                (loss, dot(&f, &p).unwrap(), gradient)
+            };
+            assert_eq!(run(DType::BF16), run(DType::F32));
+        }
     }
 
     /// The gradient of a quadratic function by central differences, which are exact for it.

@@ -4,15 +4,20 @@
 //!
 //! Features `[h, w, N]` are read as a matrix F `[M, N]` of M positions.
 
-use super::{CpuOp, cpu_side, store};
-use candle_core::{Device, Result, Tensor, bail};
+use super::amx::{self, Amx};
+use super::{cpu_side, op2, op3, store};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use gemm::{Parallelism, gemm};
+use half::bf16;
 use rayon::prelude::*;
 use std::cell::Cell;
 
 /// Positions that a partial Gram matrix is taken over at least, and how many there are at most.
 const PIECE_POSITIONS: usize = 2048;
 const MAX_PIECES: usize = 64;
+
+/// The same for features in bf16, whose products take little time beside the sum of the parts.
+const BF16_POSITIONS: usize = 768;
 
 /// Bands of rows of a Gram matrix that its tasks compute, where they divide it. A band ends at the
 /// diagonal: the rest of the matrix is its mirror image.
@@ -21,6 +26,8 @@ const BANDS: usize = 4;
 thread_local! {
     /// Partial Gram matrices, kept from call to call.
     static PARTIAL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// A packed residual.
+    static RESIDUAL: Cell<Option<amx::Matrix>> = const { Cell::new(None) };
 }
 
 /// The Gram matrix of `features` over its number of positions, FᵀF / M, into `output` `[N, N]`
@@ -33,13 +40,31 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
     }
     match features.device() {
         Device::Cpu if cpu_side() => {
-            let op = CpuOp("gram", |output: &mut [f32], features: &[f32]| {
-                // Not borrowed: a thread that waits here may be given other work of its pool.
-                let mut partial = PARTIAL.take();
-                sum_pieces(features, m, n, output, &mut partial);
-                PARTIAL.set(partial);
-            });
-            output.inplace_op2(features, &op)
+            // Not borrowed: a thread that waits here may be given other work of its pool.
+            let partial = Cell::new(PARTIAL.take());
+            let done = match features.dtype() {
+                DType::BF16 => {
+                    let amx = Amx::needed()?;
+                    let op = op2("gram", |output: &mut [f32], features: &[bf16]| {
+                        let mut matrices = partial.take();
+                        bf16_pieces(amx, features, n, &mut matrices);
+                        average(&matrices, m, n, output);
+                        partial.set(matrices);
+                    });
+                    output.inplace_op2(features, &op)
+                }
+                _ => {
+                    let op = op2("gram", |output: &mut [f32], features: &[f32]| {
+                        let mut matrices = partial.take();
+                        pieces(features, n, &mut matrices);
+                        average(&matrices, m, n, output);
+                        partial.set(matrices);
+                    });
+                    output.inplace_op2(features, &op)
+                }
+            };
+            PARTIAL.set(partial.take());
+            done
         }
         _ => {
             let f = features.reshape((m, n))?;
@@ -48,12 +73,18 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
     }
 }
 
-fn sum_pieces(features: &[f32], m: usize, n: usize, output: &mut [f32], partial: &mut Vec<f32>) {
-    let piece = m.div_ceil((m / PIECE_POSITIONS).clamp(1, MAX_PIECES));
-    let pieces = m.div_ceil(piece);
+/// Positions of each of the pieces that `m` are taken in.
+fn piece_len(m: usize, least: usize) -> usize {
+    m.div_ceil((m / least).clamp(1, MAX_PIECES))
+}
+
+/// FᵀF of pieces of the positions, of which the lower triangle counts, `[pieces, n, n]`.
+fn pieces(features: &[f32], n: usize, partial: &mut Vec<f32>) {
+    let m = features.len() / n;
+    let piece = piece_len(m, PIECE_POSITIONS);
     let bands = if n.is_multiple_of(BANDS) { BANDS } else { 1 };
     let rows = n / bands;
-    partial.resize(pieces * n * n, 0.0);
+    partial.resize(m.div_ceil(piece) * n * n, 0.0);
     partial
         .par_chunks_exact_mut(rows * n)
         .enumerate()
@@ -73,16 +104,34 @@ fn sum_pieces(features: &[f32], m: usize, n: usize, output: &mut [f32], partial:
                 );
             }
         });
-    output.par_iter_mut().enumerate().for_each(|(i, value)| {
-        let (row, column) = (i / n, i % n);
-        let at = row.max(column) * n + row.min(column);
-        let sum: f64 = partial[at..]
-            .iter()
-            .step_by(n * n)
-            .map(|&part| f64::from(part))
-            .sum();
-        *value = (sum / m as f64) as f32;
+}
+
+/// The same of features in bf16.
+fn bf16_pieces(amx: Amx, features: &[bf16], n: usize, partial: &mut Vec<f32>) {
+    let m = features.len() / n;
+    let piece = piece_len(m, BF16_POSITIONS);
+    partial.resize(m.div_ceil(piece) * n * n, 0.0);
+    partial
+        .par_chunks_exact_mut(n * n)
+        .zip(features.par_chunks(piece * n))
+        .for_each(|(partial, features)| amx::gram(amx, features, n, partial));
+}
+
+/// The sum of the matrices, over `m`, with the upper triangle as the mirror image of the lower.
+fn average(partial: &[f32], m: usize, n: usize, output: &mut [f32]) {
+    let rows = output.par_chunks_exact_mut(n).enumerate();
+    rows.for_each(|(row, values)| {
+        for (column, value) in values[..=row].iter_mut().enumerate() {
+            let parts = partial[row * n + column..].iter().step_by(n * n);
+            let sum: f64 = parts.map(|&part| f64::from(part)).sum();
+            *value = (sum / m as f64) as f32;
+        }
     });
+    for row in 1..n {
+        for column in 0..row {
+            output[column * n + row] = output[row * n + column];
+        }
+    }
 }
 
 /// `scale` F D into `gradient`, or added to it: the gradient of a style loss with respect to the
@@ -104,8 +153,29 @@ pub fn gram_backward(
         );
     }
     match features.device() {
+        Device::Cpu if cpu_side() && features.dtype() == DType::BF16 => {
+            let amx = Amx::needed()?;
+            let op = op3(
+                "gram-backward",
+                |gradient: &mut [bf16], features: &[bf16], residual: &[f32]| {
+                    let mut packed = RESIDUAL.take().unwrap_or_default();
+                    packed.set(n / amx::CHANNELS, n, |row, column| {
+                        scale as f32 * residual[row * n + column]
+                    });
+                    let piece = piece_len(h * w, BF16_POSITIONS) * n;
+                    gradient
+                        .par_chunks_mut(piece)
+                        .zip(features.par_chunks(piece))
+                        .for_each(|(gradient, features)| {
+                            amx::gram_backward(amx, features, &packed, gradient, accumulate);
+                        });
+                    RESIDUAL.set(Some(packed));
+                },
+            );
+            gradient.inplace_op3(features, residual, &op)
+        }
         Device::Cpu if cpu_side() => {
-            let op = CpuOp(
+            let op = op3(
                 "gram-backward",
                 |gradient: &mut [f32], features: &[f32], residual: &[f32]| {
                     let pieces = features.par_chunks(PIECE_POSITIONS / 2 * n);
@@ -238,6 +308,44 @@ mod tests {
                 }
             }
         });
+    }
+
+    /// More positions and channels than one piece has, on whatever has AMX.
+    #[test]
+    fn bf16_is_f32_within_its_rounding() {
+        if Amx::for_tests().is_none() {
+            return;
+        }
+        let tensor = |h, w, n, seed| {
+            let array = Array::random(h, w, n, seed).tensor();
+            array.to_dtype(DType::BF16).unwrap()
+        };
+        for (h, w, n) in [(16, 1, 64), (41, 39, 32), (61, 50, 96)] {
+            let (features, before) = (tensor(h, w, n, 1), tensor(h, w, n, 2));
+            let residual = tensor(n, n, 1, 3).to_dtype(DType::F32).unwrap();
+            let residual = residual.reshape((n, n)).unwrap();
+            let run = |dtype, accumulate| {
+                let features = features.to_dtype(dtype).unwrap();
+                let output = residual.ones_like().unwrap();
+                gram(&features, &output).unwrap();
+                let gradient = before.to_dtype(dtype).unwrap().copy().unwrap();
+                gram_backward(&features, &residual, 0.5, &gradient, accumulate).unwrap();
+                [output, gradient].map(|tensor| {
+                    let singles = tensor.to_dtype(DType::F32).unwrap();
+                    singles.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                })
+            };
+            for accumulate in [false, true] {
+                let both = run(DType::BF16, accumulate);
+                let both = both.into_iter().zip(run(DType::F32, accumulate));
+                for ((rounded, exact), bound) in both.zip([1e-6, 1.0 / 256.0]) {
+                    let expected: Vec<f64> = exact.into_iter().map(f64::from).collect();
+                    let rounded = Tensor::new(rounded, &Device::Cpu).unwrap();
+                    let error = relative_error(&rounded, &expected);
+                    assert!(error < bound, "{h}x{w}x{n}, {accumulate}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

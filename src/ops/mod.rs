@@ -2,8 +2,8 @@
 
 //! The operations of an iteration, each writing into tensors that the caller allocated.
 //!
-//! Images and features are `f32`, contiguous, channels last: `[height, width, channels]`. On the
-//! CPU an operation is a candle in-place op that works on the values where they lie; on every
+//! Images and features are contiguous, channels last: `[height, width, channels]`. Images are `f32`,
+//! and so are features, but where a CPU multiplies `bf16` by itself they may be that. On the CPU an operation is a candle in-place op that works on the values where they lie; on every
 //! other device it is composed of candle's own operations. No sum on the CPU side is split in
 //! a way that depends on the number of threads, so that results are the same bit for bit for any.
 
@@ -23,14 +23,81 @@ pub(crate) mod reference;
 mod winograd;
 
 use candle_core::{
-    CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail,
+    CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, WithDType,
+    bail,
 };
+use half::bf16;
 use std::marker::PhantomData;
 
-/// A closure over the values of its operands, as a candle in-place op.
-struct CpuOp<F>(&'static str, F);
+/// What operations on the CPU work on: pixels and sums are `f32`, features `f32` or `bf16`.
+trait Value: WithDType {
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    fn single(self) -> f32;
+    /// The nearest value, ties to even.
+    fn nearest(value: f32) -> Self;
+}
 
-impl<F: Fn(&mut [f32])> InplaceOp1 for CpuOp<F> {
+impl Value for f32 {
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        value
+    }
+}
+
+impl Value for bf16 {
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::BF16(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn single(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    /// Without a branch, for the vector unit.
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        let bits = value.to_bits();
+        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let nan = bits >> 16 | 0x40;
+        Self::from_bits(if value.is_nan() { nan } else { nearest } as u16)
+    }
+}
+
+/// A closure over the values of its operands, as a candle in-place op. `T` has their types.
+struct CpuOp<F, T>(&'static str, F, PhantomData<fn(T)>);
+
+fn op1<D: Value, F: Fn(&mut [D])>(name: &'static str, f: F) -> CpuOp<F, D> {
+    CpuOp(name, f, PhantomData)
+}
+
+fn op2<D: Value, A: Value, F: Fn(&mut [D], &[A])>(name: &'static str, f: F) -> CpuOp<F, (D, A)> {
+    CpuOp(name, f, PhantomData)
+}
+
+fn op3<D: Value, A: Value, B: Value, F: Fn(&mut [D], &[A], &[B])>(
+    name: &'static str,
+    f: F,
+) -> CpuOp<F, (D, A, B)> {
+    CpuOp(name, f, PhantomData)
+}
+
+impl<D: Value, F: Fn(&mut [D])> InplaceOp1 for CpuOp<F, D> {
     fn name(&self) -> &'static str {
         self.0
     }
@@ -41,7 +108,7 @@ impl<F: Fn(&mut [f32])> InplaceOp1 for CpuOp<F> {
     }
 }
 
-impl<F: Fn(&mut [f32], &[f32])> InplaceOp2 for CpuOp<F> {
+impl<D: Value, A: Value, F: Fn(&mut [D], &[A])> InplaceOp2 for CpuOp<F, (D, A)> {
     fn name(&self) -> &'static str {
         self.0
     }
@@ -58,7 +125,7 @@ impl<F: Fn(&mut [f32], &[f32])> InplaceOp2 for CpuOp<F> {
     }
 }
 
-impl<F: Fn(&mut [f32], &[f32], &[f32])> InplaceOp3 for CpuOp<F> {
+impl<D: Value, A: Value, B: Value, F: Fn(&mut [D], &[A], &[B])> InplaceOp3 for CpuOp<F, (D, A, B)> {
     fn name(&self) -> &'static str {
         self.0
     }
@@ -77,22 +144,25 @@ impl<F: Fn(&mut [f32], &[f32], &[f32])> InplaceOp3 for CpuOp<F> {
     }
 }
 
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+fn values<'a, T: Value>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
         None => bail!("a contiguous tensor is needed, not one of layout {layout:?}"),
     }
 }
 
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
-        _ => bail!("a contiguous f32 tensor is needed, not one of layout {layout:?}"),
+fn values_mut<'a, T: Value>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
+    match (T::slice_mut(storage), layout.contiguous_offsets()) {
+        (Some(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => bail!(
+            "a contiguous tensor of {:?} is needed, not one of layout {layout:?}",
+            T::DTYPE
+        ),
     }
 }
 
-/// Calls `f` with the values of a contiguous `f32` tensor on the CPU.
-fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+/// Calls `f` with the values of a contiguous tensor on the CPU.
+fn with_values<T: Value, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(f(values(storage, layout)?)),
@@ -101,18 +171,18 @@ fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
 }
 
 /// The output of an operation, which its pieces write at the same time.
-struct Shared<'a> {
-    start: *mut f32,
+struct Shared<'a, T> {
+    start: *mut T,
     len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: it is only a pointer; what is written through it at the same time does not overlap, as
 // `range` demands.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    fn new(output: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    fn new(output: &'a mut [T]) -> Self {
         Self {
             start: output.as_mut_ptr(),
             len: output.len(),
@@ -124,7 +194,7 @@ impl<'a> Shared<'a> {
     /// Nobody else may use the range while the slice lives.
     #[allow(clippy::mut_from_ref)]
     #[inline(always)]
-    unsafe fn range(&self, start: usize, len: usize) -> &mut [f32] {
+    unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start + len <= self.len);
         // SAFETY: in bounds by the assertion, not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }

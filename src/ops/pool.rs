@@ -3,8 +3,10 @@
 //! 2x2 pooling with stride 2 and its gradient. A last odd row or column is left out, as in VGG's
 //! own pooling, and has no gradient.
 
-use super::{CpuOp, cpu_side, store};
-use candle_core::{Device, Result, Tensor, bail};
+use super::{Value, cpu_side, op2, op3, store};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use half::bf16;
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// What a pixel of the pooled features is of the four under it.
@@ -22,28 +24,10 @@ impl Pooling {
     pub fn forward(self, input: &Tensor, output: &Tensor) -> Result<()> {
         let (_, w, n) = pooled_dims(input, output)?;
         match input.device() {
-            Device::Cpu if cpu_side() => {
-                let op = CpuOp("pool2x2", |output: &mut [f32], input: &[f32]| {
-                    let pairs = input.par_chunks_exact(2 * w * n);
-                    output
-                        .par_chunks_exact_mut(w / 2 * n)
-                        .zip(pairs)
-                        .for_each(|(output, rows)| {
-                            for (x, pixel) in output.chunks_exact_mut(n).enumerate() {
-                                let window = Window::new(rows, x, w, n);
-                                match self {
-                                    Self::Avg => window.for_each(pixel, |value, four| {
-                                        *value = 0.25 * ((four[0] + four[1]) + (four[2] + four[3]));
-                                    }),
-                                    Self::Max => window.for_each(pixel, |value, four| {
-                                        *value = four[largest(four)]
-                                    }),
-                                }
-                            }
-                        });
-                });
-                output.inplace_op2(input, &op)
-            }
+            Device::Cpu if cpu_side() => match input.dtype() {
+                DType::BF16 => self.forward_cpu::<bf16>([w, n], input, output),
+                _ => self.forward_cpu::<f32>([w, n], input, output),
+            },
             _ => {
                 let four = windows(input)?;
                 let pooled = match self {
@@ -67,26 +51,10 @@ impl Pooling {
             );
         }
         match input.device() {
-            Device::Cpu if cpu_side() => {
-                let op = CpuOp(
-                    "pool2x2-backward",
-                    |gradient: &mut [f32], upstream: &[f32], input: &[f32]| {
-                        gradient
-                            .par_chunks_mut(2 * w * n)
-                            .zip(input.par_chunks(2 * w * n))
-                            .enumerate()
-                            .for_each(|(y, (gradient, rows))| {
-                                if gradient.len() == 2 * w * n {
-                                    let upstream = &upstream[y * (w / 2) * n..][..w / 2 * n];
-                                    self.spread([w, n], upstream, rows, gradient);
-                                } else {
-                                    gradient.fill(0.0);
-                                }
-                            });
-                    },
-                );
-                gradient.inplace_op3(upstream, input, &op)
-            }
+            Device::Cpu if cpu_side() => match input.dtype() {
+                DType::BF16 => self.backward_cpu::<bf16>([w, n], upstream, input, gradient),
+                _ => self.backward_cpu::<f32>([w, n], upstream, input, gradient),
+            },
             _ => {
                 let shares: [Tensor; 4] = match self {
                     Self::Avg => {
@@ -102,9 +70,69 @@ impl Pooling {
 }
 
 impl Pooling {
+    fn forward_cpu<T: Value>(
+        self,
+        [w, n]: [usize; 2],
+        input: &Tensor,
+        output: &Tensor,
+    ) -> Result<()> {
+        let op = op2("pool2x2", |output: &mut [T], input: &[T]| {
+            output
+                .par_chunks_exact_mut(w / 2 * n)
+                .zip(input.par_chunks_exact(2 * w * n))
+                .for_each(|(output, rows)| {
+                    Arch::new().dispatch(|| self.gather([w, n], rows, output));
+                });
+        });
+        output.inplace_op2(input, &op)
+    }
+
+    /// The row `[w / 2, n]` that a pair of rows `[2, w, n]` is pooled to.
+    #[inline(always)]
+    fn gather<T: Value>(self, [w, n]: [usize; 2], rows: &[T], output: &mut [T]) {
+        for (x, output) in output.chunks_exact_mut(n).enumerate() {
+            let corners = corners(rows, x, w, n);
+            for (i, value) in output.iter_mut().enumerate() {
+                let [a, b, c, d] = corners.map(|corner| corner[i].single());
+                *value = T::nearest(match self {
+                    Self::Avg => 0.25 * ((a + b) + (c + d)),
+                    Self::Max => larger(larger(a, b), larger(c, d)),
+                });
+            }
+        }
+    }
+
+    fn backward_cpu<T: Value>(
+        self,
+        [w, n]: [usize; 2],
+        upstream: &Tensor,
+        input: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<()> {
+        let op = op3(
+            "pool2x2-backward",
+            |gradient: &mut [T], upstream: &[T], input: &[T]| {
+                gradient
+                    .par_chunks_mut(2 * w * n)
+                    .zip(input.par_chunks(2 * w * n))
+                    .enumerate()
+                    .for_each(|(y, (gradient, rows))| {
+                        if gradient.len() == 2 * w * n {
+                            let upstream = &upstream[y * (w / 2) * n..][..w / 2 * n];
+                            Arch::new().dispatch(|| self.spread([w, n], upstream, rows, gradient));
+                        } else {
+                            gradient.fill(T::zero());
+                        }
+                    });
+            },
+        );
+        gradient.inplace_op3(upstream, input, &op)
+    }
+
     /// The gradient with respect to a pair of rows `[2, w, n]`, from that of the row `[w / 2, n]`
     /// that they are pooled to.
-    fn spread(self, [w, n]: [usize; 2], upstream: &[f32], rows: &[f32], gradient: &mut [f32]) {
+    #[inline(always)]
+    fn spread<T: Value>(self, [w, n]: [usize; 2], upstream: &[T], rows: &[T], gradient: &mut [T]) {
         let (top, bottom) = gradient.split_at_mut(w * n);
         for (x, upstream) in upstream.chunks_exact(n).enumerate() {
             let (top, bottom) = (&mut top[2 * x * n..], &mut bottom[2 * x * n..]);
@@ -113,24 +141,29 @@ impl Pooling {
                     for row in [top, bottom] {
                         let (left, right) = row[..2 * n].split_at_mut(n);
                         for ((left, right), upstream) in left.iter_mut().zip(right).zip(upstream) {
-                            *left = 0.25 * upstream;
+                            *left = T::nearest(0.25 * upstream.single());
                             *right = *left;
                         }
                     }
                 }
                 Self::Max => {
-                    let window = Window::new(rows, x, w, n);
-                    for (channel, upstream) in upstream.iter().enumerate() {
-                        let mut shares = [0.0; 4];
-                        shares[largest(window.values(channel))] = *upstream;
-                        [top[channel], top[n + channel]] = [shares[0], shares[1]];
-                        [bottom[channel], bottom[n + channel]] = [shares[2], shares[3]];
+                    let corners = corners(rows, x, w, n);
+                    let (left, right) = top[..2 * n].split_at_mut(n);
+                    let (below, last) = bottom[..2 * n].split_at_mut(n);
+                    for (i, upstream) in upstream.chunks(LANES).enumerate() {
+                        let range = i * LANES..i * LANES + upstream.len();
+                        let shares =
+                            first_takes(corners.map(|corner| &corner[range.clone()]), upstream);
+                        let corners = [&mut *left, right, below, last];
+                        for (corner, shares) in corners.into_iter().zip(&shares) {
+                            corner[range.clone()].copy_from_slice(&shares[..upstream.len()]);
+                        }
                     }
                 }
             }
         }
         for row in [top, bottom] {
-            row[w / 2 * 2 * n..].fill(0.0);
+            row[w / 2 * 2 * n..].fill(T::zero());
         }
     }
 }
@@ -144,41 +177,42 @@ fn pooled_dims(input: &Tensor, output: &Tensor) -> Result<(usize, usize, usize)>
     Ok((h, w, n))
 }
 
-fn largest(four: [f32; 4]) -> usize {
-    (1..4).fold(0, |best, i| if four[i] > four[best] { i } else { best })
+/// Without a branch, for the vector unit.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
-/// The four pixels under one of the output, in a pair of rows `[2, w, n]`.
-struct Window<'a> {
-    rows: &'a [f32],
-    start: usize,
-    row: usize,
-    n: usize,
+/// Channels whose gradients are handed out at a time.
+const LANES: usize = 16;
+
+/// `upstream` for the first of the four that has the largest value, zeros for the others, of up to
+/// [`LANES`] channels. What the vector unit is to work on is in arrays.
+#[inline(always)]
+fn first_takes<T: Value>(four: [&[T]; 4], upstream: &[T]) -> [[T; LANES]; 4] {
+    let array = |values: &[T]| {
+        let mut array = [T::zero(); LANES];
+        array[..values.len()].copy_from_slice(values);
+        array
+    };
+    let (four, upstream) = (four.map(array), array(upstream));
+    let mut shares = [[T::zero(); LANES]; 4];
+    for i in 0..LANES {
+        let [a, b, c, d] = four.map(|values| values[i].single());
+        let best = larger(larger(a, b), larger(c, d));
+        let share = |takes: bool| if takes { upstream[i] } else { T::zero() };
+        shares[0][i] = share(a == best);
+        shares[1][i] = share((a != best) & (b == best));
+        shares[2][i] = share((a != best) & (b != best) & (c == best));
+        shares[3][i] = share((a != best) & (b != best) & (c != best));
+    }
+    shares
 }
 
-impl<'a> Window<'a> {
-    fn new(rows: &'a [f32], x: usize, w: usize, n: usize) -> Self {
-        let (start, row) = (2 * x * n, w * n);
-        Self {
-            rows,
-            start,
-            row,
-            n,
-        }
-    }
-
-    fn values(&self, channel: usize) -> [f32; 4] {
-        let at = self.start + channel;
-        [at, at + self.n, at + self.row, at + self.row + self.n].map(|at| self.rows[at])
-    }
-
-    fn for_each(&self, pixel: &mut [f32], set: impl Fn(&mut f32, [f32; 4])) {
-        let top = self.rows[self.start..][..2 * self.n].split_at(self.n);
-        let bottom = self.rows[self.start + self.row..][..2 * self.n].split_at(self.n);
-        for (i, value) in pixel.iter_mut().enumerate() {
-            set(value, [top.0[i], top.1[i], bottom.0[i], bottom.1[i]]);
-        }
-    }
+/// The four pixels `[n]` under pixel `x` of the output, in a pair of rows `[2, w, n]`.
+#[inline(always)]
+fn corners<T>(rows: &[T], x: usize, w: usize, n: usize) -> [&[T]; 4] {
+    [0, n, w * n, (w + 1) * n].map(|corner| &rows[2 * x * n + corner..][..n])
 }
 
 /// The four corners of all windows, each `[h / 2, w / 2, channels]`.
@@ -268,6 +302,30 @@ mod tests {
             .unwrap();
         let error = relative_error(&gradient, &expected);
         assert!(error < 1e-6, "{case}, gradient: {error}");
+    }
+
+    /// Of features in bf16, each result is that of f32, rounded.
+    #[test]
+    fn bf16_is_f32_rounded() {
+        for pooling in [Pooling::Avg, Pooling::Max] {
+            let tensor = |h, w, seed| {
+                let array = Array::random(h, w, 37, seed).tensor();
+                array.to_dtype(DType::BF16).unwrap()
+            };
+            let (input, upstream) = (tensor(9, 7, 1), tensor(4, 3, 2));
+            let run = |dtype| {
+                let [input, upstream] = [&input, &upstream].map(|it| it.to_dtype(dtype).unwrap());
+                let (output, gradient) = (upstream.ones_like(), input.ones_like());
+                let (output, gradient) = (output.unwrap(), gradient.unwrap());
+                pooling.forward(&input, &output).unwrap();
+                pooling.backward(&upstream, &input, &gradient).unwrap();
+                [output, gradient].map(|tensor| {
+                    let rounded = tensor.to_dtype(DType::BF16).unwrap();
+                    rounded.flatten_all().unwrap().to_vec1::<bf16>().unwrap()
+                })
+            };
+            assert_eq!(run(DType::BF16), run(DType::F32), "{pooling:?}");
+        }
     }
 
     /// ⟨u, pool(x)⟩ = ⟨poolᵀ(u), x⟩: with the places of the largest values held, both are linear.

@@ -182,7 +182,7 @@ impl Vgg {
             let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
             match &chosen {
                 Chosen::F32 => Conv3x3::new(&kernel, &bias, border),
-                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
+                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, *amx),
             }
         };
         // Threads of its own, which end with the packing of the kernels: rayon's global ones would
@@ -236,7 +236,8 @@ impl Vgg {
         self.convs.iter().map(Conv3x3::packed_bytes).sum()
     }
 
-    /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`.
+    /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`, in the network's
+    /// precision.
     pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
         self.tensors(h, w, deepest, |start, len| start + len)
     }
@@ -278,7 +279,11 @@ impl Vgg {
             place(false, (h, w, conv.out_channels()));
         }
         // There is no memory of no length on a GPU.
-        let memory = |len: usize| Tensor::zeros(len.max(1), DType::F32, &self.device);
+        let dtype = match self.precision {
+            Precision::Bf16 => DType::BF16,
+            _ => DType::F32,
+        };
+        let memory = |len: usize| Tensor::zeros(len.max(1), dtype, &self.device);
         let memory = [memory(ends[0])?, memory(ends[1])?];
         let mut features = Features {
             layers: Vec::new(),

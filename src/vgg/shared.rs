@@ -33,18 +33,15 @@ impl Vgg {
         device: &Device,
         precision: Precision,
     ) -> Result<Arc<Self>, Error> {
-        let chosen = precision.choose(device)?;
-        let key = (
-            source.clone(),
-            stamp(source),
-            device.location(),
-            chosen.precision(),
-        );
-        if let Some(network) = lookup(&key) {
+        let key = |precision| (source.clone(), stamp(source), device.location(), precision);
+        if let Some(network) = lookup(&key(precision.on(device)?.precision())) {
             return Ok(network);
         }
         // Loaded without the lock; two that come at the same time both load, and one is kept.
-        let network = Arc::new(Self::build(&Weights::load(source)?, device, chosen)?);
+        let weights = Weights::load(source)?;
+        let chosen = precision.choose(device, &weights)?;
+        let key = key(chosen.precision());
+        let network = Arc::new(Self::build(&weights, device, chosen)?);
         let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
         networks.retain(|_, network| network.strong_count() > 0);
         if let Some(earlier) = networks.get(&key).and_then(Weak::upgrade) {

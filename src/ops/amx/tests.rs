@@ -4,64 +4,59 @@
 
 mod instructions;
 
-use super::super::Shared;
-use super::super::reference::Array;
+use super::super::conv::Border;
+use super::super::reference::{self, Array};
 use super::convolution::Piece;
 use super::*;
-use half::bf16;
 use rayon::prelude::*;
 
-/// Random numbers that bf16 holds exactly.
-fn random(len: usize, seed: u64) -> Vec<f32> {
-    let values = Array::random(len, 1, 1, seed).singles().into_iter();
-    values.map(|value| bf16::from_f32(value).to_f32()).collect()
-}
+/// Sums of a thousand products and more, relative to those of absolute values.
+const F32_ROUNDING: f64 = 2e-6;
 
-/// A kernel `[n_out, n_in, 3, 3]`, and what it is packed from.
-fn kernel(n_in: usize, n_out: usize) -> (Kernel, Vec<f32>) {
-    let weights = random(9 * n_in * n_out, 1);
-    let weight = |out, input, tap| weights[(out * n_in + input) * 9 + tap];
-    (Kernel::new(n_in, n_out, weight), weights)
-}
+/// Half of a last place of bf16.
+const BF16_ROUNDING: f64 = 1.0 / 256.0;
 
-/// What `convolution` makes, in `pieces` on as many threads, over what is there before.
-fn run(convolution: &Convolution, pieces: &[Piece], len: usize, epilogue: Epilogue) -> Vec<f32> {
-    let mut values = random(len, 9);
-    let output = Shared::new(&mut values);
-    std::thread::scope(|scope| {
-        for piece in pieces {
-            // SAFETY: pieces do not overlap, and nobody else has the output.
-            scope.spawn(|| unsafe { convolution.run(piece, &output, epilogue) });
-        }
-    });
-    values
-}
-
-/// Sums `[h, w, n_out]`, and the same of absolute values, as nested loops.
-fn nested_loops(
-    [h, w]: [usize; 2],
-    input: &[f32],
-    weights: &[f32],
-    n_in: usize,
-    n_out: usize,
-) -> Vec<(f64, f64)> {
-    let mut sums = vec![(0.0, 0.0); h * w * n_out];
-    for (i, sum) in sums.iter_mut().enumerate() {
-        let (y, x, out) = (i / n_out / w, i / n_out % w, i % n_out);
-        for tap in 0..9 {
-            let (y, x) = (y + tap / 3, x + tap % 3);
-            if !(1..=h).contains(&y) || !(1..=w).contains(&x) {
-                continue;
-            }
-            let pixel = &input[((y - 1) * w + x - 1) * n_in..][..n_in];
-            for (c, value) in pixel.iter().enumerate() {
-                let product = f64::from(*value) * f64::from(weights[(out * n_in + c) * 9 + tap]);
-                sum.0 += product;
-                sum.1 += product.abs();
-            }
-        }
+fn random(h: usize, w: usize, n: usize, seed: u64) -> Array {
+    let mut array = Array::random(h, w, n, seed);
+    for value in &mut array.values {
+        *value = bf16::from_f64(*value).to_f64();
     }
-    sums
+    array
+}
+
+fn rounded(array: &Array) -> Vec<bf16> {
+    array
+        .values
+        .iter()
+        .map(|value| bf16::from_f64(*value))
+        .collect()
+}
+
+/// Random weights that bf16 holds exactly.
+fn kernel(n_out: usize, n_in: usize) -> reference::Kernel {
+    let mut kernel = reference::Kernel::random(n_out, n_in, 1);
+    for weight in &mut kernel.weights {
+        *weight = bf16::from_f64(*weight).to_f64();
+    }
+    kernel
+}
+
+fn weight(kernel: &reference::Kernel) -> impl Fn(usize, usize, usize) -> f32 + Sync {
+    |out, input, tap| kernel.weights[(out * kernel.n_in + input) * 9 + tap] as f32
+}
+
+fn bias(kernel: &reference::Kernel) -> Vec<f32> {
+    kernel.bias.iter().map(|value| *value as f32).collect()
+}
+
+/// Checks rounded sums of which each has up to `magnitude` of absolute values in it.
+fn check(case: &str, results: &[bf16], expected: &[f64], magnitude: f64) {
+    assert_eq!(results.len(), expected.len());
+    for (i, (result, expected)) in results.iter().zip(expected).enumerate() {
+        let error = (result.to_f64() - expected).abs();
+        let bound = BF16_ROUNDING * expected.abs() + F32_ROUNDING * magnitude;
+        assert!(error <= bound, "{case}, {i}: {result}, {expected}");
+    }
 }
 
 const SIZES: [[usize; 2]; 12] = [
@@ -80,10 +75,10 @@ const SIZES: [[usize; 2]; 12] = [
 ];
 
 /// Sizes with few channels, and numbers of channels with few pixels: the nested loops are slow.
-fn each_case(mut check: impl FnMut(&str, [usize; 2], usize, usize)) {
+fn each_case(mut case: impl FnMut(&str, [usize; 2], usize, usize)) {
     let mut case = |size: [usize; 2], n_in, n_out| {
         let name = format!("{}x{}, {n_in} to {n_out}", size[0], size[1]);
-        check(&name, size, n_in, n_out);
+        case(&name, size, n_in, n_out);
     };
     for size in SIZES {
         case(size, 32, 32);
@@ -94,60 +89,127 @@ fn each_case(mut check: impl FnMut(&str, [usize; 2], usize, usize)) {
     case([9, 16], 64, 128);
 }
 
-/// The error of sums of a thousand products and more, relative to those of absolute values.
-const F32_ROUNDING: f64 = 2e-6;
-
 #[test]
-fn results_are_the_nested_loops() {
+fn convolutions_are_the_nested_loops() {
     let Some(amx) = Amx::for_tests() else { return };
     each_case(|case, size @ [h, w], n_in, n_out| {
-        let (kernel, weights) = kernel(n_in, n_out);
-        let bias = random(n_out, 3);
-        let (mut operand, values) = (Padded::default(), random(h * w * n_in, 2));
-        let input = operand.round(size, n_in, &values, None);
-        let convolution = Convolution::new(&amx, size, input, &kernel);
-        let pieces: Vec<_> = convolution.pieces().collect();
-        let sums = nested_loops(size, &values, &weights, n_in, n_out);
-        for epilogue in [Epilogue::Sums, Epilogue::BiasRelu(&bias)] {
-            let output = run(&convolution, &pieces, h * w * n_out, epilogue);
-            for (i, (value, (sum, magnitude))) in output.iter().zip(&sums).enumerate() {
-                let expected = match epilogue {
-                    Epilogue::Sums => *sum,
-                    Epilogue::BiasRelu(bias) => (sum + f64::from(bias[i % n_out])).max(0.0),
-                };
-                let error = (f64::from(*value) - expected).abs();
-                let bound = F32_ROUNDING * (magnitude + 1.0);
-                assert!(error <= bound, "{case}, {i}: {value}, {expected}");
-            }
-        }
+        let kernel = kernel(n_out, n_in);
+        let conv = Conv::new(amx, n_in, bias(&kernel), weight(&kernel));
+        let input = random(h, w, n_in, 2);
+        // What is there before is overwritten.
+        let mut output = rounded(&random(h, w, n_out, 3));
+        conv.forward(size, &rounded(&input), &mut output);
+        let expected = kernel.forward(&input, Border::Zeros);
+        check(case, &output, &expected.values, 9.0 * n_in as f64);
+
+        let upstream = random(h, w, n_out, 4);
+        let mut gradient = rounded(&random(h, w, n_in, 5));
+        let features = rounded(&expected);
+        conv.backward(size, &rounded(&upstream), &features, &mut gradient);
+        let expected = kernel.backward(&upstream, &expected, Border::Zeros);
+        let case = format!("{case}, backward");
+        check(&case, &gradient, &expected.values, 9.0 * n_out as f64);
     });
 }
 
-/// `<u, f(x)> = <adjoint of f(u), x>`
 #[test]
-fn the_adjoint_is_that_of_the_forward_kernel() {
+fn an_images_convolution_is_the_nested_loops() {
     let Some(amx) = Amx::for_tests() else { return };
-    let (size @ [h, w], n_in, n_out) = ([6, 19], 64, 96);
-    let (_, weights) = kernel(n_in, n_out);
-    // A bias that keeps every ReLU open.
-    let conv = Conv::new(&amx, n_in, vec![1e4; n_out], |out, input, tap| {
-        weights[(out * n_in + input) * 9 + tap]
-    });
-    let (x, u) = (random(h * w * n_in, 2), random(h * w * n_out, 3));
-    let (mut output, mut gradient) = (vec![0.0; u.len()], vec![0.0; x.len()]);
-    conv.forward(size, &x, &mut output);
-    conv.backward(size, &u, &output, &mut gradient);
-    let dot = |a: &[f32], b: &[f32], less: f64| -> f64 {
-        let products = a.iter().zip(b);
-        products
-            .map(|(a, b)| f64::from(*a) * (f64::from(*b) - less))
-            .sum()
+    for size @ [h, w] in SIZES {
+        for n_out in [32, 64] {
+            let case = format!("{h}x{w} to {n_out}");
+            let kernel = kernel(n_out, 3);
+            let conv = ImageConv::new(amx, bias(&kernel), weight(&kernel));
+            // Pixels are not rounded to bf16: of their 24 bits, 16 count.
+            let image = Array::random(h, w, 3, 2);
+            let mut output = rounded(&random(h, w, n_out, 3));
+            conv.forward(size, &image.singles(), &mut output);
+            let expected = kernel.forward(&image, Border::Replicate);
+            let rounding = 2f64.powi(-17) / F32_ROUNDING;
+            check(&case, &output, &expected.values, 27.0 * rounding);
+
+            let upstream = random(h, w, n_out, 4);
+            let mut gradient = Array::random(h, w, 3, 5).singles();
+            let features = rounded(&expected);
+            conv.backward(size, &rounded(&upstream), &features, &mut gradient);
+            let expected = kernel.backward(&upstream, &expected, Border::Replicate);
+            for (value, expected) in gradient.iter().zip(&expected.values) {
+                let bound = F32_ROUNDING * 9.0 * n_out as f64;
+                let error = (f64::from(*value) - expected).abs();
+                assert!(error <= bound, "{case}: {value}, {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gram_matrices_are_the_nested_loops() {
+    let Some(amx) = Amx::for_tests() else { return };
+    for (m, n) in [(1, 32), (7, 64), (32, 32), (45, 96), (200, 128), (64, 512)] {
+        let features = random(m, 1, n, 1);
+        let mut gram = vec![7.0; n * n];
+        super::gram(amx, &rounded(&features), n, &mut gram);
+        let expected = reference::gram(&features);
+        for row in 0..n {
+            for column in 0..=row {
+                let (value, expected) = (gram[row * n + column], expected[row * n + column]);
+                let error = (f64::from(value) / m as f64 - expected).abs();
+                assert!(error <= F32_ROUNDING, "{m} of {n}: {value}, {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_a_gram_matrix_is_features_times_residual() {
+    let Some(amx) = Amx::for_tests() else { return };
+    for (m, n) in [(1, 32), (7, 64), (50, 96), (700, 160)] {
+        let (features, residual) = (random(m, 1, n, 1), random(n, n, 1, 2));
+        let mut matrix = Matrix::default();
+        // Twice, so that the second finds values of the first.
+        for scale in [3.0, 1.0] {
+            matrix.set(n / CHANNELS, n, |row, column| {
+                scale * residual.at(row, column, 0) as f32
+            });
+        }
+        let before = random(m, 1, n, 3);
+        for accumulate in [false, true] {
+            let mut gradient = rounded(&before);
+            gram_backward(amx, &rounded(&features), &matrix, &mut gradient, accumulate);
+            let rows = features
+                .values
+                .chunks_exact(n)
+                .zip(before.values.chunks_exact(n));
+            let expected: Vec<f64> = rows
+                .flat_map(|(row, before)| {
+                    let residual = &residual;
+                    (0..n).map(move |column| {
+                        let products = row.iter().zip(0..);
+                        let sum: f64 = products.map(|(f, i)| f * residual.at(i, column, 0)).sum();
+                        sum + if accumulate { before[column] } else { 0.0 }
+                    })
+                })
+                .collect();
+            let case = format!("{m} of {n}, {accumulate}");
+            check(&case, &gradient, &expected, n as f64);
+        }
+    }
+}
+
+/// What `convolution` makes in `pieces`, on as many threads.
+fn run(convolution: &Convolution, pieces: &[Piece], len: usize, n_out: usize) -> Vec<bf16> {
+    let mut values = rounded(&random(len, 1, 1, 9));
+    let sink = Gradient {
+        channels: n_out,
+        output: Shared::new(&mut values),
     };
-    let (forward, backward) = (dot(&u, &output, 1e4), dot(&x, &gradient, 0.0));
-    // Sums beside 10,000 are rounded to 1e-3.
-    let bound = 1e-3 * u.len() as f64;
-    assert!((forward - backward).abs() < bound, "{forward}, {backward}");
-    assert!(backward.abs() > bound, "{backward}");
+    std::thread::scope(|scope| {
+        for piece in pieces {
+            // SAFETY: pieces do not overlap, and nobody else has the output.
+            scope.spawn(|| unsafe { convolution.run(piece, &sink) });
+        }
+    });
+    values
 }
 
 #[test]
@@ -155,22 +217,19 @@ fn results_do_not_depend_on_the_pieces() {
     let Some(amx) = Amx::for_tests() else { return };
     for size @ [h, w] in [[7, 33], [9, 15], [11, 20], [18, 16]] {
         let (n_in, n_out) = (32, 96);
-        let (kernel, _) = kernel(n_in, n_out);
-        let bias = random(n_out, 3);
-        let (mut operand, values) = (Padded::default(), random(h * w * n_in, 2));
-        let input = operand.round(size, n_in, &values, None);
-        let convolution = Convolution::new(&amx, size, input, &kernel);
-        let epilogue = Epilogue::BiasRelu(&bias);
-        let with = |pieces: &[Piece]| run(&convolution, pieces, h * w * n_out, epilogue);
+        let kernel = convolution::kernel(n_in, n_out, weight(&kernel(n_out, n_in)));
+        let input = rounded(&random(h, w, n_in, 2));
+        let source = Source::Features(&input);
+        let convolution = Convolution::new(amx, size, n_in, 1, source, &kernel);
+        let with = |pieces: &[Piece]| run(&convolution, pieces, h * w * n_out, n_out);
         let whole = with(&[Piece {
             rows: 0..h,
             channels: 0..n_out,
         }]);
-        let pieces: Vec<_> = convolution.pieces().collect();
-        assert!(with(&pieces) == whole, "{h}x{w}");
-        let mut computed = vec![0.0; whole.len()];
-        convolution.compute(&mut computed, epilogue);
-        assert!(computed == whole, "{h}x{w}");
+        for threads in [1, 2, 3, 8, 100] {
+            let pieces: Vec<_> = convolution.pieces(threads).collect();
+            assert!(with(&pieces) == whole, "{h}x{w}, {threads} threads");
+        }
         for (rows, channels) in [(1, n_out), (2, 32), (5, 64)] {
             let pieces: Vec<_> = (0..h)
                 .step_by(rows)
@@ -190,108 +249,25 @@ fn results_do_not_depend_on_the_pieces() {
 fn pieces_cover_the_output_once() {
     let Some(amx) = Amx::for_tests() else { return };
     for size @ [h, w] in [[1, 1], [7, 33], [40, 40], [256, 256], [90, 640], [16, 3000]] {
-        for (n_in, n_out) in [(32, 32), (64, 64), (64, 160), (32, 512)] {
-            let kernel = Kernel::new(n_in, n_out, |_, _, _| 0.0);
-            let input = vec![bf16::ZERO; (h + 2) * (w + 2) * n_in];
-            let convolution = Convolution::new(&amx, size, &input, &kernel);
-            let mut seen = vec![false; h * n_out / 32];
-            for piece in convolution.pieces().collect::<Vec<_>>() {
-                assert!(!piece.rows.is_empty() && !piece.channels.is_empty());
-                for y in piece.rows.clone() {
-                    for channel in piece.channels.clone().step_by(32) {
-                        let seen = &mut seen[(y * n_out + channel) / 32];
-                        assert!(!std::mem::replace(seen, true));
+        for (n_in, n_out) in [(32, 32), (64, 64), (64, 160), (32, 512), (64, 16)] {
+            let kernel = convolution::kernel(n_in, n_out, |_, _, _| 0.0);
+            let input = vec![bf16::ZERO; h * w * n_in];
+            let source = Source::Features(&input);
+            let convolution = Convolution::new(amx, size, n_in, 1, source, &kernel);
+            for threads in [1, 2, 3, 16, 64] {
+                let mut seen = vec![false; h * n_out / 16];
+                for piece in convolution.pieces(threads).collect::<Vec<_>>() {
+                    assert!(!piece.rows.is_empty() && !piece.channels.is_empty());
+                    for y in piece.rows.clone() {
+                        for channel in piece.channels.clone().step_by(16) {
+                            let seen = &mut seen[(y * n_out + channel) / 16];
+                            assert!(!std::mem::replace(seen, true));
+                        }
                     }
                 }
+                let all = seen.into_iter().all(|seen| seen);
+                assert!(all, "{h}x{w}, {n_in} to {n_out}, {threads} threads");
             }
-            let all = seen.into_iter().all(|seen| seen);
-            assert!(all, "{h}x{w}, {n_in} to {n_out}");
-        }
-    }
-}
-
-/// Operands of several convolutions at a time are in memory of their own, which is used again.
-#[test]
-fn memory_of_operands_is_used_again() {
-    let Some(amx) = Amx::for_tests() else { return };
-    let conv = Conv::new(&amx, 32, vec![0.0; 32], |_, _, tap| tap as f32);
-    let input = random(5 * 7 * 32, 1);
-    let compute = |_| {
-        let mut output = vec![0.0; input.len()];
-        conv.forward([5, 7], &input, &mut output);
-        output
-    };
-    let alone = compute(0);
-    for _ in 0..3 {
-        compute(0);
-    }
-    assert_eq!(amx.free().len(), 1);
-    let together: Vec<_> = (0..64).into_par_iter().map(compute).collect();
-    assert!(together.iter().all(|output| *output == alone));
-}
-
-/// Memory with pages before and behind it that nobody may touch.
-struct Guarded {
-    start: *mut libc::c_void,
-    len: usize,
-}
-
-impl Guarded {
-    const PAGE: usize = 4096;
-
-    fn new(bytes: usize) -> Self {
-        let len = bytes.next_multiple_of(Self::PAGE) + 2 * Self::PAGE;
-        let (read, anonymous) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
-        // SAFETY: it takes new memory, of which it closes the first and the last page.
-        unsafe {
-            let start = libc::mmap(std::ptr::null_mut(), len, read, anonymous, -1, 0);
-            assert_ne!(start, libc::MAP_FAILED);
-            for page in [start, start.add(len - Self::PAGE)] {
-                assert_eq!(libc::mprotect(page, Self::PAGE, libc::PROT_NONE), 0);
-            }
-            Self { start, len }
-        }
-    }
-
-    /// `values` at the very beginning, or the very end.
-    fn filled(&mut self, values: &[bf16], at_end: bool) -> &[bf16] {
-        let skipped = match at_end {
-            true => self.len - Self::PAGE - size_of_val(values),
-            false => Self::PAGE,
-        };
-        // SAFETY: the memory is between the pages, and `self` is borrowed as long.
-        unsafe {
-            let to: *mut bf16 = self.start.add(skipped).cast();
-            to.copy_from_nonoverlapping(values.as_ptr(), values.len());
-            std::slice::from_raw_parts(to, values.len())
-        }
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // SAFETY: nobody has a reference to it any more.
-        unsafe { libc::munmap(self.start, self.len) };
-    }
-}
-
-#[test]
-fn nothing_beyond_the_input_is_read() {
-    let Some(amx) = Amx::for_tests() else { return };
-    for size @ [h, w] in SIZES {
-        let (n_in, n_out) = (32, 32);
-        let (kernel, _) = kernel(n_in, n_out);
-        let (mut operand, values) = (Padded::default(), random(h * w * n_in, 2));
-        let input = operand.round(size, n_in, &values, None);
-        let mut memory = Guarded::new(size_of_val(input));
-        for at_end in [false, true] {
-            let input = memory.filled(input, at_end);
-            let convolution = Convolution::new(&amx, size, input, &kernel);
-            let pieces: Vec<_> = convolution.pieces().collect();
-            run(&convolution, &pieces, h * w * n_out, Epilogue::Sums);
         }
     }
 }

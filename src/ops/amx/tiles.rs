@@ -2,6 +2,7 @@
 
 //! Whether there are tiles, and their configuration.
 
+use super::{Amx, values};
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
@@ -18,6 +19,10 @@ pub fn available() -> bool {
 }
 
 fn has_instructions() -> bool {
+    // Each processor with AMX for bf16 has them; what surrounds the products is made of them.
+    if !values::available() {
+        return false;
+    }
     const OSXSAVE: u32 = 1 << 27;
     const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
     const TILE_STATES: u32 = 1 << 17 | 1 << 18;
@@ -62,11 +67,8 @@ fn permitted() -> bool {
 pub struct Tiles(PhantomData<*mut ()>);
 
 impl Tiles {
-    /// Tiles 0 to 3 are sums and 4 and 5 features, with `rows` rows; 6 and 7 are of the kernel.
-    ///
-    /// # Safety
-    /// AMX is [`available`].
-    pub unsafe fn configure(rows: usize) -> Self {
+    /// All tiles have 16 rows of 64 bytes.
+    pub fn configure(_: Amx) -> Self {
         /// The operand of `ldtilecfg`.
         #[repr(C, align(64))]
         struct Config {
@@ -76,18 +78,15 @@ impl Tiles {
             row_bytes: [u16; 16],
             rows: [u8; 16],
         }
+        let eight = |value| std::array::from_fn(|tile| if tile < 8 { value } else { 0 });
         let config = Config {
             palette: 1,
             start_row: 0,
             reserved: [0; 14],
-            row_bytes: std::array::from_fn(|tile| if tile < 8 { 64 } else { 0 }),
-            rows: std::array::from_fn(|tile| match tile {
-                0..6 => rows as u8,
-                6..8 => 16,
-                _ => 0,
-            }),
+            row_bytes: eight(64),
+            rows: eight(16).map(|rows: u16| rows as u8),
         };
-        // SAFETY: AMX is available by the caller's promise; it reads the 64 bytes of `config`.
+        // SAFETY: AMX is available, as `Amx` shows; it reads the 64 bytes of `config`.
         unsafe {
             asm!(
                 "ldtilecfg [{}]",

@@ -310,7 +310,7 @@ struct Sums<'a, O> {
     n_out: usize,
     sums: &'a [f32],
     sink: &'a O,
-    output: &'a Shared<'a>,
+    output: &'a Shared<'a, f32>,
 }
 
 impl<O: Sink> WithSimd for Sums<'_, O> {

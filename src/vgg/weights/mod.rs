@@ -123,6 +123,11 @@ impl Weights {
         }
     }
 
+    /// The numbers of output channels of the convolutions.
+    pub fn channels(&self) -> impl Iterator<Item = usize> {
+        self.convs.iter().map(|(kernel, _)| kernel.dims()[0])
+    }
+
     /// Reads and checks weights.
     pub fn load(source: &Source) -> Result<Self, Error> {
         match source {
