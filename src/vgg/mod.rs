@@ -12,6 +12,8 @@ pub mod weights;
 use crate::ops::conv::{Border, Conv3x3};
 pub use crate::ops::pool::Pooling;
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use half::vec::HalfBitsVecExt;
 use precision::Chosen;
 pub use precision::{Error as PrecisionError, Precision};
 use rayon::ThreadPoolBuilder;
@@ -165,19 +167,25 @@ pub struct Vgg {
 impl Vgg {
     /// Puts `weights` on `device`, in f32.
     pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
-        Self::build(weights, device, Chosen::F32)
+        Self::build(weights.clone(), device, Chosen::F32)
     }
 
     /// The image's preparation becomes part of conv1_1. Its border is replicated, because zeros
     /// there would leave a frame around the picture; further in, zeros stand around the features,
     /// as the weights were trained with.
-    fn build(weights: &Weights, device: &Device, chosen: Chosen) -> candle_core::Result<Self> {
-        let conv = |(index, (kernel, bias)): (usize, &(Tensor, Tensor))| {
+    fn build(weights: Weights, device: &Device, chosen: Chosen) -> candle_core::Result<Self> {
+        let Weights {
+            convs,
+            preprocessing,
+            family,
+        } = weights;
+        // Each kernel is gone once it is packed.
+        let conv = |(index, (kernel, bias)): (usize, (Tensor, Tensor))| {
             let (kernel, bias, border) = if index == 0 {
-                let (kernel, bias) = weights.preprocessing.folded(kernel, bias)?;
+                let (kernel, bias) = preprocessing.folded(&kernel, &bias)?;
                 (kernel, bias, Border::Replicate)
             } else {
-                (kernel.clone(), bias.clone(), Border::Zeros)
+                (kernel, bias, Border::Zeros)
             };
             let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
             match &chosen {
@@ -191,19 +199,15 @@ impl Vgg {
             .build()
             .map_err(candle_core::Error::wrap)?
             .install(|| {
-                weights
-                    .convs
-                    .iter()
-                    .enumerate()
-                    .map(conv)
-                    .collect::<Result<_, _>>()
+                let convs = convs.into_iter().enumerate();
+                convs.map(conv).collect::<Result<_, _>>()
             })?;
         Ok(Self {
             convs,
             device: device.clone(),
             precision: chosen.precision(),
-            family: weights.family.clone(),
-            preprocessing: weights.preprocessing.clone(),
+            family,
+            preprocessing,
         })
     }
 
@@ -279,11 +283,14 @@ impl Vgg {
             place(false, (h, w, conv.out_channels()));
         }
         // There is no memory of no length on a GPU.
-        let dtype = match self.precision {
-            Precision::Bf16 => DType::BF16,
-            _ => DType::F32,
+        let memory = |len: usize| match self.precision {
+            // As integers zeros take no memory before they are overwritten.
+            Precision::Bf16 => {
+                let zeros: Vec<bf16> = vec![0u16; len.max(1)].reinterpret_into();
+                Tensor::from_vec(zeros, len.max(1), &self.device)
+            }
+            _ => Tensor::zeros(len.max(1), DType::F32, &self.device),
         };
-        let memory = |len: usize| Tensor::zeros(len.max(1), dtype, &self.device);
         let memory = [memory(ends[0])?, memory(ends[1])?];
         let mut features = Features {
             layers: Vec::new(),

@@ -182,7 +182,7 @@ fn bf16_keeps_the_gradients_direction() {
     let picture = Array::random(20, 24, 3, 7).tensor();
     let picture = picture.affine(0.5, 0.5).unwrap();
     let gradient = |chosen: Chosen| -> Vec<f32> {
-        let vgg = Vgg::build(&weights, &Device::Cpu, chosen).unwrap();
+        let vgg = Vgg::build(weights.clone(), &Device::Cpu, chosen).unwrap();
         let deepest = vgg.deepest();
         let features = vgg.allocate(20, 24, deepest).unwrap();
         let gradients = vgg.allocate_gradients(20, 24, deepest).unwrap();

@@ -53,7 +53,7 @@ pub enum Source {
 
 /// The convolutions' kernels `[out, in, 3, 3]` and biases `[out]` from conv1_1 on, in f32 on the
 /// CPU, and how an image is prepared for them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Weights {
     pub convs: Vec<(Tensor, Tensor)>,
     pub preprocessing: Preprocessing,
