@@ -8,10 +8,10 @@ use gstgatys::stylizer::config::{Config, OptimizerKind};
 use gstgatys::stylizer::objective::{Balance, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::vgg::weights::{Source, Weights};
-use gstgatys::vgg::{Layer, Vgg};
+use gstgatys::vgg::{Layer, Precision, Vgg};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 /// Of an odd width, so that buffers of other kinds have other sizes.
 const SIZE: (usize, usize) = (80, 111);
@@ -52,8 +52,8 @@ fn picture(phase: f32) -> Tensor {
 }
 
 /// Allocations of the sizes in question in each iteration of an optimisation.
-fn allocations(weights: &Weights, kind: OptimizerKind) -> Vec<usize> {
-    let vgg = Arc::new(Vgg::new(weights, &Device::Cpu).unwrap());
+fn allocations(precision: Precision, kind: OptimizerKind) -> Vec<usize> {
+    let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu, precision).unwrap();
     let config = Config {
         optimizer: kind,
         ..Config::default()
@@ -79,32 +79,33 @@ fn allocations(weights: &Weights, kind: OptimizerKind) -> Vec<usize> {
     seen.windows(2).map(|pair| pair[1] - pair[0]).collect()
 }
 
-/// Images, features and their gradients, and Gram matrices.
+/// Images, features and their gradients in f32 or bf16, and Gram matrices.
 fn sizes(weights: &Weights) -> Vec<usize> {
-    let mut sizes = vec![SIZE.0 * SIZE.1 * 3];
-    for (layer, (_, bias)) in Layer::all().zip(&weights.convs) {
-        let n = bias.elem_count();
+    let single = size_of::<f32>();
+    let mut sizes = vec![SIZE.0 * SIZE.1 * 3 * single];
+    for (layer, n) in Layer::all().zip(weights.channels()) {
         let (h, w) = (SIZE.0 >> layer.block(), SIZE.1 >> layer.block());
-        sizes.extend([h * w * n, n * n]);
+        sizes.extend([h * w * n * single, h * w * n * single / 2, n * n * single]);
     }
     sizes
-        .iter()
-        .map(|values| values * size_of::<f32>())
-        .collect()
 }
 
 #[test]
 fn an_iteration_allocates_no_tensors() {
     let weights = Weights::load(&Source::BuiltIn).unwrap();
     SIZES.set(sizes(&weights)).unwrap();
-    for kind in [OptimizerKind::Lbfgs, OptimizerKind::Adam] {
-        let before = ALLOCATED.load(Ordering::Relaxed);
-        let seen = allocations(&weights, kind);
-        // The tensors that are there before the first iteration are seen.
-        assert!(ALLOCATED.load(Ordering::Relaxed) > before);
-        assert!(seen.len() > 20, "{kind:?}: {seen:?}");
-        // By then the history of L-BFGS is full, and every thread has its scratch memory.
-        let warm = &seen[seen.len() - 10..];
-        assert!(warm.iter().all(|&count| count == 0), "{kind:?}: {seen:?}");
+    let has = |precision: &Precision| precision.check(&Device::Cpu).is_ok();
+    for precision in [Precision::F32, Precision::Bf16].into_iter().filter(has) {
+        for kind in [OptimizerKind::Lbfgs, OptimizerKind::Adam] {
+            let before = ALLOCATED.load(Ordering::Relaxed);
+            let seen = allocations(precision, kind);
+            // The tensors that are there before the first iteration are seen.
+            assert!(ALLOCATED.load(Ordering::Relaxed) > before);
+            assert!(seen.len() > 20, "{precision}, {kind:?}: {seen:?}");
+            // By then the history of L-BFGS is full, and every thread has its scratch memory.
+            let warm = &seen[seen.len() - 10..];
+            let none = warm.iter().all(|&count| count == 0);
+            assert!(none, "{precision}, {kind:?}: {seen:?}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! Sums are f32 and stay in the tile registers over all steps, in one order, so that they are the
 //! same bit for bit whatever the work is cut into.
 
+use super::super::Value;
 use super::tiles::Tiles;
 use half::bf16;
 use rayon::prelude::*;
@@ -73,10 +74,18 @@ impl Matrix {
         let tiles = self.tiles.par_iter_mut().enumerate();
         tiles.for_each(|(index, tile)| {
             let (panel, step) = (index / steps, index % steps);
-            for (i, to) in tile.0.iter_mut().enumerate() {
-                let (pair, column) = (i / 32, i / 2 % COLUMNS);
-                let row = step * DEPTH + pair * 2 + i % 2;
-                *to = bf16::from_f32(value(row, panel * COLUMNS + column));
+            let first = panel * COLUMNS;
+            for (pair, to) in tile
+                .0
+                .as_chunks_mut::<{ 2 * COLUMNS }>()
+                .0
+                .iter_mut()
+                .enumerate()
+            {
+                let row = step * DEPTH + 2 * pair;
+                for (column, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    *to = [row, row + 1].map(|row| bf16::nearest(value(row, first + column)));
+                }
             }
         });
     }
