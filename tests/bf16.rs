@@ -135,3 +135,34 @@ fn bf16_keeps_the_gradients_direction_and_the_result() {
     println!("mean quotient of the losses: {mean:.4}");
     assert!((mean - 1.0).abs() < 0.05, "{mean}");
 }
+
+/// The losses and the gradient bit by bit, at sizes that fill strips and at such that do not.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    if Precision::Bf16.check(&Device::Cpu).is_err() {
+        eprintln!("left out: this CPU has no AMX");
+        return;
+    }
+    for (h, w) in [(16, 16), (17, 35), (47, 95), (120, 160), (19, 700)] {
+        let picture = |phase: f32| {
+            let values = (0..h * w * 3).map(|i| 0.5 + 0.4 * (phase + i as f32 * 0.37).sin());
+            Tensor::from_vec(values.collect::<Vec<_>>(), (h, w, 3), &Device::Cpu).unwrap()
+        };
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().unwrap().install(|| {
+                let problem = Problem::new(Precision::Bf16, &picture(1.0), &picture(2.0));
+                let (image, gradient) = (picture(3.0), picture(4.0));
+                let losses = problem.evaluate(&image, &gradient);
+                let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let bits: Vec<u32> = gradient.into_iter().map(f32::to_bits).collect();
+                (losses, bits)
+            })
+        };
+        let one = run(1);
+        assert!(one.1.iter().any(|&bits| bits != 0));
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == one, "{w}x{h}, {threads} threads");
+        }
+    }
+}

@@ -9,31 +9,41 @@
 //!   style, variation, total.
 //! - `gradient PRECISION FILE`: writes the last gradient. Answers `written`.
 //!
-//! `peers [--threads N]`; `GATYS_WEIGHTS` names a file of weights. Says `ready`, its process id, as
-//! `cargo bench` stands between, and the precisions that this CPU has first.
+//! `peers [--threads N]`; `GATYS_WEIGHTS` names a file of weights. First it says `ready`, its process
+//! id, as `cargo bench` stands between, and the precisions that CPU and weights have.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 use candle_core::Device;
-use common::problem::{Pictures, Problem, network, size, threads};
+use common::problem::{Pictures, Problem, size, threads};
 use common::timing::{argument, ms, timed};
 use gstgatys::vgg::weights::Source;
-use gstgatys::vgg::{Precision, Vgg};
+use gstgatys::vgg::{Precision, Vgg, shared};
 use std::io::BufRead;
 use std::path::Path;
-use std::sync::Arc;
 
 fn main() {
     threads(argument("--threads", 0)).install(serve);
 }
 
 fn serve() {
-    let all = [Precision::F32, Precision::Bf16];
-    let has = |precision: &Precision| precision.check(&Device::Cpu).is_ok();
-    let precisions: Vec<_> = all.into_iter().filter(has).collect();
+    let source = match std::env::var_os("GATYS_WEIGHTS") {
+        Some(file) => Source::File(file.into()),
+        None => Source::BuiltIn,
+    };
+    let network = |precision| match Vgg::shared(&source, &Device::Cpu, precision) {
+        Ok(vgg) => Some(vgg),
+        Err(shared::Error::Precision(_)) => None,
+        Err(error) => panic!("{error}"),
+    };
+    let networks: Vec<_> = [Precision::F32, Precision::Bf16]
+        .into_iter()
+        .filter_map(network)
+        .collect();
     let mut problems: Vec<(Precision, Problem)> = Vec::new();
-    let names: Vec<_> = precisions.iter().map(Precision::to_string).collect();
+    let names = networks.iter().map(|vgg| vgg.precision().to_string());
+    let names: Vec<_> = names.collect();
     println!("ready {} {}", std::process::id(), names.join(" "));
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("a command");
@@ -55,8 +65,10 @@ fn serve() {
                 // The last ones' memory first.
                 problems.clear();
                 let pictures = Pictures::load(Path::new(rest)).expect("pictures");
-                let problem = |&precision| (precision, Problem::new(vgg(precision), &pictures));
-                problems.extend(precisions.iter().map(problem));
+                problems.extend(networks.iter().map(|vgg| {
+                    let problem = Problem::new(vgg.clone(), &pictures);
+                    (vgg.precision(), problem)
+                }));
                 println!("loaded");
             }
             "evaluate" => {
@@ -78,15 +90,5 @@ fn serve() {
             }
             _ => panic!("no such command: {line}"),
         }
-    }
-}
-
-fn vgg(precision: Precision) -> Arc<Vgg> {
-    match std::env::var_os("GATYS_WEIGHTS") {
-        Some(file) => {
-            let source = Source::File(file.into());
-            Vgg::shared(&source, &Device::Cpu, precision).expect("a weights file")
-        }
-        None => network(precision),
     }
 }

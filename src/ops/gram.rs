@@ -44,7 +44,7 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
             let partial = Cell::new(PARTIAL.take());
             let done = match features.dtype() {
                 DType::BF16 => {
-                    let amx = Amx::needed()?;
+                    let amx = amx_for(n)?;
                     let op = op2("gram", |output: &mut [f32], features: &[bf16]| {
                         let mut matrices = partial.take();
                         bf16_pieces(amx, features, n, &mut matrices);
@@ -71,6 +71,17 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
             store(output, &(f.t()?.matmul(&f)? / m as f64)?, false)
         }
     }
+}
+
+/// What features of `n` channels in bf16 take.
+fn amx_for(n: usize) -> Result<Amx> {
+    if !n.is_multiple_of(amx::CHANNELS) {
+        bail!(
+            "features in bf16 have a multiple of {} channels, not {n}",
+            amx::CHANNELS
+        );
+    }
+    Amx::needed()
 }
 
 /// Positions of each of the pieces that `m` are taken in.
@@ -154,7 +165,7 @@ pub fn gram_backward(
     }
     match features.device() {
         Device::Cpu if cpu_side() && features.dtype() == DType::BF16 => {
-            let amx = Amx::needed()?;
+            let amx = amx_for(n)?;
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [bf16], features: &[bf16], residual: &[f32]| {
@@ -320,6 +331,14 @@ mod tests {
             let array = Array::random(h, w, n, seed).tensor();
             array.to_dtype(DType::BF16).unwrap()
         };
+        let [narrow, matrix] = [tensor(5, 5, 48, 1), tensor(48, 48, 1, 1)];
+        let matrix = matrix
+            .reshape((48, 48))
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap();
+        assert!(gram(&narrow, &matrix).is_err());
+        assert!(gram_backward(&narrow, &matrix, 1.0, &narrow.copy().unwrap(), false).is_err());
         for (h, w, n) in [(16, 1, 64), (41, 39, 32), (61, 50, 96)] {
             let (features, before) = (tensor(h, w, n, 1), tensor(h, w, n, 2));
             let residual = tensor(n, n, 1, 3).to_dtype(DType::F32).unwrap();

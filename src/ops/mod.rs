@@ -2,8 +2,8 @@
 
 //! The operations of an iteration, each writing into tensors that the caller allocated.
 //!
-//! Images and features are contiguous, channels last: `[height, width, channels]`. Images are `f32`,
-//! and so are features, but where a CPU multiplies `bf16` by itself they may be that. On the CPU an operation is a candle in-place op that works on the values where they lie; on every
+//! Images and features are contiguous, channels last: `[height, width, channels]`. Images are
+//! `f32`; features are `f32`, or `bf16` on a CPU that multiplies that. On the CPU an operation is a candle in-place op that works on the values where they lie; on every
 //! other device it is composed of candle's own operations. No sum on the CPU side is split in
 //! a way that depends on the number of threads, so that results are the same bit for bit for any.
 

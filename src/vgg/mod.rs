@@ -160,6 +160,7 @@ pub struct Vgg {
     convs: Vec<Conv3x3>,
     device: Device,
     precision: Precision,
+    dtype: DType,
     family: String,
     preprocessing: Preprocessing,
 }
@@ -188,9 +189,9 @@ impl Vgg {
                 (kernel, bias, Border::Zeros)
             };
             let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
-            match &chosen {
+            match chosen {
                 Chosen::F32 => Conv3x3::new(&kernel, &bias, border),
-                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, *amx),
+                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
             }
         };
         // Threads of its own, which end with the packing of the kernels: rayon's global ones would
@@ -206,6 +207,7 @@ impl Vgg {
             convs,
             device: device.clone(),
             precision: chosen.precision(),
+            dtype: chosen.dtype(),
             family,
             preprocessing,
         })
@@ -283,13 +285,13 @@ impl Vgg {
             place(false, (h, w, conv.out_channels()));
         }
         // There is no memory of no length on a GPU.
-        let memory = |len: usize| match self.precision {
+        let memory = |len: usize| match self.dtype {
             // As integers zeros take no memory before they are overwritten.
-            Precision::Bf16 => {
+            DType::BF16 => {
                 let zeros: Vec<bf16> = vec![0u16; len.max(1)].reinterpret_into();
                 Tensor::from_vec(zeros, len.max(1), &self.device)
             }
-            _ => Tensor::zeros(len.max(1), DType::F32, &self.device),
+            dtype => Tensor::zeros(len.max(1), dtype, &self.device),
         };
         let memory = [memory(ends[0])?, memory(ends[1])?];
         let mut features = Features {

@@ -5,7 +5,7 @@
 
 use super::weights::Weights;
 use crate::ops::amx::{Amx, CHANNELS};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::fmt;
 
 /// What features, gradients with respect to them, and weights are rounded to. Sums are f32 or
@@ -90,6 +90,14 @@ impl Precision {
 }
 
 impl Chosen {
+    /// Of features and of gradients with respect to them.
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16(_) => DType::BF16,
+        }
+    }
+
     pub(super) fn precision(self) -> Precision {
         match self {
             Self::F32 => Precision::F32,

@@ -33,7 +33,9 @@ impl Vgg {
         device: &Device,
         precision: Precision,
     ) -> Result<Arc<Self>, Error> {
-        let key = |precision| (source.clone(), stamp(source), device.location(), precision);
+        // Before it is read: what replaces the file meanwhile is another network.
+        let stamp = stamp(source);
+        let key = |precision| (source.clone(), stamp, device.location(), precision);
         if let Some(network) = lookup(&key(precision.on(device)?.precision())) {
             return Ok(network);
         }
@@ -41,6 +43,10 @@ impl Vgg {
         let weights = Weights::load(source)?;
         let chosen = precision.choose(device, &weights)?;
         let key = key(chosen.precision());
+        // What auto chooses may be known only now.
+        if let Some(network) = lookup(&key) {
+            return Ok(network);
+        }
         let network = Arc::new(Self::build(weights, device, chosen)?);
         give_back_memory();
         let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,11 +24,11 @@ use std::ops::Range;
 /// is AMX) while the output channels pass over it, 32 at a time, with their part of the kernel.
 const PIECE_BYTES: usize = 768 << 10;
 
-/// Pieces for each thread at least, so that none waits long for the last.
+/// Pieces for each thread, where the output is large enough, so that none waits long for the last.
 const THREAD_PIECES: usize = 3;
 
-/// Output channels that a part of the input is multiplied by while it is in the L1 cache: they
-/// fill a cache line of the output.
+/// Output channels that a part of the input is multiplied by while it is in the L1 cache: as many
+/// as fill a cache line of the output.
 const PASS: usize = 32;
 
 thread_local! {
@@ -45,8 +45,9 @@ struct Scratch {
 /// Where the pixels come from.
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
+    /// `[h, w, n_in]`
     Features(&'a [bf16]),
-    /// A gradient where these activations are above 0, zeros elsewhere.
+    /// A gradient where these activations are above 0, zeros elsewhere; both `[h, w, n_in]`.
     Active(&'a [bf16], &'a [bf16]),
 }
 

@@ -93,8 +93,7 @@ fn lines(tiles: &[Tile]) -> &[Line] {
     unsafe { std::slice::from_raw_parts(tiles.as_ptr().cast(), tiles.len() * 16) }
 }
 
-/// F `residual` into `gradient`, of F's shape, or added to it; `residual` is `[n, n]`, with zeros
-/// up to whole steps.
+/// F `residual` into `gradient`, of F's shape, or added to it; `residual` is `[n, n]`.
 pub fn gram_backward(
     amx: Amx,
     features: &[bf16],

@@ -153,8 +153,9 @@ impl ImageConv {
         }
     }
 
-    /// From the gradient with respect to the output, where that is above 0, to the `gradient` with
-    /// respect to the image, `[h, w, 3]`.
+    /// From `upstream`, the gradient with respect to `output`, both `[h, w, n_out]`, to the `gradient`
+    /// with respect to the image, `[h, w, 3]`: where `output` is not above 0 the ReLU lets nothing
+    /// back.
     pub fn backward(
         &self,
         [h, w]: [usize; 2],

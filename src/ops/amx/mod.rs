@@ -64,7 +64,7 @@ impl Amx {
     }
 }
 
-/// Weights `[n_out, n_in, 9]` as bf16 holds them, where each has taken up what rounding took from
+/// Weights `[n_out, n_in, 9]`, from `weight(output channel, input channel, tap)`, as bf16 holds them, where each has taken up what rounding took from
 /// the one before it.
 ///
 /// Features are positive and neighbours alike, so that the errors of weights that are rounded each
@@ -140,8 +140,8 @@ impl Conv {
         );
     }
 
-    /// From the gradient with respect to the output, where that is above 0, to the gradient with
-    /// respect to the input.
+    /// From `upstream`, the gradient with respect to `output`, to the `gradient` with respect to the
+    /// input, `[h, w, n_in]`: where `output` is not above 0 the ReLU lets nothing back.
     pub fn backward(
         &self,
         size @ [h, w]: [usize; 2],

@@ -125,6 +125,9 @@ pub struct Positions<'a> {
 
 /// `sums`: for each of the strips that begin at `starts`, counted in lines, the products of its 16
 /// positions and `panel`, whose step `i` takes the lines that are `offsets[i]` lines behind them.
+///
+/// # Panics
+/// Where there are no such lines.
 #[inline]
 pub fn multiply(
     _: &Tiles,

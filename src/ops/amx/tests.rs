@@ -118,7 +118,8 @@ fn an_images_convolution_is_the_nested_loops() {
     for size @ [h, w] in SIZES {
         for n_out in [32, 64] {
             let case = format!("{h}x{w} to {n_out}");
-            let kernel = kernel(n_out, 3);
+            // Nor are its weights.
+            let kernel = reference::Kernel::random(n_out, 3, 1);
             let conv = ImageConv::new(amx, bias(&kernel), weight(&kernel));
             // Pixels are not rounded to bf16: of their 24 bits, 16 count.
             let image = Array::random(h, w, 3, 2);
@@ -134,12 +135,56 @@ fn an_images_convolution_is_the_nested_loops() {
             conv.backward(size, &rounded(&upstream), &features, &mut gradient);
             let expected = kernel.backward(&upstream, &expected, Border::Replicate);
             for (value, expected) in gradient.iter().zip(&expected.values) {
-                let bound = F32_ROUNDING * 9.0 * n_out as f64;
+                let bound = 2f64.powi(-17) * 9.0 * n_out as f64;
                 let error = (f64::from(*value) - expected).abs();
                 assert!(error <= bound, "{case}: {value}, {expected}");
             }
         }
     }
+}
+
+/// What rounding takes from a weight goes to the next, so that sums stay.
+#[test]
+fn weights_take_up_each_others_rounding() {
+    let (n_in, n_out) = (32, 3);
+    let kernel = reference::Kernel::random(n_out, n_in, 1);
+    let weights = super::rounded(n_in, n_out, weight(&kernel));
+    for (rounded, exact) in weights
+        .chunks(9 * n_in)
+        .zip(kernel.weights.chunks(9 * n_in))
+    {
+        let (mut sum, mut alone) = (0.0, 0f64);
+        for (rounded, exact) in rounded.iter().zip(exact) {
+            assert_eq!(bf16::from_f32(*rounded).to_f32(), *rounded);
+            sum += f64::from(*rounded) - exact;
+            alone += bf16::from_f64(*exact).to_f64() - exact;
+            // Weights are below 1, where half a last place is 2^-9.
+            assert!(f64::abs(sum) <= 1.01 * 2f64.powi(-9), "{sum}");
+        }
+        println!("sums are off by {sum}, those of weights rounded alone by {alone}");
+    }
+}
+
+/// One line too few for the last position's last step.
+#[test]
+#[should_panic(expected = "start + reach")]
+fn nothing_beyond_the_values_is_read() {
+    let Some(amx) = Amx::for_tests() else {
+        panic!("start + reach is nothing without AMX");
+    };
+    let matrix = Matrix::new(3, product::COLUMNS, |_, _| 1.0);
+    let tiles = tiles::Tiles::configure(amx);
+    let multiply = |lines: usize| {
+        let values = product::Positions {
+            lines: &vec![product::Line::ZEROS; lines],
+            stride: 2,
+        };
+        let (panel, mut sums) = (matrix.panel(0), product::Sums::ZEROS);
+        product::multiply(&tiles, values, [0, 7, 3], &[0, 5, 1], panel, &mut sums);
+    };
+    let enough = 7 + 5 + 15 * 2 + 1;
+    multiply(enough);
+    multiply(enough - 1);
 }
 
 #[test]
