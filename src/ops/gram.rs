@@ -39,32 +39,20 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
         bail!("a Gram matrix of {n} channels is not {:?}", output.dims());
     }
     match features.device() {
+        Device::Cpu if cpu_side() && features.dtype() == DType::BF16 => {
+            let amx = amx_for(n)?;
+            let op = op2("gram", |output: &mut [f32], features: &[bf16]| {
+                average(m, n, output, |partial| {
+                    bf16_pieces(amx, features, n, partial);
+                });
+            });
+            output.inplace_op2(features, &op)
+        }
         Device::Cpu if cpu_side() => {
-            // Not borrowed: a thread that waits here may be given other work of its pool.
-            let partial = Cell::new(PARTIAL.take());
-            let done = match features.dtype() {
-                DType::BF16 => {
-                    let amx = amx_for(n)?;
-                    let op = op2("gram", |output: &mut [f32], features: &[bf16]| {
-                        let mut matrices = partial.take();
-                        bf16_pieces(amx, features, n, &mut matrices);
-                        average(&matrices, m, n, output);
-                        partial.set(matrices);
-                    });
-                    output.inplace_op2(features, &op)
-                }
-                _ => {
-                    let op = op2("gram", |output: &mut [f32], features: &[f32]| {
-                        let mut matrices = partial.take();
-                        pieces(features, n, &mut matrices);
-                        average(&matrices, m, n, output);
-                        partial.set(matrices);
-                    });
-                    output.inplace_op2(features, &op)
-                }
-            };
-            PARTIAL.set(partial.take());
-            done
+            let op = op2("gram", |output: &mut [f32], features: &[f32]| {
+                average(m, n, output, |partial| pieces(features, n, partial));
+            });
+            output.inplace_op2(features, &op)
         }
         _ => {
             let f = features.reshape((m, n))?;
@@ -128,8 +116,12 @@ fn bf16_pieces(amx: Amx, features: &[bf16], n: usize, partial: &mut Vec<f32>) {
         .for_each(|(partial, features)| amx::gram(amx, features, n, partial));
 }
 
-/// The sum of the matrices, over `m`, with the upper triangle as the mirror image of the lower.
-fn average(partial: &[f32], m: usize, n: usize, output: &mut [f32]) {
+/// The sum of the matrices that `pieces` computes, over `m`, with the upper triangle as the mirror
+/// image of the lower.
+fn average(m: usize, n: usize, output: &mut [f32], pieces: impl FnOnce(&mut Vec<f32>)) {
+    // Not borrowed: a thread that waits here may be given other work of its pool.
+    let mut partial = PARTIAL.take();
+    pieces(&mut partial);
     let rows = output.par_chunks_exact_mut(n).enumerate();
     rows.for_each(|(row, values)| {
         for (column, value) in values[..=row].iter_mut().enumerate() {
@@ -143,6 +135,7 @@ fn average(partial: &[f32], m: usize, n: usize, output: &mut [f32]) {
             output[column * n + row] = output[row * n + column];
         }
     }
+    PARTIAL.set(partial);
 }
 
 /// `scale` F D into `gradient`, or added to it: the gradient of a style loss with respect to the
@@ -173,10 +166,10 @@ pub fn gram_backward(
                     packed.set(n / amx::CHANNELS, n, |row, column| {
                         scale as f32 * residual[row * n + column]
                     });
-                    let piece = piece_len(h * w, BF16_POSITIONS) * n;
+                    let pieces = features.par_chunks(BF16_POSITIONS * n);
                     gradient
-                        .par_chunks_mut(piece)
-                        .zip(features.par_chunks(piece))
+                        .par_chunks_mut(BF16_POSITIONS * n)
+                        .zip(pieces)
                         .for_each(|(gradient, features)| {
                             amx::gram_backward(amx, features, &packed, gradient, accumulate);
                         });

@@ -32,7 +32,12 @@ const THREAD_PIECES: usize = 3;
 const PASS: usize = 32;
 
 thread_local! {
-    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { lines: Vec::new(), strips: Vec::new() }) };
+    static SCRATCH: Cell<Scratch> = const {
+        Cell::new(Scratch {
+            lines: Vec::new(),
+            strips: Vec::new(),
+        })
+    };
 }
 
 /// What a piece needs, kept from call to call.

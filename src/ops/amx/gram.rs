@@ -14,12 +14,10 @@ use std::arch::x86_64::{__m512i, _mm512_add_ps};
 use std::cell::Cell;
 use std::mem::transmute;
 
-/// Bytes of features that are multiplied by a residual at a time.
-const PIECE_BYTES: usize = 256 << 10;
-
 thread_local! {
     /// The two operands of FᵀF, kept from call to call.
     static OPERANDS: Cell<[Vec<Tile>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+    /// Features whose rows begin with a cache line, kept from call to call.
     static LINES: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
@@ -93,7 +91,8 @@ fn lines(tiles: &[Tile]) -> &[Line] {
     unsafe { std::slice::from_raw_parts(tiles.as_ptr().cast(), tiles.len() * 16) }
 }
 
-/// F `residual` into `gradient`, of F's shape, or added to it; `residual` is `[n, n]`.
+/// F `residual` into `gradient`, of F's shape, or added to it; `residual` is `[n, n]`. F is copied,
+/// so that it should fit a core's L2 cache.
 pub fn gram_backward(
     amx: Amx,
     features: &[bf16],
@@ -105,11 +104,8 @@ pub fn gram_backward(
     assert!(n.is_multiple_of(DEPTH) && features.len().is_multiple_of(n));
     assert_eq!(gradient.len(), features.len());
     let mut scratch = LINES.take();
-    let piece = (PIECE_BYTES / (n * size_of::<bf16>())).next_multiple_of(STRIPS * POSITIONS) * n;
-    for (features, gradient) in features.chunks(piece).zip(gradient.chunks_mut(piece)) {
-        // SAFETY: a processor with AMX has the instructions.
-        unsafe { gram_backward_with(amx, features, residual, gradient, accumulate, &mut scratch) };
-    }
+    // SAFETY: a processor with AMX has the instructions.
+    unsafe { gram_backward_with(amx, features, residual, gradient, accumulate, &mut scratch) };
     LINES.set(scratch);
 }
 

@@ -64,12 +64,12 @@ impl Amx {
     }
 }
 
-/// Weights `[n_out, n_in, 9]`, from `weight(output channel, input channel, tap)`, as bf16 holds them, where each has taken up what rounding took from
-/// the one before it.
+/// Weights `[n_out, n_in, 9]`, from `weight(output channel, input channel, tap)`, as bf16 holds
+/// them, where each has taken up what rounding took from the one before it.
 ///
 /// Features are positive and neighbours alike, so that the errors of weights that are rounded each
-/// for itself add up in a sum: with the built-in weights they turned the gradient with respect to
-/// an image by as much as all other rounding together, these by a third of that.
+/// for itself add up in a sum: with the built-in weights (those of conv1_1 exact) the gradient with
+/// respect to an image had a cosine of 0.9992 to that of the exact weights, with these 0.9996.
 fn rounded(
     n_in: usize,
     n_out: usize,
