@@ -30,7 +30,7 @@ use half::bf16;
 use std::marker::PhantomData;
 
 /// What operations on the CPU work on: pixels and sums are `f32`, features `f32` or `bf16`.
-trait Value: WithDType {
+pub(crate) trait Value: WithDType {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     fn single(self) -> f32;
     /// The nearest value, ties to even.
@@ -162,7 +162,7 @@ fn values_mut<'a, T: Value>(storage: &'a mut CpuStorage, layout: &Layout) -> Res
 }
 
 /// Calls `f` with the values of a contiguous tensor on the CPU.
-fn with_values<T: Value, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+pub(crate) fn with_values<T: Value, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(f(values(storage, layout)?)),

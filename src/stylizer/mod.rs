@@ -6,6 +6,7 @@
 pub mod color;
 pub mod config;
 pub mod device;
+pub mod motion;
 pub mod objective;
 pub mod optimizer;
 pub mod resize;

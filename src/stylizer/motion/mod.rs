@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What moved from one frame to the next.
+
+pub mod flow;
+mod planes;
+pub mod pyramid;
+mod refine;
+mod search;

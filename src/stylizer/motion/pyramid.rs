@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The luma of an image at falling sizes.
+
+use crate::ops::with_values;
+use candle_core::{Result, Tensor};
+
+/// Pixels that the edge is repeated by on every side, for patches that reach beyond it.
+pub const PAD: usize = 16;
+
+/// Shortest side of a level: a patch of the flow still fits in.
+const MIN_SIDE: usize = 8;
+
+/// Longest side of the coarsest level at least: a movement by a quarter of the picture is a few
+/// pixels there.
+const COARSEST_SIDE: usize = 12;
+
+/// Images with more pixels than this have their finest level at half their size: patches of it see
+/// enough there, at a quarter of the time.
+const MAX_PIXELS: usize = 1 << 14;
+
+/// The weights of R, G and B, for values of 0..255 (Rec. 601).
+const LUMA: [f32; 3] = [255.0 * 0.299, 255.0 * 0.587, 255.0 * 0.114];
+
+/// Luma 0..255 of one size, `[h, w]`, with its edge repeated [`PAD`] times.
+pub struct Level {
+    pub h: usize,
+    pub w: usize,
+    padded: Vec<f32>,
+}
+
+impl Level {
+    fn new(h: usize, w: usize, mut fill: impl FnMut(usize, &mut [f32])) -> Self {
+        let stride = w + 2 * PAD;
+        let mut padded = vec![0.0; (h + 2 * PAD) * stride];
+        for (y, row) in padded
+            .chunks_exact_mut(stride)
+            .skip(PAD)
+            .take(h)
+            .enumerate()
+        {
+            fill(y, &mut row[PAD..PAD + w]);
+            let (first, last) = (row[PAD], row[PAD + w - 1]);
+            row[..PAD].fill(first);
+            row[PAD + w..].fill(last);
+        }
+        for y in 0..PAD {
+            padded.copy_within(PAD * stride..(PAD + 1) * stride, y * stride);
+            let last = PAD + h - 1;
+            padded.copy_within(last * stride..(last + 1) * stride, (last + 1 + y) * stride);
+        }
+        Self { h, w, padded }
+    }
+
+    pub fn stride(&self) -> usize {
+        self.w + 2 * PAD
+    }
+
+    /// The values from row `y`, column `x` on, which may be up to [`PAD`] before the image.
+    #[inline(always)]
+    pub fn from(&self, y: isize, x: isize) -> &[f32] {
+        let at = (y + PAD as isize) * self.stride() as isize + x + PAD as isize;
+        &self.padded[at as usize..]
+    }
+
+    /// A row of the image.
+    #[inline(always)]
+    pub fn row(&self, y: usize) -> &[f32] {
+        &self.from(y as isize, 0)[..self.w]
+    }
+
+    /// Half the size, each pixel the mean of four.
+    fn halved(&self) -> Self {
+        Self::new(self.h / 2, self.w / 2, |y, row| {
+            let (above, below) = (self.row(2 * y), self.row(2 * y + 1));
+            let (above, below) = (above.as_chunks::<2>().0, below.as_chunks::<2>().0);
+            for (value, (above, below)) in row.iter_mut().zip(above.iter().zip(below)) {
+                *value = 0.25 * ((above[0] + above[1]) + (below[0] + below[1]));
+            }
+        })
+    }
+}
+
+/// The luma of an image at 1 / 2^`finest` of its size and at every half of that.
+pub struct Pyramid {
+    /// Height and width of the image.
+    pub size: (usize, usize),
+    pub finest: u32,
+    /// From the finest to the coarsest.
+    pub levels: Vec<Level>,
+}
+
+impl Pyramid {
+    /// Of an image `[h, w, 3]`, RGB 0..1 on the CPU, neither side below [`crate::vgg::MIN_SIDE`].
+    pub fn new(image: &Tensor) -> Result<Self> {
+        let (h, w, _) = image.dims3()?;
+        let mut level = with_values(image, |image: &[f32]| {
+            Level::new(h, w, |y, row| {
+                let pixels = image[3 * w * y..].as_chunks::<3>().0;
+                for (value, rgb) in row.iter_mut().zip(pixels) {
+                    // Held within the range, so that every finite image has a finite flow.
+                    let [r, g, b] = rgb.map(|value| value.clamp(0.0, 1.0));
+                    *value = LUMA[0] * r + LUMA[1] * g + LUMA[2] * b;
+                }
+            })
+        })?;
+        let mut finest = 0;
+        if h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE {
+            level = level.halved();
+            finest = 1;
+        }
+        let mut levels = vec![level];
+        while let Some(last) = levels.last()
+            && last.h.min(last.w) / 2 >= MIN_SIDE
+            && last.h.max(last.w) / 2 >= 2 * COARSEST_SIDE
+        {
+            let halved = last.halved();
+            levels.push(halved);
+        }
+        Ok(Self {
+            size: (h, w),
+            finest,
+            levels,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn gray(h: usize, w: usize, value: impl Fn(usize, usize) -> f32) -> Pyramid {
+        let pixels = (0..h * w).flat_map(|i| [value(i / w, i % w) / 255.0; 3]);
+        let image = Tensor::from_vec(pixels.collect(), (h, w, 3), &Device::Cpu).unwrap();
+        Pyramid::new(&image).unwrap()
+    }
+
+    #[test]
+    fn each_pixel_is_the_mean_of_four() {
+        let pyramid = gray(37, 102, |y, x| (y * 3 + x) as f32);
+        assert_eq!((pyramid.size, pyramid.finest), ((37, 102), 0));
+        let [fine, coarse, ..] = &pyramid.levels[..] else {
+            panic!("{} levels", pyramid.levels.len());
+        };
+        assert_eq!((coarse.h, coarse.w), (18, 51));
+        for (y, x) in [(0, 0), (0, 50), (17, 0), (17, 50), (9, 20)] {
+            let (above, below) = (fine.row(2 * y), fine.row(2 * y + 1));
+            let mean = (above[2 * x] + above[2 * x + 1] + below[2 * x] + below[2 * x + 1]) / 4.0;
+            assert!((coarse.row(y)[x] - mean).abs() < 1e-4);
+            assert!((mean - (6 * y + 2 * x + 2) as f32).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn the_edge_goes_on() {
+        let pyramid = gray(16, 20, |y, x| (y * 10 + x) as f32);
+        let (level, pad) = (&pyramid.levels[0], PAD as isize);
+        assert_eq!(level.from(-pad, -pad)[0], level.row(0)[0]);
+        assert_eq!(level.from(-1, 19 + pad)[0], level.row(0)[19]);
+        assert_eq!(level.from(15 + pad, -1)[0], level.row(15)[0]);
+        assert_eq!(level.from(15 + pad, 19 + pad)[0], level.row(15)[19]);
+    }
+
+    #[test]
+    fn large_images_begin_at_half_their_size() {
+        let pyramid = gray(180, 321, |_, _| 0.0);
+        assert_eq!(pyramid.finest, 1);
+        let sizes: Vec<_> = pyramid
+            .levels
+            .iter()
+            .map(|level| (level.h, level.w))
+            .collect();
+        assert_eq!(sizes, [(90, 160), (45, 80), (22, 40)]);
+    }
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How far the flow is from motions that are known, on pictures made by a formula and, where they
+//! are, on photographs.
+
+#[path = "common/known_motion.rs"]
+mod known_motion;
+
+use candle_core::{Device, Tensor};
+use gstgatys::stylizer::motion::flow::{Field, both};
+use gstgatys::stylizer::motion::pyramid::Pyramid;
+use known_motion::{Clip, Picture, Truth, clips};
+use std::path::{Path, PathBuf};
+
+/// Mean distance from the true motion, in pixels, where it is seen in both frames.
+const MAX_ERROR: f64 = 0.6;
+
+/// Frames whose light is always the same.
+const STEADY: [f64; 4] = [1.0; 4];
+
+fn error(field: &Field, finest: u32, truth: &Truth, (h, w): (usize, usize)) -> f64 {
+    let scale = (1 << finest) as f32;
+    let (mut sum, mut count) = (0.0, 0);
+    for i in (0..h * w).filter(|i| truth.visible[*i]) {
+        let within = |at: usize| (at as f32 + 0.5) / scale - 0.5;
+        let (u, v) = field.at(within(i / w), within(i % w));
+        sum += f64::from((scale * u - truth.u[i]).hypot(scale * v - truth.v[i]));
+        count += 1;
+    }
+    sum / f64::from(count)
+}
+
+/// The mean over both directions between neighbours of the frames, which have the lights given.
+fn mean_error(clip: &Clip, lights: &[f64]) -> f64 {
+    let frame = |(index, light): (usize, &f64)| {
+        let frame = (clip.frame(index) * *light).unwrap();
+        Pyramid::new(&frame.clamp(0.0, 1.0).unwrap()).unwrap()
+    };
+    let pyramids: Vec<_> = lights.iter().enumerate().map(frame).collect();
+    let mut sum = 0.0;
+    for (before, pair) in pyramids.windows(2).enumerate() {
+        let fields = both(&pair[0], &pair[1]);
+        let truths = [
+            clip.truth(before, before + 1),
+            clip.truth(before + 1, before),
+        ];
+        for (field, truth) in fields.iter().zip(&truths) {
+            sum += error(field, pair[0].finest, truth, (clip.h, clip.w));
+        }
+    }
+    sum / (2 * (pyramids.len() - 1)) as f64
+}
+
+fn check(clips: &[Clip], lights: &[f64]) {
+    for clip in clips {
+        let error = mean_error(clip, lights);
+        println!("{} {}x{}: {error:.3} pixels", clip.name, clip.w, clip.h);
+        assert!(error < MAX_ERROR, "{}: {error} pixels", clip.name);
+    }
+}
+
+fn made() -> [Picture; 2] {
+    [Picture::made(1), Picture::made(2)]
+}
+
+#[test]
+fn flow_follows_known_motion() {
+    check(&clips((180, 320), made), &STEADY);
+}
+
+#[test]
+fn a_flash_does_not_lead_astray() {
+    check(&clips((180, 320), made), &[1.0, 1.2]);
+}
+
+/// Photographs beside the checkout, if they are there.
+fn photographs() -> Option<[PathBuf; 2]> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let paths = ["tubingen.jpg", "golden_gate.jpg"].map(|name| data.join(name));
+    paths.iter().all(|path| path.exists()).then_some(paths)
+}
+
+fn load(path: &Path) -> Picture {
+    let image = image::open(path).unwrap().into_rgb8();
+    let shape = (image.height() as usize, image.width() as usize, 3);
+    let values: Vec<f32> = image.iter().map(|byte| f32::from(*byte) / 255.0).collect();
+    Picture::new(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+}
+
+#[test]
+fn flow_follows_known_motion_of_photographs() {
+    let Some(paths) = photographs() else {
+        eprintln!("skipped: the photographs are not there");
+        return;
+    };
+    check(
+        &clips((360, 640), || paths.each_ref().map(|path| load(path))),
+        &STEADY,
+    );
+}
