@@ -6,4 +6,6 @@ pub mod flow;
 mod planes;
 pub mod pyramid;
 mod refine;
+pub mod scene;
 mod search;
+pub mod still;
