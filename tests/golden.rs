@@ -49,6 +49,7 @@ impl Golden {
             alpha: 1.0,
             beta: 100.0,
             tv_weight: 5.0,
+            temporal_weight: 0.0,
             loss_scale: case.loss_scale,
         };
         self.check_with(case, &Config::default(), balance);
@@ -131,6 +132,7 @@ fn narrow_network_with_other_layers_and_weights() {
         alpha: 2.0,
         beta: 30.0,
         tv_weight: 0.0,
+        temporal_weight: 0.0,
         loss_scale,
     };
     golden.check_with(

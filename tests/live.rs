@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every property that may change while playing, with a value that is not its default.
-const CHANGES: [(&str, &str); 22] = [
+const CHANGES: [(&str, &str); 25] = [
     ("style-scale", "0.5"),
     ("alpha", "3"),
     ("beta", "20"),
@@ -32,6 +32,9 @@ const CHANGES: [(&str, &str); 22] = [
     ("noise", "0.5"),
     ("seed", "9"),
     ("tv-weight", "50"),
+    ("temporal-weight", "50"),
+    ("motion", "none"),
+    ("scene-cut", "0"),
     ("pooling", "max"),
     ("max-size", "24"),
     ("color", "content"),
@@ -70,7 +73,9 @@ fn the_table_of_changes_is_complete() {
         .filter(|spec| spec.owner_type() == element.type_())
         .filter(|spec| spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING))
         .map(|spec| spec.name().to_owned());
-    let mut live: Vec<String> = live.filter(|name| name != "style-image").collect();
+    let mut live: Vec<String> = live
+        .filter(|name| !["style-image", "motion-dump", "skip-still"].contains(&name.as_str()))
+        .collect();
     let mut changes = CHANGES.map(|(name, _)| name.to_owned()).to_vec();
     live.sort();
     changes.sort();
@@ -83,6 +88,7 @@ fn outcome(painter: &mut Painter) -> (Pixels, gst::Structure) {
     let painted = painter.paint(frame);
     let mut stats = painter.stats();
     stats.remove_field("time");
+    stats.remove_field("motion-time");
     (painted, stats)
 }
 

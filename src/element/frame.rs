@@ -7,7 +7,7 @@ use gst_video::prelude::*;
 use gst_video::{VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo};
 
 /// What the element takes: eight bits a component, in one plane.
-pub const FORMATS: [VideoFormat; 11] = [
+const FORMATS: [VideoFormat; 11] = [
     VideoFormat::Rgb,
     VideoFormat::Bgr,
     VideoFormat::Rgbx,
@@ -20,6 +20,15 @@ pub const FORMATS: [VideoFormat; 11] = [
     VideoFormat::Abgr,
     VideoFormat::Gray8,
 ];
+
+/// The caps of both sides. The fields of an interlaced frame are of two moments: it would be painted
+/// as a comb.
+pub fn caps() -> gst::Caps {
+    gst_video::VideoCapsBuilder::new()
+        .format_list(FORMATS)
+        .field("interlace-mode", "progressive")
+        .build()
+}
 
 /// Rec. 601's Kr and Kb, for grey video that does not say which luma it is.
 const REC_601: (f64, f64) = (0.299, 0.114);

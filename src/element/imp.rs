@@ -12,7 +12,9 @@
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! gatys style-image=starry_night.jpg ! videoconvert ! autovideosink sync=false
  * ]|
  */
-use super::frame::{FORMATS, to_image, write_image};
+use super::clock::{Position, elapsed, is_live};
+use super::dump::Dump;
+use super::frame::{self, to_image, write_image};
 use super::latency::Latency;
 use super::load;
 use super::report;
@@ -41,9 +43,6 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     )
 });
 
-/// A jump in time beyond this starts anew.
-const JUMP: gst::ClockTime = gst::ClockTime::SECOND;
-
 /// The values of the properties, and what of them the stylizer does not know yet.
 #[derive(Default)]
 struct Shared {
@@ -71,9 +70,9 @@ struct State {
     first: bool,
     /// Frames since the element started.
     frames: u64,
-    /// When the last frame began and when the next one should, in the video; and when it came.
-    position: Option<(gst::ClockTime, gst::ClockTime, Instant)>,
+    position: Position,
     latency: Latency,
+    dump: Dump,
     /// What was wrong with the settings, as far as it was warned of.
     refused: Vec<String>,
 }
@@ -161,13 +160,8 @@ impl ElementImpl for Gatys {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(|| {
-            // The fields of an interlaced frame are of two moments: it would be painted as a comb.
-            let caps = gst_video::VideoCapsBuilder::new()
-                .format_list(FORMATS)
-                .field("interlace-mode", "progressive")
-                .build();
             let template = |name, direction| {
-                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
+                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &frame::caps())
             };
             [
                 ("sink", gst::PadDirection::Sink),
@@ -291,6 +285,9 @@ impl BaseTransformImpl for Gatys {
         // Computed without a lock, so that properties, queries and state changes do not wait.
         let result = self.paint(&info, &mut stylizer, input, output);
         let time = elapsed(begun);
+        if result.is_ok() {
+            self.dump_motion(&stylizer, &info);
+        }
         let device = device::name(stylizer.device());
         let precision = stylizer.vgg().precision();
         lock(&self.state).stylizer = Some(stylizer);
@@ -309,7 +306,7 @@ impl BaseTransformImpl for Gatys {
             &device,
             precision,
         ));
-        if !first && report.reason.is_some() {
+        if !first && !report.scene_cut && report.reason.is_some() {
             let moved = lock(&self.state).latency.add(time);
             if moved {
                 self.post(gst::message::Latency::builder().src(&*self.obj()).build());
@@ -370,7 +367,7 @@ impl Gatys {
     fn reset(&self) {
         let mut state = lock(&self.state);
         state.first = true;
-        state.position = None;
+        state.position = Position::default();
         if let Some(stylizer) = &mut state.stylizer {
             stylizer.reset();
         }
@@ -426,24 +423,12 @@ impl Gatys {
 
     /// Starts anew where a frame does not follow the last one in time.
     fn follow(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
-        let position = lock(&self.state).position;
-        let jumps = position.is_some_and(|(last, next, came)| {
-            let gap = pts.absdiff(last).min(pts.absdiff(next));
-            gap > JUMP && !(self.is_live() && gap <= JUMP + elapsed(came))
-        });
-        if jumps {
+        let mut position = lock(&self.state).position;
+        if position.follow(pts, duration, || is_live(self.obj().sink_pad())) {
             gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
             self.reset();
         }
-        let next = pts + duration.unwrap_or_default();
-        lock(&self.state).position = Some((pts, next, Instant::now()));
-    }
-
-    /// Whether the frames come as time passes: then some are lost while one is painted, and that is
-    /// no jump.
-    fn is_live(&self) -> bool {
-        let mut query = gst::query::Latency::new();
-        self.obj().sink_pad().peer_query(&mut query) && query.result().0
+        lock(&self.state).position = position;
     }
 
     fn cancelled(&self) -> bool {
@@ -477,6 +462,26 @@ impl Gatys {
         Ok(report)
     }
 
+    /// Writes pictures of how the frame moved, where a folder is set for them.
+    fn dump_motion(&self, stylizer: &Stylizer, info: &VideoInfo) {
+        let Some(folder) = lock(&self.shared).settings.dump_folder() else {
+            return;
+        };
+        let (mut dump, frame) = {
+            let mut state = lock(&self.state);
+            (std::mem::take(&mut state.dump), state.frames)
+        };
+        let size = (info.height() as usize, info.width() as usize);
+        if let Err(error) = dump.add(&folder, stylizer, frame, size) {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::Write,
+                ("{error}; no more pictures are written there")
+            );
+        }
+        lock(&self.state).dump = dump;
+    }
+
     fn fail(&self, what: &str, cause: &str) -> gst::FlowError {
         gst::element_imp_error!(self, gst::StreamError::Failed, ("{what}: {cause}"));
         gst::FlowError::Error
@@ -502,8 +507,4 @@ impl Gatys {
         // Without a bus there is nobody to tell.
         let _ = self.obj().post_message(message);
     }
-}
-
-fn elapsed(since: Instant) -> gst::ClockTime {
-    gst::ClockTime::try_from(since.elapsed()).unwrap_or(gst::ClockTime::MAX)
 }

@@ -2,6 +2,8 @@
 
 //! All that knows GStreamer.
 
+mod clock;
+mod dump;
 mod frame;
 mod imp;
 mod latency;
@@ -61,6 +63,14 @@ enumeration!(
         Previous = Previous, "previous", "The result of the frame before, changed as the frame has changed";
         Content = Content, "content", "The frame itself";
         Noise = Noise, "noise", "Uniform noise, the same for each frame";
+    }
+);
+
+enumeration!(
+    /// How the last result is moved.
+    Motion, "GstGatysMotion", config::MotionKind, {
+        None = None, "none", "Not at all: brush strokes stay in place";
+        Flow = Flow, "flow", "Along the optical flow: brush strokes go with what they paint";
     }
 );
 

@@ -53,6 +53,8 @@ pub fn structure(
         .field("style-loss", report.losses.style)
         .field("total-loss", report.losses.total)
         .field("initial-loss", report.initial.total)
+        .field("scene-cut", report.scene_cut)
+        .field("motion-time", report.motion_time.as_nanos() as u64)
         .field("time", time.nseconds())
         .field("device", device)
         .field("precision", precision.to_string())

@@ -2,7 +2,7 @@
 
 //! The table of properties, and what is made of their values.
 
-use super::{Color, Init, LossScale, Optimizer, Pooling, Precision};
+use super::{Color, Init, LossScale, Motion, Optimizer, Pooling, Precision};
 use crate::stylizer::config::{Config, LayerWeights};
 use crate::stylizer::device::DeviceChoice;
 use crate::vgg::weights::Source;
@@ -94,6 +94,7 @@ unranged! {
     Option<PathBuf>, |value| value.get(), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref().and_then(Path::to_str));
     Optimizer, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     Init, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    Motion, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     Pooling, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     Color, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
     Precision, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
@@ -159,7 +160,7 @@ properties! {
          looks at where the frame starts, so 1 paints nothing", CONTROLLABLE;
     initial_iterations: u32 = config.initial_iterations, (1, 100_000),
         "initial-iterations", "Initial iterations",
-        "Iterations for the first frame, and the first after a seek or a change of format", CONTROLLABLE;
+        "Iterations for the first frame, and the first after a scene cut, a seek or a change of format", CONTROLLABLE;
     time_budget: u64 = 0, (0, u64::MAX),
         "time-budget", "Time budget",
         "Nanoseconds after which a frame's optimisation stops and the best image so far is sent (0 = none). A frame \
@@ -181,6 +182,29 @@ properties! {
     tv_weight: f64 = config.tv_weight, (0.0, 1e12),
         "tv-weight", "Total variation weight",
         "Weight of the mean squared difference between neighbouring pixels: higher makes it smoother", CONTROLLABLE;
+    temporal_weight: f64 = config.temporal_weight, (0.0, 1e12),
+        "temporal-weight", "Temporal weight",
+        "Weight of the mean squared difference to the last result moved along the motion, where that is known: higher \
+         flickers less. Needs motion=flow", CONTROLLABLE;
+    motion: Motion = config.motion.into(), (),
+        "motion", "Motion", "How the last result is moved to where a frame starts", LIVE;
+    scene_cut: f64 = config.scene_cut, (0.0, 1.0),
+        "scene-cut", "Scene cut",
+        "Change beyond which a frame begins another scene, which is painted anew with initial-iterations (1 = none \
+         does)", CONTROLLABLE;
+    skip_still: bool = config.skip_still, (),
+        "skip-still", "Skip still frames",
+        "While the picture stays the same but for noise, go on with its painting until that has converged, and repeat \
+         it then", LIVE;
+    motion_dump: Option<PathBuf> = None, (),
+        "motion-dump", "Motion dump",
+        "Folder, made where missing, for pictures of how each painted frame moved since the one before, of the size \
+         that is optimised: flow-000123.png for frame 123 of the messages, whose hue is the direction (right is red, \
+         down yellow, left blue, up violet) and whose saturation is the length (white rests, full colour is the frame's \
+         longest motion, or 1 pixel where all are shorter); and mask-000123.png, white where that is reliable, grey \
+         where two motions meet, black where the frame before hid what is seen. None of frames whose motion was not \
+         looked at: first ones, still ones, repeated ones. Where it cannot be written, a warning is posted once \
+         (empty = no pictures)", LIVE;
     pooling: Pooling = config.pooling.into(), (),
         "pooling", "Pooling", "How the network halves its features", LIVE;
     max_size: u32 = config.max_size.unwrap_or(0), (0, 32_768),
@@ -247,6 +271,10 @@ impl Settings {
             noise: self.noise,
             seed: self.seed,
             tv_weight: self.tv_weight,
+            temporal_weight: self.temporal_weight,
+            motion: self.motion.into(),
+            scene_cut: self.scene_cut,
+            skip_still: self.skip_still,
             pooling: self.pooling.into(),
             max_size: (self.max_size > 0).then_some(self.max_size),
             color: self.color.into(),
@@ -286,9 +314,12 @@ impl Settings {
 
     /// The style image's path, if one is set.
     pub fn style_path(&self) -> Option<PathBuf> {
-        self.style_image
-            .clone()
-            .filter(|path| !path.as_os_str().is_empty())
+        given(&self.style_image)
+    }
+
+    /// The folder for pictures of the motion, if one is set.
+    pub fn dump_folder(&self) -> Option<PathBuf> {
+        given(&self.motion_dump)
     }
 
     /// The device that is asked for.
@@ -301,11 +332,7 @@ impl Settings {
 
     /// Where the weights are: a path, else a name in the data directory.
     pub fn weights(&self) -> Source {
-        let Some(path) = self
-            .weights
-            .clone()
-            .filter(|path| !path.as_os_str().is_empty())
-        else {
+        let Some(path) = given(&self.weights) else {
             return Source::BuiltIn;
         };
         match weights_by_name(&path) {
@@ -313,6 +340,11 @@ impl Settings {
             _ => Source::File(path),
         }
     }
+}
+
+/// A path that is set and not empty.
+fn given(path: &Option<PathBuf>) -> Option<PathBuf> {
+    path.clone().filter(|path| !path.as_os_str().is_empty())
 }
 
 /// The file in the data directory that has this name, if it can be a name and is not a file's path.

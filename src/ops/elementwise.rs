@@ -291,6 +291,68 @@ pub fn total_variation(image: &Tensor, scale: f64, gradient: &Tensor) -> Result<
     }
 }
 
+/// Σ c (x − t)² over the values x of an image `[h, w, 3]`, for `target` `[h, w, 4]`: the three values
+/// t of a pixel and its weight c. Its gradient times `scale` is added to `gradient`.
+pub fn held(image: &Tensor, target: &Tensor, scale: f64, gradient: &Tensor) -> Result<f64> {
+    expect_same(image, gradient)?;
+    let (h, w, n) = image.dims3()?;
+    if target.dims() != [h, w, n + 1] || n != 3 {
+        bail!("a target for {:?} is not {:?}", image.dims(), target.dims());
+    }
+    match image.device() {
+        Device::Cpu if cpu_side() => {
+            let total = Cell::new(0.0);
+            let op = op3(
+                "held",
+                |gradient: &mut [f32], image: &[f32], target: &[f32]| {
+                    let (gradient, image) =
+                        (gradient.as_chunks_mut::<3>().0, image.as_chunks::<3>().0);
+                    total.set(held_pixels(
+                        gradient,
+                        image,
+                        target.as_chunks::<4>().0,
+                        scale as f32,
+                    ));
+                },
+            );
+            gradient.inplace_op3(image, target, &op)?;
+            Ok(total.get())
+        }
+        _ => {
+            let weight = target.narrow(2, 3, 1)?;
+            let difference = (image - target.narrow(2, 0, 3)?)?;
+            let weighted = difference.broadcast_mul(&weight)?;
+            store(gradient, &(&weighted * (2.0 * scale))?, true)?;
+            sum_all(&(weighted.to_dtype(DType::F64)? * difference.to_dtype(DType::F64)?)?)
+        }
+    }
+}
+
+/// The CPU side of `held`.
+fn held_pixels(
+    gradient: &mut [[f32; 3]],
+    image: &[[f32; 3]],
+    target: &[[f32; 4]],
+    scale: f32,
+) -> f64 {
+    let part = image.len().div_ceil(PARTS).max(1);
+    let mut sums = [0.0; PARTS];
+    let sources = image.par_chunks(part).zip(target.par_chunks(part));
+    sums.par_iter_mut()
+        .zip(gradient.par_chunks_mut(part).zip(sources))
+        .for_each(|(sum, (gradient, (image, target)))| {
+            for (gradient, (image, target)) in gradient.iter_mut().zip(image.iter().zip(target)) {
+                let weight = target[3];
+                for channel in 0..3 {
+                    let difference = image[channel] - target[channel];
+                    gradient[channel] += 2.0 * scale * weight * difference;
+                    *sum += f64::from(weight * difference * difference);
+                }
+            }
+        });
+    sums.iter().sum()
+}
+
 /// The CPU side of `total_variation` for `h` rows of `row` values, whose horizontal neighbours
 /// lie `n` apart.
 fn total_variation_rows(
@@ -461,6 +523,34 @@ mod tests {
             };
             assert_eq!(run(DType::BF16), run(DType::F32));
         }
+    }
+
+    #[test]
+    fn what_pixels_are_held_to_is_its_formula() {
+        with_both_sides(|side| {
+            for (h, w) in SIZES {
+                let (image, before) = (random(h, w, 1), random(h, w, 2));
+                let target = Array::random(h, w, 4, 3);
+                let (mut total, mut expected) = (0.0, before.values.clone());
+                for (i, value) in image.values.iter().enumerate() {
+                    let (pixel, channel) = (i / 3, i % 3);
+                    let weight = target.values[4 * pixel + 3];
+                    let difference = value - target.values[4 * pixel + channel];
+                    total += weight * difference * difference;
+                    expected[i] += 2.0 * 0.3 * weight * difference;
+                }
+                let gradient = before.tensor();
+                let value = held(&image.tensor(), &target.tensor(), 0.3, &gradient).unwrap();
+                assert!(
+                    (value - total).abs() < 1e-5 * (h * w) as f64,
+                    "{side}, {h}x{w}"
+                );
+                let error = relative_error(&gradient, &expected);
+                assert!(error < 1e-6, "{side}, {h}x{w}: {error}");
+            }
+            let (image, target) = (random(4, 5, 1).tensor(), random(4, 5, 2).tensor());
+            assert!(held(&image, &target, 1.0, &image.copy().unwrap()).is_err());
+        });
     }
 
     /// The gradient of a quadratic function by central differences, which are exact for it.

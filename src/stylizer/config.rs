@@ -2,6 +2,7 @@
 
 //! What a stylizer can be told, with its defaults and bounds.
 
+use super::motion::scene::DEFAULT_SCENE_CUT;
 use crate::vgg::{Layer, Pooling, UnknownLayer, Vgg};
 use std::fmt;
 use std::str::FromStr;
@@ -38,6 +39,16 @@ pub enum Init {
     Content,
     /// Uniform noise, the same for every frame.
     Noise,
+}
+
+/// How the last result is moved to where a frame starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MotionKind {
+    /// Not at all.
+    None,
+    /// Along the optical flow.
+    #[default]
+    Flow,
 }
 
 /// Where the colours of the result come from.
@@ -148,6 +159,12 @@ pub struct Config {
     pub noise: f64,
     pub seed: u64,
     pub tv_weight: f64,
+    pub temporal_weight: f64,
+    pub motion: MotionKind,
+    /// A frame that changed more than this begins another scene; 1 turns it off.
+    pub scene_cut: f64,
+    /// Whether the painting of a picture that stays the same is repeated once it has converged.
+    pub skip_still: bool,
     pub pooling: Pooling,
     /// None is the frame's own size.
     pub max_size: Option<u32>,
@@ -184,6 +201,10 @@ impl Default for Config {
             noise: 0.0,
             seed: 0,
             tv_weight: 5.0,
+            temporal_weight: 0.0,
+            motion: MotionKind::default(),
+            scene_cut: DEFAULT_SCENE_CUT,
+            skip_still: true,
             pooling: Pooling::default(),
             max_size: Some(512),
             color: Color::default(),
@@ -228,6 +249,12 @@ impl Config {
                 self.tv_weight >= 0.0,
             ),
             (
+                "temporal-weight",
+                self.temporal_weight,
+                NOT_NEGATIVE,
+                self.temporal_weight >= 0.0,
+            ),
+            (
                 "style-scale",
                 self.style_scale,
                 POSITIVE,
@@ -238,6 +265,12 @@ impl Config {
                 self.learning_rate,
                 POSITIVE,
                 self.learning_rate > 0.0,
+            ),
+            (
+                "scene-cut",
+                self.scene_cut,
+                "from 0 to 1",
+                (0.0..=1.0).contains(&self.scene_cut),
             ),
             (
                 "noise",

@@ -3,6 +3,7 @@
 //! One frame's journey, in the order of these modules: scaled down, stripped of its colours where
 //! they are to stay, optimised, and brought back.
 
+mod canvas;
 pub mod color;
 pub mod config;
 pub mod device;
@@ -12,17 +13,17 @@ pub mod optimizer;
 pub mod resize;
 pub mod style;
 
-use crate::ops::elementwise::copy;
 use crate::vgg::{self, Cancel, Vgg};
 use candle_core::{Device, Tensor};
+use canvas::{Canvas, Scene, Settling};
 use config::{Color, Config, ConfigError, Init};
+use motion::Motion;
+use motion::pyramid::Pyramid;
 use objective::{Balance, Losses, Objective};
-use optimizer::{Budget, Optimizer, Reason};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use optimizer::{Budget, Outcome, Reason};
 use rayon::ThreadPool;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use style::StyleImage;
 
 /// Why a frame was not stylised.
@@ -57,6 +58,10 @@ pub struct Report {
     pub initial: Losses,
     /// At the image that was made of it.
     pub losses: Losses,
+    /// Whether the frame is the first of a new scene.
+    pub scene_cut: bool,
+    /// What of the frame's time went into finding what moved and moving it.
+    pub motion_time: Duration,
 }
 
 /// Turns frames into paintings, one after the other.
@@ -68,23 +73,9 @@ pub struct Stylizer {
     canvas: Option<Canvas>,
     /// The last result in the frame's size, and its losses.
     shown: Option<(Tensor, Losses)>,
-    /// Frames since the last reset.
+    /// Frames since the last reset or scene cut.
     frames: u64,
-}
-
-/// What lasts from frame to frame for one size.
-struct Canvas {
-    /// What is optimised, before padding.
-    size: (usize, usize),
-    /// The image that is optimised, `[h, w, 3]` on the network's device.
-    image: Tensor,
-    /// Whether `image` is the result of a frame.
-    painted: bool,
-    /// That frame, of the same shape.
-    content: Tensor,
-    /// None where what it is made from has changed.
-    objective: Option<Objective>,
-    optimizer: Box<dyn Optimizer>,
+    motion: Option<Box<Motion>>,
 }
 
 impl Stylizer {
@@ -99,6 +90,7 @@ impl Stylizer {
             canvas: None,
             shown: None,
             frames: 0,
+            motion: None,
         })
     }
 
@@ -115,19 +107,28 @@ impl Stylizer {
         &self.vgg
     }
 
+    /// How the last frame moved since the one painted before it, if that was looked at.
+    pub fn motion(&self) -> Option<&Motion> {
+        self.motion.as_deref()
+    }
+
     /// Takes other settings, from the next frame on; refused ones change nothing.
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         config.validate(&self.vgg)?;
+        if config == self.config {
+            return Ok(());
+        }
         if config.n_threads != self.config.n_threads {
             self.threads = threads(&config)?;
         }
         let before = std::mem::replace(&mut self.config, config);
         let config = &self.config;
         if let Some(canvas) = &mut self.canvas {
+            canvas.settling = Settling::default();
             if before.optimizer == config.optimizer {
                 canvas.optimizer.configure(config);
             } else {
-                canvas.optimizer = optimizer::optimizer(&canvas.image, config)?;
+                canvas.renew_optimizer(config)?;
             }
             let same_network = before.pooling == config.pooling
                 && before.content_layers == config.content_layers
@@ -146,6 +147,7 @@ impl Stylizer {
         self.style = style;
         if let Some(canvas) = &mut self.canvas {
             canvas.objective = None;
+            canvas.settling = Settling::default();
         }
     }
 
@@ -154,112 +156,160 @@ impl Stylizer {
         self.shown = None;
         self.frames = 0;
         if let Some(canvas) = &mut self.canvas {
-            canvas.painted = false;
+            canvas.forget();
         }
     }
 
     /// Makes a painting of a frame `[h, w, 3]`, RGB 0..1 on the CPU; what comes back has the same
     /// form. Ends with [`Error::Cancelled`] before the next layer once `cancel` says so.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
-        let due = self
-            .frames
-            .is_multiple_of(self.config.frame_interval.into());
-        self.frames += 1;
-        match &self.shown {
-            Some((image, losses)) if !due && image.dims() == frame.dims() => {
-                let report = Report {
-                    iterations: 0,
-                    reason: None,
-                    initial: *losses,
-                    losses: *losses,
-                };
-                Ok((image.clone(), report))
+        self.threads.clone().install(|| {
+            let (h, w, _) = frame.dims3()?;
+            let size = resize::fit((h, w), self.config.max_size);
+            let mut content = resize::pad(&resize::resize(frame, size)?)?;
+            if self.config.color == Color::Content {
+                content = color::grey(&content)?;
             }
-            _ => self.threads.clone().install(|| self.paint(frame, cancel)),
+            let mut canvas = self.canvas(size, &content)?;
+            let painted = self.paint(&mut canvas, content, cancel);
+            if painted.is_err() {
+                canvas.forget();
+            }
+            let canvas = self.canvas.insert(canvas);
+            let report = painted?;
+            let image = match &self.shown {
+                Some((image, _)) if report.reason.is_none() && image.dims() == frame.dims() => {
+                    image.clone()
+                }
+                _ => {
+                    let result = resize::resize(&resize::crop(&canvas.result, size)?, (h, w))?;
+                    match self.config.color {
+                        Color::Style => result,
+                        Color::Content => color::with_chrominance(&result, frame)?,
+                    }
+                }
+            };
+            self.shown = Some((image.clone(), report.losses));
+            Ok((image, report))
+        })
+    }
+
+    /// The canvas for a size, taken out of `self`.
+    fn canvas(&mut self, size: (usize, usize), content: &Tensor) -> Result<Canvas, Error> {
+        match self.canvas.take() {
+            Some(canvas) if canvas.size == size => Ok(canvas),
+            earlier => {
+                let mut canvas = Canvas::new(size, content, self.vgg.device(), &self.config)?;
+                if let Some(earlier) = earlier {
+                    canvas.continue_from(&earlier)?;
+                }
+                Ok(canvas)
+            }
         }
     }
 
-    fn paint(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
+    /// Makes a painting of a frame's content on the canvas.
+    fn paint(
+        &mut self,
+        canvas: &mut Canvas,
+        content: Tensor,
+        cancel: Cancel,
+    ) -> Result<Report, Error> {
+        let mut watch = Watch::start();
         let deadline = self
             .config
             .time_budget
-            .and_then(|budget| Instant::now().checked_add(budget));
-        let (h, w, _) = frame.dims3()?;
-        let size = resize::fit((h, w), self.config.max_size);
-        let mut content = resize::pad(&resize::resize(frame, size)?)?;
-        if self.config.color == Color::Content {
-            content = color::grey(&content)?;
+            .and_then(|budget| watch.begun.checked_add(budget));
+        let pyramid = Pyramid::new(&content)?;
+        let scene = canvas.look(&pyramid, &self.config);
+        let first = matches!(scene, Scene::First | Scene::Cut);
+        if first {
+            canvas.forget();
+            self.frames = 0;
         }
-        let content = content.to_device(self.vgg.device())?;
-        let mut canvas = self.prepare(size, &content, cancel)?;
+        let interval = u64::from(self.config.frame_interval);
+        let due = self.frames.is_multiple_of(interval);
+        self.frames += 1;
+        let still = matches!(scene, Scene::Still);
+        let done = still && canvas.settling.done;
+        if let Some((_, losses)) = self.shown
+            && !first
+            && (done || !due)
+        {
+            self.motion = None;
+            return Ok(Report {
+                iterations: 0,
+                reason: None,
+                initial: losses,
+                losses,
+                scene_cut: false,
+                motion_time: watch.lap(),
+            });
+        }
 
+        if first || self.config.init != Init::Previous {
+            // What the optimiser learned is of another image.
+            canvas.renew_optimizer(&self.config)?;
+        }
+        let target = canvas.set_start(&content, &pyramid, &scene, &self.config)?;
+        let motion_time = watch.lap();
         let budget = Budget {
-            iterations: match canvas.painted {
-                true => self.config.iterations,
-                false => self.config.initial_iterations,
+            iterations: match first {
+                true => self.config.initial_iterations,
+                false => self.config.iterations,
             },
             deadline,
         };
-        self.set_start(&canvas, &content)?;
-        let optimized = self.optimize(&mut canvas, &content, budget, cancel);
-        canvas.painted = optimized.is_ok();
-        canvas.content = content;
-        let canvas = self.canvas.insert(canvas);
-        let report = optimized?;
-        let result = resize::resize(
-            &resize::crop(&canvas.image.to_device(&Device::Cpu)?, size)?,
-            (h, w),
-        )?;
-        let result = match self.config.color {
-            Color::Style => result,
-            Color::Content => color::with_chrominance(&result, frame)?,
+        // A still picture's content is that which its painting was begun with.
+        let shown = match still {
+            true => &canvas.content,
+            false => &content,
         };
-        self.shown = Some((result.clone(), report.losses));
-        Ok((result, report))
+        let shown = shown.to_device(self.vgg.device())?;
+        let outcome = self.optimize(canvas, &shown, target, budget, cancel)?;
+        watch.lap();
+        canvas.keep(content, pyramid, &scene, &outcome, &self.config)?;
+        let motion_time = motion_time + watch.lap();
+        let scene_cut = matches!(scene, Scene::Cut);
+        self.motion = match scene {
+            Scene::Moving(motion) => motion,
+            _ => None,
+        };
+        Ok(Report {
+            iterations: outcome.iterations,
+            reason: Some(match still && canvas.settling.done {
+                true => Reason::Converged,
+                false => outcome.reason,
+            }),
+            initial: outcome.initial,
+            losses: outcome.best,
+            scene_cut,
+            motion_time,
+        })
     }
 
-    /// The canvas for a size, with the objective's style set, taken out of `self`.
-    fn prepare(
-        &mut self,
-        size: (usize, usize),
+    /// Takes the image on the canvas to the best one found for `content`.
+    fn optimize(
+        &self,
+        canvas: &mut Canvas,
         content: &Tensor,
+        target: Option<Tensor>,
+        budget: Budget,
         cancel: Cancel,
-    ) -> Result<Canvas, Error> {
-        let mut canvas = match self.canvas.take() {
-            Some(mut canvas) if canvas.size == size => {
-                if !canvas.painted {
-                    // What it learned belongs to the frames before the reset.
-                    canvas.optimizer = optimizer::optimizer(&canvas.image, &self.config)?;
-                }
-                canvas
-            }
-            earlier => {
-                let earlier = earlier.filter(|canvas| canvas.painted);
-                let (image, earlier_content) = match &earlier {
-                    Some(earlier) => {
-                        let scaled = |image: &Tensor| {
-                            let image =
-                                resize::crop(&image.to_device(&Device::Cpu)?, earlier.size)?;
-                            resize::pad(&resize::resize(&image, size)?)?.to_device(content.device())
-                        };
-                        (scaled(&earlier.image)?, scaled(&earlier.content)?)
-                    }
-                    None => (content.copy()?, content.clone()),
-                };
-                Canvas {
-                    size,
-                    optimizer: optimizer::optimizer(&image, &self.config)?,
-                    image,
-                    painted: earlier.is_some(),
-                    content: earlier_content,
-                    objective: None,
-                }
-            }
+    ) -> Result<Outcome, Error> {
+        let objective = match &mut canvas.objective {
+            Some(objective) => objective,
+            none => none.insert(self.objective(content, cancel)?),
         };
-        if canvas.objective.is_none() {
-            canvas.objective = Some(self.objective(content, cancel)?);
-        }
-        Ok(canvas)
+        objective.set_content(content, cancel)?;
+        objective.set_temporal(target);
+        let balance = Balance::from(&self.config);
+        let optimizer = &mut canvas.optimizer;
+        Ok(
+            optimizer.minimize(&canvas.image, budget, &mut |image, gradient| {
+                objective.evaluate(image, balance, gradient, cancel)
+            })?,
+        )
     }
 
     /// The objective for images of the shape of `content`, without its content.
@@ -285,66 +335,24 @@ impl Stylizer {
         objective.set_style(&style.to_device(self.vgg.device())?, cancel)?;
         Ok(objective)
     }
+}
 
-    /// Puts the image that the optimisation starts from onto the canvas.
-    fn set_start(&self, canvas: &Canvas, content: &Tensor) -> Result<(), Error> {
-        let noise = match self.config.init {
-            // The paint, so the result less its frame, stays, and what is under it becomes this
-            // frame. Left as it is, the last result may satisfy the content loss of deep layers
-            // without ever showing what moved.
-            Init::Previous if canvas.painted => {
-                let change = (content - &canvas.content)?;
-                let image = (&canvas.image + change)?.clamp(0f32, 1f32)?;
-                return Ok(copy(&canvas.image, &image)?);
-            }
-            Init::Previous | Init::Content => self.config.noise,
-            Init::Noise => 1.0,
-        };
-        if noise == 0.0 {
-            return Ok(copy(&canvas.image, content)?);
-        }
-        let mut rng = StdRng::seed_from_u64(self.config.seed);
-        let values = (0..content.elem_count())
-            .map(|_| rng.random::<f32>())
-            .collect();
-        let random =
-            Tensor::from_vec(values, content.shape(), &Device::Cpu)?.to_device(content.device())?;
-        Ok(copy(
-            &canvas.image,
-            &((content * (1.0 - noise))? + (random * noise)?)?,
-        )?)
+/// Says how long each stage of a frame took.
+struct Watch {
+    begun: Instant,
+    lap: Instant,
+}
+
+impl Watch {
+    fn start() -> Self {
+        let begun = Instant::now();
+        Self { begun, lap: begun }
     }
 
-    fn optimize(
-        &self,
-        canvas: &mut Canvas,
-        content: &Tensor,
-        budget: Budget,
-        cancel: Cancel,
-    ) -> Result<Report, Error> {
-        let Canvas {
-            image,
-            objective: Some(objective),
-            optimizer,
-            ..
-        } = canvas
-        else {
-            return Err(candle_core::Error::Msg(
-                "a canvas is prepared before it is painted".into(),
-            )
-            .into());
-        };
-        let balance = Balance::from(&self.config);
-        objective.set_content(content, cancel)?;
-        let outcome = optimizer.minimize(image, budget, &mut |image, gradient| {
-            objective.evaluate(image, balance, gradient, cancel)
-        })?;
-        Ok(Report {
-            iterations: outcome.iterations,
-            reason: Some(outcome.reason),
-            initial: outcome.initial,
-            losses: outcome.best,
-        })
+    /// The time since the last lap.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.lap, now)
     }
 }
 

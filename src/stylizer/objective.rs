@@ -7,7 +7,7 @@
 //! positions, so that images of different sizes can be compared.
 
 use super::config::{Config, LayerWeights, LossScale};
-use crate::ops::elementwise::{content, copy, difference, dot, total_variation};
+use crate::ops::elementwise::{content, copy, difference, dot, held, total_variation};
 use crate::ops::gram::{gram, gram_backward};
 use crate::vgg::{Cancel, Error, Features, Layer, Pooling, Vgg};
 use candle_core::{DType, Tensor};
@@ -24,7 +24,9 @@ pub struct Losses {
     pub style: f64,
     /// The mean squared difference between neighbours.
     pub variation: f64,
-    /// α · content + β · style + tv-weight · variation.
+    /// The mean squared difference to the last result moved along, where the motion is known.
+    pub temporal: f64,
+    /// α · content + β · style + tv-weight · variation + temporal-weight · temporal.
     pub total: f64,
 }
 
@@ -34,6 +36,7 @@ pub struct Balance {
     pub alpha: f64,
     pub beta: f64,
     pub tv_weight: f64,
+    pub temporal_weight: f64,
     pub loss_scale: LossScale,
 }
 
@@ -43,6 +46,7 @@ impl From<&Config> for Balance {
             alpha: config.alpha,
             beta: config.beta,
             tv_weight: config.tv_weight,
+            temporal_weight: config.temporal_weight,
             loss_scale: config.loss_scale,
         }
     }
@@ -103,6 +107,7 @@ pub struct Objective {
     pooling: Pooling,
     content: Vec<ContentTerm>,
     style: Vec<StyleTerm>,
+    temporal: Option<Tensor>,
     features: Features,
     gradients: Features,
 }
@@ -144,6 +149,7 @@ impl Objective {
         Ok(Self {
             content: content.collect::<Result<_, Error>>()?,
             style: style.collect::<Result<_, Error>>()?,
+            temporal: None,
             vgg,
             pooling,
             features,
@@ -180,6 +186,12 @@ impl Objective {
             term.energy = dot(&term.target, &term.target)? / (4.0 * term.channels_squared());
         }
         Ok(())
+    }
+
+    /// Takes the image that pixels are held to, and their weights c, `[h, w, 4]`: Σ c (x − x̂)² over
+    /// the number of values (Ruder et al. 2016, eq. 7). None where there is no such image.
+    pub fn set_temporal(&mut self, target: Option<Tensor>) {
+        self.temporal = target;
     }
 
     /// The losses of `image` `[h, w, 3]`, and the gradient of the total into `gradient` of the
@@ -219,9 +231,16 @@ impl Objective {
         let values = image.elem_count() as f64;
         let weight = balance.tv_weight / values;
         losses.variation = total_variation(image, weight, gradient)? / values;
+        if let Some(target) = &self.temporal
+            && balance.temporal_weight > 0.0
+        {
+            let weight = balance.temporal_weight / values;
+            losses.temporal = held(image, target, weight, gradient)? / values;
+        }
         losses.total = balance.alpha * losses.content
             + balance.beta * losses.style
-            + balance.tv_weight * losses.variation;
+            + balance.tv_weight * losses.variation
+            + balance.temporal_weight * losses.temporal;
         Ok(losses)
     }
 

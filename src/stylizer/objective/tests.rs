@@ -259,6 +259,7 @@ fn balance(loss_scale: LossScale) -> Balance {
         alpha: 1.5,
         beta: 40.0,
         tv_weight: 5.0,
+        temporal_weight: 0.0,
         loss_scale,
     }
 }
@@ -451,6 +452,52 @@ fn the_style_image_itself_has_no_style_loss() {
 }
 
 /// A network whose features are all zero: there is nothing to be relative to.
+/// It adds its mean, and its gradient to the others'.
+#[test]
+fn the_temporal_term_holds_pixels_to_the_target() {
+    let mut objective = objective(Pooling::Avg);
+    let (h, w) = SIZE;
+    let target = Array {
+        values: (0..4 * h * w)
+            .map(|i| f64::from((i % 7) as f32 / 8.0))
+            .collect(),
+        ..Array::zeros(h, w, 4)
+    };
+    let held = Balance {
+        temporal_weight: 30.0,
+        ..balance(LossScale::Relative)
+    };
+    let mut evaluate = |target: Option<&Array>, balance| {
+        objective.set_temporal(target.map(Array::tensor));
+        let gradient = image().tensor().zeros_like().unwrap();
+        let losses = objective
+            .evaluate(&image().tensor(), balance, &gradient, &|| false)
+            .unwrap();
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (losses, gradient)
+    };
+    let (free, free_gradient) = evaluate(None, held);
+    let (unweighted, _) = evaluate(Some(&target), balance(LossScale::Relative));
+    assert_eq!(unweighted, free);
+    assert_eq!(free.temporal, 0.0);
+
+    let (losses, gradient) = evaluate(Some(&target), held);
+    let image = image();
+    let count = image.values.len() as f64;
+    let terms = image.values.iter().enumerate().map(|(i, value)| {
+        let pixel = &target.values[4 * (i / 3)..];
+        (pixel[3], value - pixel[i % 3])
+    });
+    let terms: Vec<(f64, f64)> = terms.collect();
+    let expected = terms.iter().map(|(c, d)| c * d * d).sum::<f64>() / count;
+    assert!((losses.temporal - expected).abs() < 1e-6 * expected);
+    assert!((losses.total - free.total - 30.0 * expected).abs() < 1e-5 * losses.total);
+    for ((gradient, free), (c, d)) in gradient.iter().zip(&free_gradient).zip(terms) {
+        let expected = 30.0 * 2.0 * c * d / count;
+        assert!((f64::from(gradient - free) - expected).abs() < 1e-6);
+    }
+}
+
 #[test]
 fn dead_layers_give_finite_losses() {
     let mut network = Network::new();

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::*;
+
+const H: usize = 64;
+const W: usize = 96;
+
+fn tensor(value: impl Fn(usize, usize, usize) -> f32) -> Tensor {
+    let values = (0..H * W * 3).map(|i| value(i / 3 / W, i / 3 % W, i % 3));
+    Tensor::from_vec(values.collect(), (H, W, 3), &Device::Cpu).unwrap()
+}
+
+/// A frame with something to see everywhere, `shift` pixels along.
+fn scene(shift: f32) -> Tensor {
+    tensor(|y, x, c| {
+        let (x, y) = (x as f32 + shift, y as f32);
+        let rough = (0.11 * x + 0.05 * y + c as f32).sin() + (0.13 * y - 0.04 * x).sin();
+        let fine = (0.43 * x + 0.29 * y).sin() + (0.31 * x - 0.47 * y).sin();
+        0.5 + 0.1 * rough + 0.07 * fine
+    })
+}
+
+/// The same with something in front of it, which covers 16 columns from `left` on.
+fn covered(left: usize) -> Tensor {
+    let scene = values(&scene(0.0));
+    tensor(
+        |y, x, c| match (16..48).contains(&y) && (left..left + 16).contains(&x) {
+            true => {
+                let (x, y) = ((x - left) as f32, y as f32);
+                0.5 + 0.2 * ((0.6 * x).sin() * (0.5 * y).cos() + (0.21 * x + 0.17 * y).sin())
+            }
+            false => scene[(y * W + x) * 3 + c],
+        },
+    )
+}
+
+fn values(image: &Tensor) -> Vec<f32> {
+    image.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A painting that has nothing of its frame.
+fn painting(number: usize) -> Tensor {
+    tensor(|y, x, c| 0.3 + 0.2 * number as f32 + 0.01 * ((y + 2 * x + c) % 7) as f32)
+}
+
+fn painted(content: &Tensor, result: &Tensor) -> Painted {
+    Painted::new(content, Pyramid::new(content).unwrap(), result).unwrap()
+}
+
+/// The start of the frame `now`, from paintings of the frames before it, the latest first.
+fn start(now: &Tensor, before: &[(&Tensor, &Tensor)]) -> (Motion, Start) {
+    let past: VecDeque<Painted> = before
+        .iter()
+        .map(|(frame, result)| painted(frame, result))
+        .collect();
+    let pyramid = Pyramid::new(now).unwrap();
+    let motion = Motion::between(&pyramid, &past[0].pyramid);
+    let frames = Frames {
+        now,
+        before: before[0].0,
+        result: before[0].1,
+    };
+    let start = Start::new(frames, &pyramid, &motion, &past).unwrap();
+    (motion, start)
+}
+
+#[test]
+fn a_frame_that_stays_starts_where_the_last_one_ended() {
+    let (frame, result) = (scene(0.0), painting(0));
+    let (_, start) = start(&frame, &[(&frame, &result)]);
+    for (start, result) in values(&start.image).iter().zip(values(&result)) {
+        assert!((start - result).abs() < 1e-3, "{start} {result}");
+    }
+    let target = values(&start.target);
+    for (target, start) in target
+        .chunks_exact(4)
+        .zip(values(&start.image).chunks_exact(3))
+    {
+        assert_eq!(target[..3], *start);
+        assert_eq!(target[3], 1.0);
+    }
+}
+
+#[test]
+fn a_painting_goes_along_with_a_pan() {
+    let (before, now) = (scene(0.0), scene(5.0));
+    let result = tensor(|y, x, _| 0.5 + 0.3 * ((0.3 * x as f32).sin() * (0.2 * y as f32).cos()));
+    let (_, start) = start(&now, &[(&before, &result)]);
+    let (start, result) = (values(&start.image), values(&result));
+    let mut worst = 0f32;
+    for y in 8..H - 8 {
+        for x in 8..W - 16 {
+            let difference = start[(y * W + x) * 3] - result[(y * W + x + 5) * 3];
+            worst = worst.max(difference.abs());
+        }
+    }
+    assert!(worst < 0.06, "{worst}");
+}
+
+#[test]
+fn a_frame_that_became_brighter_starts_brighter() {
+    let (before, result) = (scene(0.0), painting(0));
+    let now = (&before + 0.1).unwrap();
+    let (_, start) = start(&now, &[(&before, &result)]);
+    for (start, result) in values(&start.image).iter().zip(values(&result)) {
+        assert!((start - result - 0.1).abs() < 0.01, "{start} {result}");
+    }
+}
+
+/// The mean of an image where what covers column 40 on in one frame has left in the next.
+fn mean(image: &Tensor) -> f32 {
+    let inside = image.narrow(0, 24, 16).unwrap().narrow(1, 45, 6).unwrap();
+    inside.mean_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn what_was_hidden_is_as_it_was_painted_before_that() {
+    let frames = [56, 40, 24].map(covered);
+    let (first, second) = (painting(0), painting(2));
+    let (_, start) = start(&frames[0], &[(&frames[1], &second), (&frames[2], &first)]);
+    assert!(
+        (mean(&start.image) - mean(&first)).abs() < 0.1,
+        "{}",
+        mean(&start.image)
+    );
+    let held = start.target.narrow(2, 3, 1).unwrap();
+    assert!(mean(&held) > 0.7, "{}", mean(&held));
+}
+
+#[test]
+fn what_no_painting_shows_is_filled_with_paint() {
+    let frames = [56, 40].map(covered);
+    let second = painting(1);
+    let (_, start) = start(&frames[0], &[(&frames[1], &second)]);
+    let change = (&frames[0] - &frames[1]).unwrap();
+    let fill = (second + change).unwrap().clamp(0f32, 1f32).unwrap();
+    assert!((mean(&start.image) - mean(&fill)).abs() < 0.05);
+    let held = start.target.narrow(2, 3, 1).unwrap();
+    assert!(mean(&held) < 0.3, "{}", mean(&held));
+}

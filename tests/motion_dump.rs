@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Proves that `motion-dump` shows how frames moved, and that the stream goes on where it cannot.
+#![cfg(feature = "plugin")]
+
+mod common;
+
+use common::Files;
+use common::painter::{Painter, element};
+use common::video::{Pixels, info};
+use gst::prelude::*;
+use gst_video::VideoFormat;
+use image::RgbImage;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const WIDTH: u32 = 96;
+const HEIGHT: u32 = 64;
+
+/// Pixels that a picture moves on by for each frame.
+const STEP: i32 = 3;
+
+/// Noise of soft blobs, `shift` pixels moved to the right and `fall` down.
+fn scene(shift: i32, fall: i32) -> Pixels {
+    let corner = |y: i32, x: i32| {
+        let mut hash = (y.wrapping_mul(73_856_093) ^ x.wrapping_mul(19_349_663)) as u32;
+        hash = (hash ^ (hash >> 13)).wrapping_mul(0x5bd1_e995);
+        f64::from((hash ^ (hash >> 15)) & 0xff)
+    };
+    const BLOB: i32 = 6;
+    let value = |y: i32, x: i32| {
+        let part = |at: i32| f64::from(at.rem_euclid(BLOB)) / f64::from(BLOB);
+        let (top, left) = (y.div_euclid(BLOB), x.div_euclid(BLOB));
+        let mix = |a: f64, b: f64, t: f64| a + t * (b - a);
+        let row = |y: i32| mix(corner(y, left), corner(y, left + 1), part(x));
+        mix(row(top), row(top + 1), part(y)) as u8
+    };
+    let pixel = |y: u32, x: u32| {
+        let value = value(y as i32 - fall, x as i32 - shift);
+        [value, value / 2 + 60, 255 - value]
+    };
+    (0..HEIGHT)
+        .flat_map(|y| (0..WIDTH).map(move |x| pixel(y, x)))
+        .collect()
+}
+
+fn painter(files: &Files, dump: &Path) -> Painter {
+    let element = element(files);
+    element.set_property("motion-dump", dump.to_str().unwrap());
+    Painter::with_info(&element, info(VideoFormat::Rgb, WIDTH, HEIGHT))
+}
+
+/// Paints scenes one after the other.
+fn paint(painter: &mut Painter, scenes: impl IntoIterator<Item = Pixels>) -> Vec<Pixels> {
+    let painted = |scene: Pixels| {
+        let frame = painter.frame(&scene);
+        painter.paint(frame)
+    };
+    scenes.into_iter().map(painted).collect()
+}
+
+/// The names in a folder, which may be missing.
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+fn picture(folder: &Path, name: &str) -> RgbImage {
+    let picture = image::open(folder.join(name)).unwrap();
+    assert_eq!(picture.color(), image::ColorType::Rgb8);
+    picture.to_rgb8()
+}
+
+/// The part of a picture's pixels that are so.
+fn part(picture: &RgbImage, is: impl Fn([u8; 3]) -> bool) -> f64 {
+    let count = picture.pixels().filter(|pixel| is(pixel.0)).count();
+    count as f64 / f64::from(picture.width() * picture.height())
+}
+
+#[test]
+fn what_moves_has_the_colour_of_its_direction() {
+    let files = Files::new();
+    for (direction, name, is) in [
+        (
+            (1, 0),
+            "right",
+            (|[r, g, b]| r > 200 && g < 130 && b < 130) as fn([u8; 3]) -> bool,
+        ),
+        ((-1, 0), "left", |[r, g, b]| r < 130 && g > 150 && b > 200),
+        ((0, 1), "down", |[r, g, b]| r > 200 && g > 180 && b < 130),
+        ((0, -1), "up", |[r, g, b]| {
+            r > 50 && r < 180 && g < 130 && b > 200
+        }),
+    ] {
+        let folder = files.dir.path().join("made").join(name);
+        let mut painter = painter(&files, &folder);
+        let scenes = (0..4).map(|i| scene(i * STEP * direction.0, i * STEP * direction.1));
+        paint(&mut painter, scenes);
+        let flows = ["flow-000001.png", "flow-000002.png", "flow-000003.png"];
+        let masks = ["mask-000001.png", "mask-000002.png", "mask-000003.png"];
+        assert_eq!(names(&folder), [flows, masks].concat());
+        for (flow, mask) in flows.iter().zip(masks) {
+            let (flow, mask) = (picture(&folder, flow), picture(&folder, mask));
+            assert_eq!(flow.dimensions(), (WIDTH, HEIGHT));
+            assert_eq!(mask.dimensions(), (WIDTH, HEIGHT));
+            let (of_direction, reliable) = (part(&flow, is), part(&mask, |m| m == [255; 3]));
+            println!("{name}: {of_direction} of its colour, {reliable} reliable");
+            assert!(of_direction > 0.75, "{name}: {of_direction}");
+            assert!(reliable > 0.75, "{name}: {reliable}");
+            assert_eq!(part(&mask, |[r, g, b]| r == g && g == b), 1.0);
+        }
+        assert_eq!(painter.warnings(), [""; 0]);
+    }
+}
+
+#[test]
+fn pictures_have_the_size_that_is_optimised() {
+    let files = Files::new();
+    let folder = files.dir.path().join("dump");
+    let mut painter = painter(&files, &folder);
+    painter.element.set_property("max-size", 45u32);
+    paint(&mut painter, [scene(0, 0), scene(4, 0)]);
+    for name in ["flow-000001.png", "mask-000001.png"] {
+        assert_eq!(picture(&folder, name).dimensions(), (45, 30));
+    }
+}
+
+#[test]
+fn painting_is_the_same() {
+    let files = Files::new();
+    let scenes = || (0..3).map(|i| scene(i * STEP, 0));
+    let folder = files.dir.path().join("dump");
+    let dumped = paint(&mut painter(&files, &folder), scenes());
+    let plain = paint(&mut painter(&files, Path::new("")), scenes());
+    assert_eq!(names(&folder).len(), 4);
+    assert!(dumped == plain);
+}
+
+#[test]
+fn nothing_is_shown_of_frames_without_motion() {
+    let files = Files::new();
+    let folder = files.dir.path().join("still");
+    paint(&mut painter(&files, &folder), (0..3).map(|_| scene(0, 0)));
+    assert_eq!(names(&folder), [""; 0], "a still scene");
+
+    let folder = files.dir.path().join("repeated");
+    let mut painter = painter(&files, &folder);
+    painter.element.set_property("frame-interval", 2u32);
+    paint(&mut painter, (0..4).map(|i| scene(i * STEP, 0)));
+    assert_eq!(names(&folder), ["flow-000002.png", "mask-000002.png"]);
+    // Neither of the first frame after a jump.
+    painter.jump(10);
+    paint(&mut painter, [scene(4 * STEP, 0)]);
+    assert_eq!(names(&folder).len(), 2);
+}
+
+#[test]
+fn the_folder_may_change_meanwhile() {
+    let files = Files::new();
+    let (one, other) = (files.dir.path().join("one"), files.dir.path().join("other"));
+    let mut painter = painter(&files, &one);
+    paint(&mut painter, [scene(0, 0), scene(STEP, 0)]);
+    painter
+        .element
+        .set_property("motion-dump", other.to_str().unwrap());
+    paint(&mut painter, [scene(2 * STEP, 0)]);
+    painter.element.set_property("motion-dump", None::<String>);
+    paint(&mut painter, [scene(3 * STEP, 0)]);
+    assert_eq!(names(&one), ["flow-000001.png", "mask-000001.png"]);
+    assert_eq!(names(&other), ["flow-000002.png", "mask-000002.png"]);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_warned_of_once() {
+    let files = Files::new();
+    let file = files.dir.path().join("file");
+    fs::write(&file, "in the way").unwrap();
+    let taken = files.dir.path().join("taken");
+    fs::create_dir_all(taken.join("flow-000001.png")).unwrap();
+    let refused: [(PathBuf, &str); 3] = [
+        (file.clone(), "File exists"),
+        (file.join("below"), "Not a directory"),
+        (taken, "Is a directory"),
+    ];
+    for (path, cause) in refused {
+        let mut painter = painter(&files, &path);
+        let painted = paint(&mut painter, (0..5).map(|i| scene(i * STEP, 0)));
+        assert_eq!(painted.len(), 5);
+        let warnings = painter.warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        println!("{}", warnings[0]);
+        let path = path.to_str().unwrap();
+        for part in ["motion-dump=", path, cause] {
+            assert!(warnings[0].contains(part), "{}", warnings[0]);
+        }
+
+        // Another one is tried, and then the first again.
+        let good = files.dir.path().join("good");
+        painter
+            .element
+            .set_property("motion-dump", good.to_str().unwrap());
+        paint(&mut painter, [scene(5 * STEP, 0)]);
+        assert_eq!(names(&good), ["flow-000005.png", "mask-000005.png"]);
+        assert_eq!(painter.warnings(), [""; 0]);
+        fs::remove_dir_all(good).unwrap();
+        painter
+            .element
+            .set_property("motion-dump", file.to_str().unwrap());
+        paint(&mut painter, [scene(6 * STEP, 0), scene(7 * STEP, 0)]);
+        assert_eq!(painter.warnings().len(), 1);
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "in the way");
+}

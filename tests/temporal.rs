@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Proves what goes from frame to frame: what moves, what stays, and what begins anew.
+#![cfg(feature = "plugin")]
+
+mod common;
+#[path = "common/known_motion.rs"]
+#[allow(dead_code)]
+mod known_motion;
+
+use common::Files;
+use common::painter::{FIRST, LATER, Painter, element};
+use common::video::{Pixels, info};
+use gst::prelude::*;
+use gst_video::VideoFormat;
+use known_motion::Picture as Scene;
+
+const WIDTH: usize = 160;
+const HEIGHT: usize = 96;
+
+/// A picture with something to see everywhere; each `kind` is another, `shift` pixels along.
+fn picture(kind: u32, shift: usize) -> Pixels {
+    let scene = Scene::made(kind);
+    let pixel = |at: usize| {
+        let place = [(at / WIDTH) as f64, (at % WIDTH + shift) as f64];
+        let value = |value: f64| (255.0 * value).round().clamp(0.0, 255.0) as u8;
+        scene.sample(place).map(value)
+    };
+    (0..WIDTH * HEIGHT).map(pixel).collect()
+}
+
+/// A picture under a sensor's noise, other noise for each `frame`.
+fn noisy(picture: &Pixels, frame: u64) -> Pixels {
+    let mut state = 1 + frame;
+    let mut noise = || {
+        // Numerical Recipes' linear congruential generator; the sum of four is nearly normal.
+        let mut uniform = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & 0xffff_ffff;
+            f64::from((state >> 16) as u32 & 0xff) / 255.0 - 0.5
+        };
+        (0..4).map(|_| uniform()).sum::<f64>() * 6.0
+    };
+    let mut value = |value: u8| (f64::from(value) + noise()).round().clamp(0.0, 255.0) as u8;
+    picture.iter().map(|pixel| pixel.map(&mut value)).collect()
+}
+
+fn painter(element: &gst::Element) -> Painter {
+    Painter::with_info(element, info(VideoFormat::Rgb, WIDTH as u32, HEIGHT as u32))
+}
+
+/// Paints a picture and gives what was reported of it.
+fn report(painter: &mut Painter, picture: &Pixels) -> gst::Structure {
+    let frame = painter.frame(picture);
+    painter.paint(frame);
+    painter.stats()
+}
+
+fn iterations(report: &gst::Structure) -> u32 {
+    report.get("iterations").unwrap()
+}
+
+fn reason(report: &gst::Structure) -> &str {
+    report.get("reason").unwrap()
+}
+
+fn is_cut(report: &gst::Structure) -> bool {
+    report.get("scene-cut").unwrap()
+}
+
+#[test]
+fn a_cut_begins_anew() {
+    let files = Files::new();
+    let element = element(&files);
+    let mut painter = painter(&element);
+    let scenes = [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (2, 0), (2, 2)];
+    for (number, (scene, shift)) in scenes.into_iter().enumerate() {
+        let report = report(&mut painter, &picture(scene, shift));
+        let cut = matches!(number, 3 | 5);
+        assert_eq!(is_cut(&report), cut, "{number}: {report}");
+        let expected = if cut || number == 0 { FIRST } else { LATER };
+        assert_eq!(iterations(&report), expected, "{number}");
+    }
+}
+
+/// What was painted before a cut leaves no trace.
+#[test]
+fn a_new_scene_is_painted_as_if_it_were_the_first() {
+    let files = Files::new();
+    let after = |scene: Option<u32>| {
+        let element = element(&files);
+        let mut painter = painter(&element);
+        if let Some(scene) = scene {
+            report(&mut painter, &picture(scene, 0));
+        }
+        let mut paint = |shift| {
+            let frame = painter.frame(&picture(1, shift));
+            painter.paint(frame)
+        };
+        [paint(0), paint(3)]
+    };
+    assert!(after(Some(0)) == after(None));
+}
+
+#[test]
+fn cuts_can_be_left_unnoticed() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("scene-cut", 1.0);
+    for motion in ["flow", "none"] {
+        element.set_property_from_str("motion", motion);
+        let mut painter = painter(&element);
+        report(&mut painter, &picture(0, 0));
+        let report = report(&mut painter, &picture(1, 0));
+        assert!(!is_cut(&report) && iterations(&report) == LATER, "{motion}");
+    }
+}
+
+#[test]
+fn cuts_are_noticed_without_motion_and_between_painted_frames() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property_from_str("motion", "none");
+    element.set_property("frame-interval", 4u32);
+    let mut painter = painter(&element);
+    let scenes = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4)];
+    let reports = scenes.map(|(scene, shift)| report(&mut painter, &picture(scene, shift)));
+    assert!(is_cut(&reports[2]) && iterations(&reports[2]) == FIRST);
+    let painted: Vec<bool> = reports
+        .iter()
+        .map(|report| reason(report) != "repeated")
+        .collect();
+    assert_eq!(painted, [true, false, true, false, false, false, true]);
+}
+
+#[test]
+fn a_still_picture_is_repeated_once_it_has_converged() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("iterations", 20u32);
+    let mut painter = painter(&element);
+    let still = picture(0, 0);
+    let paint = |painter: &mut Painter, picture: &Pixels| {
+        let frame = painter.frame(picture);
+        let painted = painter.paint(frame);
+        (painter.stats(), painted)
+    };
+    let (mut converged, mut losses) = (None, Vec::new());
+    for number in 0..400 {
+        let (report, painted) = paint(&mut painter, &noisy(&still, number));
+        losses.push(report.get::<f64>("total-loss").unwrap());
+        if reason(&report) == "converged" {
+            converged = Some((number, painted));
+            break;
+        }
+        assert_eq!(reason(&report), "iterations", "{number}");
+    }
+    let (number, painted) = converged.expect("an end");
+    assert!(number > 2, "{number}");
+    // Noise that comes and goes is not painted: it is one optimisation that goes on.
+    assert!(
+        losses.is_sorted_by(|earlier, later| later <= earlier),
+        "{losses:?}"
+    );
+    for number in number + 1..number + 4 {
+        let (report, repeated) = paint(&mut painter, &noisy(&still, number));
+        assert_eq!((reason(&report), iterations(&report)), ("repeated", 0));
+        assert!(repeated == painted);
+    }
+
+    // What moves wakes it up, and so does a property.
+    let (report, _) = paint(&mut painter, &picture(0, 2));
+    assert_eq!((reason(&report), iterations(&report)), ("iterations", 20));
+    element.set_property("skip-still", false);
+    for _ in 0..3 {
+        let (report, _) = paint(&mut painter, &picture(0, 2));
+        assert_ne!(reason(&report), "repeated");
+    }
+}
+
+#[test]
+fn a_change_of_the_settings_wakes_a_still_picture() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property_from_str("init", "content");
+    let mut painter = painter(&element);
+    let still = picture(0, 0);
+    let next = |painter: &mut Painter| reason(&report(painter, &still)).to_owned();
+    assert_eq!(next(&mut painter), "iterations");
+    // From the frame itself the same would come out.
+    assert_eq!(next(&mut painter), "repeated");
+    element.set_property("beta", 50.0);
+    assert_eq!(next(&mut painter), "iterations");
+    assert_eq!(next(&mut painter), "repeated");
+}
+
+/// How far two pictures of a scene are apart where both show it, of which `later` is `shift` pixels
+/// further along.
+fn distance(earlier: &Pixels, later: &Pixels, shift: usize) -> f64 {
+    let margin = 16;
+    let (mut sum, mut count) = (0.0, 0.0);
+    for y in margin..HEIGHT - margin {
+        for x in margin..WIDTH - margin - shift {
+            let pair = earlier[y * WIDTH + x + shift]
+                .iter()
+                .zip(&later[y * WIDTH + x]);
+            for (earlier, later) in pair {
+                sum += (f64::from(*earlier) - f64::from(*later)).powi(2);
+                count += 1.0;
+            }
+        }
+    }
+    sum / count
+}
+
+/// The distance of each frame's painting from the one before, moved along a pan by 3 pixels a frame.
+fn flicker(files: &Files, set: impl Fn(&gst::Element)) -> f64 {
+    let element = element(files);
+    element.set_property("weights", "");
+    element.set_property("initial-iterations", 20u32);
+    set(&element);
+    let mut painter = painter(&element);
+    let painted: Vec<Pixels> = (0..5)
+        .map(|frame| {
+            let frame = painter.frame(&picture(0, 3 * frame));
+            painter.paint(frame)
+        })
+        .collect();
+    let pairs = painted.windows(2).skip(1);
+    pairs
+        .map(|pair| distance(&pair[0], &pair[1], 3))
+        .sum::<f64>()
+        / 3.0
+}
+
+/// With the built-in weights.
+#[test]
+fn strokes_go_with_what_moves() {
+    let files = Files::new();
+    let with = |motion: &str, temporal_weight: f64| {
+        flicker(&files, |element| {
+            element.set_property_from_str("motion", motion);
+            element.set_property("temporal-weight", temporal_weight);
+        })
+    };
+    let content = flicker(&files, |element| {
+        element.set_property_from_str("init", "content")
+    });
+    let (none, flow, held) = (with("none", 0.0), with("flow", 0.0), with("flow", 1000.0));
+    println!("content {content:.1}, none {none:.1}, flow {flow:.1}, held {held:.1}");
+    assert!(flow < 0.5 * content, "{flow} {content}");
+    assert!(flow < 0.5 * none, "{flow} {none}");
+    assert!(held < 0.9 * flow, "{held} {flow}");
+}
+
+/// A frame that becomes darker is painted darker, though its shapes stay.
+#[test]
+fn light_is_followed() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("weights", "");
+    element.set_property("initial-iterations", 20u32);
+    let mut painter = painter(&element);
+    let mean = |picture: &Pixels| {
+        let values = picture.as_flattened().iter().map(|&value| f64::from(value));
+        values.sum::<f64>() / (3 * picture.len()) as f64
+    };
+    let mut means = Vec::new();
+    for frame in 0..5 {
+        let light = 1.0 - 0.1 * frame as f64;
+        let dimmed: Pixels = picture(0, 2 * frame)
+            .iter()
+            .map(|pixel| pixel.map(|value| (f64::from(value) * light) as u8))
+            .collect();
+        let frame = painter.frame(&dimmed);
+        let painted = painter.paint(frame);
+        assert!(!is_cut(&painter.stats()));
+        means.push((mean(&dimmed), mean(&painted)));
+    }
+    let (first, last) = (means[0], means[4]);
+    let followed = (first.1 - last.1) / (first.0 - last.0);
+    assert!((0.7..1.3).contains(&followed), "{means:?}");
+}
+
+/// Paintings that the caller keeps stay as they are.
+#[test]
+fn motion_is_known_of_frames_that_go_on() {
+    use candle_core::{Device, Tensor};
+    use gstgatys::stylizer::Stylizer;
+    use gstgatys::stylizer::config::Config;
+    use gstgatys::stylizer::style::StyleImage;
+    use gstgatys::vgg::Vgg;
+    use std::sync::Arc;
+
+    let files = Files::new();
+    let vgg = Vgg::new(&common::random_weights(&common::NARROW), &Device::Cpu).unwrap();
+    let style = StyleImage::load(&files.style).unwrap();
+    let config = Config {
+        initial_iterations: FIRST,
+        iterations: LATER,
+        ..Config::default()
+    };
+    let mut stylizer = Stylizer::new(Arc::new(vgg), style, config).unwrap();
+    let tensor = |picture: &Pixels| {
+        let values = picture
+            .as_flattened()
+            .iter()
+            .map(|&value| f32::from(value) / 255.0);
+        Tensor::from_vec(values.collect(), (HEIGHT, WIDTH, 3), &Device::Cpu).unwrap()
+    };
+    let values = |image: &Tensor| image.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+
+    let (first, _) = stylizer
+        .stylize(&tensor(&picture(0, 0)), &|| false)
+        .unwrap();
+    let kept = values(&first);
+    assert!(stylizer.motion().is_none());
+    let (second, report) = stylizer
+        .stylize(&tensor(&picture(0, 4)), &|| false)
+        .unwrap();
+    assert!(!report.scene_cut && report.motion_time > std::time::Duration::ZERO);
+    assert_eq!(values(&first), kept);
+    assert_ne!(values(&second), kept);
+
+    // The picture went to the left: it was to the right.
+    let motion = stylizer.motion().unwrap();
+    let mut across: Vec<f32> = motion.flows[0]
+        .u
+        .iter()
+        .map(|u| u * motion.scale as f32)
+        .collect();
+    across.sort_by(f32::total_cmp);
+    let median = across[across.len() / 2];
+    assert!((median - 4.0).abs() < 0.2, "{median}");
+    let reliable = &motion.reliable.values;
+    assert!(reliable.iter().sum::<f32>() > 0.8 * reliable.len() as f32);
+
+    stylizer
+        .stylize(&tensor(&picture(1, 0)), &|| false)
+        .unwrap();
+    assert!(stylizer.motion().is_none());
+}
