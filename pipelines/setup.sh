@@ -14,7 +14,7 @@ packages=(
 )
 modules=(gstreamer-1.0 gstreamer-base-1.0 gstreamer-video-1.0 gstreamer-app-1.0 gstreamer-check-1.0)
 elements=(
-    parsebin decodebin videoconvert videoflip deinterlace audioconvert audioresample multiqueue
+    parsebin decodebin videoconvert videobox videoflip deinterlace audioconvert audioresample multiqueue
     qtdemux mp4mux qtmux matroskamux h264parse aacparse x264enc avdec_h264 avdec_aac avenc_aac
 )
 

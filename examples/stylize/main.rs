@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
-//! Stylises a video file: `stylize INPUT STYLE OUTPUT [PROPERTY=VALUE ...]`.
+//! Stylises a video file: `stylize [--beside] INPUT STYLE OUTPUT [PROPERTY=VALUE ...]`.
 //!
 //! It is also the example of how an application embeds the element: it links the plugin in, so that
 //! nothing has to be installed ([`stylize`]), puts `gatys` between two `videoconvert`s and sets
-//! properties that a user typed (`pipeline.rs`), and follows the messages on the bus ([`run`]).
+//! properties that a user typed (`pipeline.rs`), puts frames beside their paintings (`beside.rs`), and follows the messages on the bus ([`run`]).
 
+mod beside;
 mod pipeline;
 mod progress;
 
@@ -23,14 +24,17 @@ use gst::prelude::*;
 use crate::progress::Progress;
 
 const USAGE: &str = "\
-usage: stylize INPUT STYLE OUTPUT [PROPERTY=VALUE ...]
+usage: stylize [--beside] INPUT STYLE OUTPUT [PROPERTY=VALUE ...]
 
 Paints every frame of the video INPUT in the style of the image STYLE. OUTPUT has the sound, frame
 rate and size of INPUT; its name ends in .mp4, .m4v, .mov or .mkv. PROPERTY is one of the element's:
-see gst-inspect-1.0 gatys.
+see gst-inspect-1.0 gatys. With --beside, each painting stands on the right of its frame, so that OUTPUT is
+twice as wide.
 ";
 
 struct Job {
+    /// Whether the frames stand beside their paintings.
+    beside: bool,
     input: PathBuf,
     style: PathBuf,
     output: PathBuf,
@@ -74,7 +78,8 @@ fn main() -> ExitCode {
 }
 
 fn parse(args: Vec<OsString>) -> Result<Job, Failure> {
-    let mut args = args.into_iter();
+    let mut args = args.into_iter().peekable();
+    let beside = args.next_if(|arg| arg == "--beside").is_some();
     let (Some(input), Some(style), Some(output)) = (args.next(), args.next(), args.next()) else {
         let what = "INPUT, STYLE and OUTPUT are needed";
         return Err(Failure::Usage(what.into()));
@@ -87,6 +92,7 @@ fn parse(args: Vec<OsString>) -> Result<Job, Failure> {
         Ok((name.to_owned(), value.to_owned()))
     });
     Ok(Job {
+        beside,
         properties: properties.collect::<Result<_, _>>()?,
         input: input.into(),
         style: style.into(),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gst::glib;
 use gst::prelude::*;
 
-use crate::{Failure, Job, error};
+use crate::{Failure, Job, beside, error};
 
 /// The pipeline, but for the demuxed streams' links, which [`connect`] makes when they are known.
 ///
@@ -19,14 +19,21 @@ use crate::{Failure, Job, error};
 /// Players take interlaced and turned video as it is; a style cannot, so it is deinterlaced and
 /// stands upright. Grey becomes RGB: a painting has colours. There are no B-frames because readers
 /// disagree on the time stamps of a file that begins with some.
+///
+/// With a box behind it, which [`beside`] makes wider, a painting has its frame beside it.
 pub fn build(job: &Job, muxer: &str, output: &Path) -> Result<gst::Pipeline, Failure> {
+    let wider = if job.beside {
+        "! videobox name=box"
+    } else {
+        ""
+    };
     let description = format!(
         "filesrc name=input ! parsebin name=demuxer
          multiqueue name=queues max-size-buffers=32 max-size-bytes=0 max-size-time=0
          {muxer} name=muxer ! filesink name=output sync=false
          decodebin name=video force-sw-decoders=true
            ! videoconvert name=decoded ! deinterlace fields=top ! videoflip video-direction=auto
-           ! videoconvert ! video/x-raw,format=RGB ! gatys name=gatys
+           ! videoconvert ! video/x-raw,format=RGB ! gatys name=gatys {wider}
            ! videoconvert ! capsfilter name=format
            ! x264enc name=encoder pass=qual quantizer=18 vbv-buf-capacity=0 bframes=0
            ! h264parse ! muxer.video_0"
@@ -47,6 +54,9 @@ pub fn build(job: &Job, muxer: &str, output: &Path) -> Result<gst::Pipeline, Fai
     }
 
     pin_format(&pipeline);
+    if job.beside {
+        beside::show(&gatys, &named(&pipeline, "box"));
+    }
     let weak = pipeline.downgrade();
     named(&pipeline, "demuxer").connect_pad_added(move |_, pad| {
         let Some(pipeline) = weak.upgrade() else {
@@ -65,7 +75,7 @@ pub fn named(pipeline: &gst::Pipeline, name: &str) -> gst::Element {
     element.expect("the pipeline's description names it")
 }
 
-fn pad(element: &gst::Element, name: &str) -> gst::Pad {
+pub fn pad(element: &gst::Element, name: &str) -> gst::Pad {
     let pad = element.static_pad(name);
     pad.expect("filters and encoders have both pads")
 }

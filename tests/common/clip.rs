@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The clips that whole files are painted of, and what comes to a sink.
+#![allow(dead_code)]
+
+use super::files::run;
+use gst::prelude::*;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock, Mutex};
+
+/// GStreamer with the element registered.
+pub fn init() {
+    gst::init().unwrap();
+    gstgatys::plugin_register_static().unwrap();
+}
+
+/// One of this package's examples, which `cargo test` builds beside the tests.
+pub fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .join("examples")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{}: `cargo build --release --examples` makes it",
+        path.display()
+    );
+    path
+}
+
+/// The folder of the sample clip and style image, made once.
+static SAMPLE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample");
+    let _ = fs::remove_dir_all(&folder);
+    run(Command::new(example("sample")).arg(&folder)).assert_succeeded("sample");
+    folder
+});
+
+pub struct Clip {
+    pub video: PathBuf,
+    pub style: PathBuf,
+}
+
+impl Clip {
+    pub fn sample() -> Self {
+        Self {
+            video: SAMPLE.join("sample.mp4"),
+            style: SAMPLE.join("style.png"),
+        }
+    }
+
+    /// A camera's video where there is one, else the sample.
+    pub fn real() -> Self {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+        let clip = Self {
+            video: data.join("car-detection.mp4"),
+            style: data.join("starry_night.jpg"),
+        };
+        if clip.video.exists() && clip.style.exists() {
+            return clip;
+        }
+        println!(
+            "left out: {} is not there; the sample clip serves instead",
+            data.display()
+        );
+        Self::sample()
+    }
+}
+
+/// A buffer's time and length, and a checksum of what is in it.
+pub type Buffer = (Option<gst::ClockTime>, usize, u64);
+
+/// What comes to a sink.
+pub type Arrived = Arc<Mutex<Vec<Buffer>>>;
+
+pub fn watch(pipeline: &gst::Pipeline, sink: &str) -> Arrived {
+    let arrived = Arrived::default();
+    let pad = pipeline.by_name(sink).unwrap().static_pad("sink").unwrap();
+    let list = arrived.clone();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let buffer = info.buffer().unwrap();
+        let map = buffer.map_readable().unwrap();
+        let sum = map.iter().fold(0u64, |sum, &byte| {
+            sum.wrapping_mul(31).wrapping_add(byte.into())
+        });
+        list.lock()
+            .unwrap()
+            .push((buffer.pts(), buffer.size(), sum));
+        gst::PadProbeReturn::Ok
+    });
+    arrived
+}
