@@ -9,10 +9,10 @@
 
 mod common;
 
-use common::problem::{MIDDLE, name, network, picture, precision};
+use common::problem::{MIDDLE, made_style, name, network, picture, precision};
+use common::process::{mib, peak};
 use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::Config;
-use gstgatys::stylizer::style::StyleImage;
 use gstgatys::vgg::{Layer, Vgg};
 use std::process::ExitCode;
 
@@ -40,13 +40,12 @@ fn main() -> ExitCode {
     let packed = vgg.packed_bytes();
     let history = config.lbfgs_history as usize;
     let state = (LBFGS_TENSORS + PAIR_TENSORS * history) * h * w * 3 * size_of::<f32>();
-    let mut stylizer = Stylizer::new(vgg, style(), config).expect("stylizer");
+    let mut stylizer = Stylizer::new(vgg, made_style(MIDDLE), config).expect("stylizer");
     for seed in [1, 3] {
         let frame = picture(MIDDLE, seed);
         stylizer.stylize(&frame, &|| false).expect("a frame");
     }
 
-    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     println!("{}, L-BFGS with a history of {history}, MiB:", name(MIDDLE));
     for (what, bytes) in [
         ("activations", activations),
@@ -104,32 +103,4 @@ fn activations(vgg: &Vgg, config: &Config) -> usize {
         .filter(|pair| pair[0].block() != pair[1].block());
     let pooled = pools.map(|pair| pixels(pair[1].block()) * channels(pair[0]));
     convolved.chain(pooled).sum::<usize>() * value
-}
-
-/// A style image of the frame's own shape.
-fn style() -> StyleImage {
-    let (w, h) = MIDDLE;
-    let values = picture(MIDDLE, 2)
-        .flatten_all()
-        .and_then(|values| values.to_vec1::<f32>());
-    let bytes = values
-        .expect("values")
-        .iter()
-        .map(|value| (255.0 * value) as u8)
-        .collect();
-    let image = image::RgbImage::from_raw(w as u32, h as u32, bytes).expect("an image");
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("style.png");
-    image.save(&path).expect("a file");
-    StyleImage::load(&path).expect("a style image")
-}
-
-/// The most memory that this process has had, in bytes.
-fn peak() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
 }

@@ -6,4 +6,5 @@
 #[cfg(feature = "plugin")]
 pub mod clip;
 pub mod problem;
+pub mod process;
 pub mod timing;

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{Balance, Losses, Objective};
 use gstgatys::stylizer::resize::{pad, resize};
+use gstgatys::stylizer::style::StyleImage;
 use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
 use rand::rngs::StdRng;
@@ -103,6 +104,23 @@ pub fn picture((w, h): (usize, usize), seed: u64) -> Tensor {
     };
     let values = (0..h * w * 3).into_par_iter().map(value).collect();
     Tensor::from_vec(values, (h, w, 3), &Device::Cpu).expect("a picture")
+}
+
+/// A style image of a size.
+pub fn made_style((w, h): (usize, usize)) -> StyleImage {
+    let values = picture((w, h), 2)
+        .flatten_all()
+        .and_then(|values| values.to_vec1::<f32>());
+    let bytes = values
+        .expect("values")
+        .iter()
+        .map(|value| (255.0 * value) as u8)
+        .collect();
+    let image = image::RgbImage::from_raw(w as u32, h as u32, bytes).expect("an image");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("style.png");
+    image.save(&path).expect("a file");
+    StyleImage::load(&path).expect("a style image")
 }
 
 /// Images `[h, w, 3]`, RGB 0..1.

@@ -51,11 +51,19 @@ pub fn ratio(dividends: &[f64], divisors: &[f64]) -> f64 {
 
 /// The number after `--NAME` in the program's arguments.
 pub fn argument(name: &str, default: usize) -> usize {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name);
-    match arguments.nth(1) {
-        Some(value) => value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name} takes a number")),
-        None => default,
-    }
+    let number = |value: String| {
+        let number = value.parse();
+        number.unwrap_or_else(|_| panic!("{name} takes a number"))
+    };
+    text(name).map_or(default, number)
+}
+
+/// What is after `--NAME` in the program's arguments.
+pub fn text(name: &str) -> Option<String> {
+    std::env::args().skip_while(|text| text != name).nth(1)
+}
+
+/// Whether `--NAME` is among the program's arguments.
+pub fn flag(name: &str) -> bool {
+    std::env::args().any(|text| text == name)
 }
