@@ -62,8 +62,8 @@ impl Library {
         (values, questions.into_inner())
     }
 
-    /// Cancels the frame that follows `before` others before each of its layers: those of the
-    /// pass that takes its content, and of `passes` whole ones.
+    /// Cancels the frame that follows `before` others once its motion is known and before each of
+    /// its layers: those of the pass that takes its content, and of `passes` whole ones.
     fn check(&self, before: usize, passes: usize) {
         let painted = |count: usize| {
             let mut stylizer = self.stylizer();
@@ -73,8 +73,9 @@ impl Library {
             stylizer
         };
         let (_, questions) = self.paint(&mut painted(before), usize::MAX);
-        // A question before each layer of each pass: none is computed that was not asked for.
-        assert_eq!(questions, CONTENT_LAYERS + passes * LAYERS);
+        // One once it is known what moved, and one before each layer of each pass: none is computed
+        // that was not asked for.
+        assert_eq!(questions, 1 + CONTENT_LAYERS + passes * LAYERS);
 
         let first = self.paint(&mut painted(0), usize::MAX).0.unwrap();
         for at in 0..questions {

@@ -200,7 +200,10 @@ fn late_frames_are_dropped_and_the_next_goes_on() {
 #[test]
 fn however_many_frames_are_dropped_the_next_goes_on() {
     let files = Files::new();
-    let mut painter = Painter::new(&element(&files));
+    let element = element(&files);
+    // The picture moves on meanwhile, to what might be another scene.
+    element.set_property("scene-cut", 1.0);
+    let mut painter = Painter::new(&element);
     painter.iterations();
     let dropped = be_late(&mut painter, 3 * gst::ClockTime::SECOND);
     assert!(dropped >= 30, "{dropped}");

@@ -193,6 +193,50 @@ fn a_change_of_the_settings_wakes_a_still_picture() {
     assert_eq!(next(&mut painter), "repeated");
 }
 
+/// The luma of both is the same.
+#[test]
+fn another_colour_wakes_a_still_picture() {
+    let files = Files::new();
+    for color in ["style", "content"] {
+        let element = element(&files);
+        element.set_property_from_str("init", "content");
+        element.set_property_from_str("color", color);
+        let mut painter = painter(&element);
+        let grey: Pixels = picture(0, 0)
+            .iter()
+            .map(|&[_, g, _]| [g / 2 + 60; 3])
+            .collect();
+        let redder = |[r, g, b]: [u8; 3]| [r + 20, g, b - 52];
+        let red: Pixels = grey.iter().map(|&pixel| redder(pixel)).collect();
+        let reasons = [&grey, &grey, &red, &red].map(|picture| {
+            let report = report(&mut painter, picture);
+            reason(&report).to_owned()
+        });
+        assert_eq!(
+            reasons,
+            ["iterations", "repeated", "iterations", "repeated"],
+            "{color}"
+        );
+    }
+}
+
+#[test]
+fn a_still_picture_is_painted_as_the_settings_say_now() {
+    let files = Files::new();
+    let paint = |before: &str| {
+        let element = element(&files);
+        element.set_property_from_str("init", "content");
+        element.set_property("iterations", FIRST);
+        element.set_property_from_str("color", before);
+        let mut painter = painter(&element);
+        report(&mut painter, &picture(0, 0));
+        element.set_property_from_str("color", "style");
+        let frame = painter.frame(&picture(0, 0));
+        painter.paint(frame)
+    };
+    assert!(paint("content") == paint("style"));
+}
+
 /// How far two pictures of a scene are apart where both show it, of which `later` is `shift` pixels
 /// further along.
 fn distance(earlier: &Pixels, later: &Pixels, shift: usize) -> f64 {
@@ -281,9 +325,8 @@ fn light_is_followed() {
     assert!((0.7..1.3).contains(&followed), "{means:?}");
 }
 
-/// Paintings that the caller keeps stay as they are.
 #[test]
-fn motion_is_known_of_frames_that_go_on() {
+fn motion_is_known_and_what_was_returned_stays_as_it_is() {
     use candle_core::{Device, Tensor};
     use gstgatys::stylizer::Stylizer;
     use gstgatys::stylizer::config::Config;

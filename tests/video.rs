@@ -126,9 +126,10 @@ fn each_frame_starts_from_the_last_result() {
 
 #[test]
 fn each_frame_starts_from_itself() {
-    for (number, (initial, total)) in paint("init=content iterations=8 initial-iterations=8")
-        .into_iter()
-        .enumerate()
+    for (number, (initial, total)) in
+        paint("init=content skip-still=false iterations=8 initial-iterations=8")
+            .into_iter()
+            .enumerate()
     {
         assert!(
             total <= 0.5 * initial,

@@ -128,7 +128,7 @@ fn mask(motion: &Motion, size: (usize, usize)) -> RgbImage {
     })
 }
 
-/// Writes a PNG file, whole or not at all.
+/// Writes a PNG file; what could not be written whole is removed.
 fn save(path: &Path, picture: &RgbImage) -> io::Result<()> {
     let mut png = Vec::new();
     let (width, height) = picture.dimensions();

@@ -465,6 +465,7 @@ impl Gatys {
     /// Writes pictures of how the frame moved, where a folder is set for them.
     fn dump_motion(&self, stylizer: &Stylizer, info: &VideoInfo) {
         let Some(folder) = lock(&self.shared).settings.dump_folder() else {
+            lock(&self.state).dump = Dump::default();
             return;
         };
         let (mut dump, frame) = {

@@ -60,7 +60,7 @@ enumeration!(
 enumeration!(
     /// Where a frame starts.
     Init, "GstGatysInit", config::Init, {
-        Previous = Previous, "previous", "The result of the frame before, changed as the frame has changed";
+        Previous = Previous, "previous", "The result of the frame before, moved as motion says";
         Content = Content, "content", "The frame itself";
         Noise = Noise, "noise", "Uniform noise, the same for each frame";
     }

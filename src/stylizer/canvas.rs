@@ -67,6 +67,9 @@ pub struct Canvas {
     /// What is known of the frames painted last, the latest first. Without any the next is a first
     /// one.
     past: VecDeque<Painted>,
+    /// Whether the next frame may be the picture that was painted last: not where what is painted
+    /// of a frame has changed.
+    pub comparable: bool,
     pub settling: Settling,
 }
 
@@ -87,6 +90,7 @@ impl Canvas {
             content: content.clone(),
             result: content.clone(),
             past: VecDeque::new(),
+            comparable: false,
             settling: Settling::default(),
         })
     }
@@ -106,12 +110,16 @@ impl Canvas {
         self.remember(content, pyramid)
     }
 
-    /// What the frame of this pyramid has to do with those that were painted.
-    pub fn look(&self, pyramid: &Pyramid, config: &Config) -> Scene {
+    /// What the frame of this pyramid has to do with those that were painted. One that is not `due`
+    /// is only looked at for a cut.
+    pub fn look(&self, pyramid: &Pyramid, due: bool, config: &Config) -> Scene {
         let Some(last) = self.past.front() else {
             return Scene::First;
         };
-        if config.skip_still && is_still(pyramid, &last.pyramid) {
+        if !due && config.scene_cut >= 1.0 {
+            return Scene::Moving(None);
+        }
+        if self.comparable && config.skip_still && is_still(pyramid, &last.pyramid) {
             return Scene::Still;
         }
         if config.motion == MotionKind::None && config.scene_cut >= 1.0 {
@@ -136,11 +144,8 @@ impl Canvas {
     ) -> Result<Option<Tensor>> {
         let previous = config.init == Init::Previous;
         let (image, target) = match scene {
-            Scene::Still => {
-                let reliable = self.result.narrow(2, 0, 1)?.ones_like()?;
-                let target = Tensor::cat(&[&self.result, &reliable], 2)?;
-                (Some(self.result.clone()), Some(target))
-            }
+            // One optimisation that goes on, with nothing to be held to.
+            Scene::Still => (Some(self.result.clone()), None),
             Scene::Moving(Some(motion))
                 if config.motion == MotionKind::Flow
                     && (previous || config.temporal_weight > 0.0) =>
@@ -195,6 +200,7 @@ impl Canvas {
         config: &Config,
     ) -> Result<()> {
         self.result = self.image.to_device(&Device::Cpu)?.copy()?;
+        self.comparable = true;
         match (scene, self.past.pop_front()) {
             (Scene::Still, Some(last)) => {
                 self.settling.add(outcome, config);

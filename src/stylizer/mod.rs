@@ -125,6 +125,7 @@ impl Stylizer {
         let config = &self.config;
         if let Some(canvas) = &mut self.canvas {
             canvas.settling = Settling::default();
+            canvas.comparable &= before.color == config.color;
             if before.optimizer == config.optimizer {
                 canvas.optimizer.configure(config);
             } else {
@@ -155,6 +156,7 @@ impl Stylizer {
     pub fn reset(&mut self) {
         self.shown = None;
         self.frames = 0;
+        self.motion = None;
         if let Some(canvas) = &mut self.canvas {
             canvas.forget();
         }
@@ -167,11 +169,12 @@ impl Stylizer {
             let (h, w, _) = frame.dims3()?;
             let size = resize::fit((h, w), self.config.max_size);
             let mut content = resize::pad(&resize::resize(frame, size)?)?;
+            let pyramid = Pyramid::new(&content)?;
             if self.config.color == Color::Content {
                 content = color::grey(&content)?;
             }
             let mut canvas = self.canvas(size, &content)?;
-            let painted = self.paint(&mut canvas, content, cancel);
+            let painted = self.paint(&mut canvas, content, pyramid, cancel);
             if painted.is_err() {
                 canvas.forget();
             }
@@ -213,22 +216,26 @@ impl Stylizer {
         &mut self,
         canvas: &mut Canvas,
         content: Tensor,
+        pyramid: Pyramid,
         cancel: Cancel,
     ) -> Result<Report, Error> {
+        self.motion = None;
         let mut watch = Watch::start();
         let deadline = self
             .config
             .time_budget
             .and_then(|budget| watch.begun.checked_add(budget));
-        let pyramid = Pyramid::new(&content)?;
-        let scene = canvas.look(&pyramid, &self.config);
+        let interval = u64::from(self.config.frame_interval);
+        let due = self.frames.is_multiple_of(interval);
+        let scene = canvas.look(&pyramid, due, &self.config);
+        if cancel() {
+            return Err(Error::Cancelled);
+        }
         let first = matches!(scene, Scene::First | Scene::Cut);
         if first {
             canvas.forget();
             self.frames = 0;
         }
-        let interval = u64::from(self.config.frame_interval);
-        let due = self.frames.is_multiple_of(interval);
         self.frames += 1;
         let still = matches!(scene, Scene::Still);
         let done = still && canvas.settling.done;
@@ -236,7 +243,6 @@ impl Stylizer {
             && !first
             && (done || !due)
         {
-            self.motion = None;
             return Ok(Report {
                 iterations: 0,
                 reason: None,
@@ -247,7 +253,8 @@ impl Stylizer {
             });
         }
 
-        if first || self.config.init != Init::Previous {
+        let previous = self.config.init == Init::Previous;
+        if first || !previous {
             // What the optimiser learned is of another image.
             canvas.renew_optimizer(&self.config)?;
         }
@@ -277,7 +284,7 @@ impl Stylizer {
         };
         Ok(Report {
             iterations: outcome.iterations,
-            reason: Some(match still && canvas.settling.done {
+            reason: Some(match still && previous && canvas.settling.done {
                 true => Reason::Converged,
                 false => outcome.reason,
             }),

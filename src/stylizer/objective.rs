@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What is minimised: α · content + β · style + the total variation, with its gradient.
+//! What is minimised: α · content + β · style + the total variation + the temporal term, with its
+//! gradient.
 //!
 //! The formulas are those of Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional
 //! Neural Networks" (CVPR 2016), except that Gram matrices are divided by their number of

@@ -15,6 +15,9 @@ const SPREADS: [f64; 6] = [8.0, 4.0, 2.0, 1.0, 1.0, 0.5];
 /// A shift of the whole picture is looked for up to this part of its sides.
 const MAX_SHIFT: isize = 4;
 
+/// Nor beyond so many pixels: the coarsest level of a thin picture is long.
+const MAX_REACH: isize = 64;
+
 /// It has to leave less than this of the difference that there is without one.
 const STAND_STILL: f32 = 0.8;
 
@@ -161,7 +164,7 @@ fn shift(from: &Level, to: &Level) -> (f32, f32) {
     };
     let mut least = STAND_STILL * difference(0, 0);
     let mut best = (0.0, 0.0);
-    let (reach_y, reach_x) = (h / MAX_SHIFT, w / MAX_SHIFT);
+    let [reach_y, reach_x] = [h, w].map(|side| (side / MAX_SHIFT).min(MAX_REACH));
     for dy in -reach_y..=reach_y {
         for dx in -reach_x..=reach_x {
             let difference = difference(dy, dx);
@@ -203,6 +206,10 @@ fn solve([a, b, c, d, e, f]: [f64; 6], right: [[f64; 3]; 2]) -> Option<[[f64; 3]
         [b * e - c * d, b * c - a * e, a * d - b * b],
     ];
     let determinant = a * inverse[0][0] + b * inverse[0][1] + c * inverse[0][2];
+    // Patches in one line tell nothing of what is across it.
+    if determinant <= 1e-9 * a * d * f {
+        return None;
+    }
     let row = |row: [f64; 3], right: [f64; 3]| {
         (row[0] * right[0] + row[1] * right[1] + row[2] * right[2]) / determinant
     };

@@ -61,6 +61,13 @@ impl Light {
         Self { values, ..*self }
     }
 
+    /// The largest difference of a channel to another picture's light of the same size.
+    pub fn difference(&self, other: &Self) -> f32 {
+        let values = self.values.as_flattened().iter();
+        let pairs = values.zip(other.values.as_flattened());
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
     /// The light on each row of the picture, `[h, columns]`.
     pub fn rows(&self, h: usize) -> Vec<Vec<Pixel>> {
         let row = |&(above, below, t): &(usize, usize, f32)| {

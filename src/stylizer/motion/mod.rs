@@ -4,7 +4,7 @@
 //! to where their strokes belong now.
 
 pub mod flow;
-mod light;
+pub mod light;
 pub mod occlusion;
 mod planes;
 pub mod pyramid;

@@ -2,6 +2,7 @@
 
 //! The luma of an image at falling sizes.
 
+use super::light::Light;
 use crate::ops::with_values;
 use candle_core::{Result, Tensor};
 
@@ -88,6 +89,8 @@ pub struct Pyramid {
     pub finest: u32,
     /// From the finest to the coarsest.
     pub levels: Vec<Level>,
+    /// The colours, at a small size.
+    pub light: Light,
 }
 
 impl Pyramid {
@@ -98,8 +101,8 @@ impl Pyramid {
             Level::new(h, w, |y, row| {
                 let pixels = image[3 * w * y..].as_chunks::<3>().0;
                 for (value, rgb) in row.iter_mut().zip(pixels) {
-                    // Held within the range, so that every finite image has a finite flow.
-                    let [r, g, b] = rgb.map(|value| value.clamp(0.0, 1.0));
+                    // Held within the range, NaN too, so that every image has a finite flow.
+                    let [r, g, b] = rgb.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
                     *value = LUMA[0] * r + LUMA[1] * g + LUMA[2] * b;
                 }
             })
@@ -121,6 +124,7 @@ impl Pyramid {
             size: (h, w),
             finest,
             levels,
+            light: with_values(image, |image: &[f32]| Light::new(image, (h, w)))?,
         })
     }
 }

@@ -16,6 +16,8 @@ pub const DEFAULT_SCENE_CUT: f64 = 0.7;
 const COMPARED_PIXELS: usize = 1 << 14;
 /// A pan is looked for first at the finest level of at most so many.
 const SEARCHED_PIXELS: usize = 1 << 10;
+/// Nor beyond so many pixels: that level of a thin picture is long.
+const MAX_REACH: isize = 64;
 
 /// Side of a block.
 const BLOCK: usize = 8;
@@ -226,7 +228,10 @@ fn pan(now: &Pyramid, before: &Pyramid, to: usize) -> [f32; 2] {
     for index in (to..=first).rev() {
         let [now, before] = [now, before].map(|frame| Details::new(&frame.levels[index]));
         let (centre, reach) = match index == first {
-            true => ([0, 0], [now.h as isize / 2, now.w as isize / 2]),
+            true => (
+                [0, 0],
+                [now.h, now.w].map(|side| (side as isize / 2).min(MAX_REACH)),
+            ),
             false => (at.map(|at| 2 * at), [1, 1]),
         };
         at = centre;

@@ -26,6 +26,10 @@ const CERTAINTY: f64 = 8.0;
 const TILES: usize = 4;
 const MOVED: usize = 4;
 
+/// What the light of a picture differs by for an encoder or the noise of a sensor, 0..1: a change of
+/// colour leaves luma as it is.
+const LIGHT: f32 = 4.0 / 255.0;
+
 /// A median absolute deviation times this is the standard deviation of a normal distribution.
 const MAD: f32 = 1.4826;
 
@@ -35,6 +39,9 @@ const MAD: f32 = 1.4826;
 /// where it is as large as a pixel, a change of light in the mean. A slow movement of the whole is
 /// less than the noise at each pixel, but all over the picture it goes along with the slopes.
 pub fn is_still(now: &Pyramid, before: &Pyramid) -> bool {
+    if now.light.difference(&before.light) > LIGHT {
+        return false;
+    }
     let noise = noise(&now.levels[0], &before.levels[0]);
     if noise * (1u32 << now.finest) as f32 > MOST_NOISE {
         return false;
