@@ -12,7 +12,7 @@ use common::problem::{MIDDLE, Pictures, Problem, name, network, precision, threa
 use common::timing::{argument, median, ms, timed};
 use gstgatys::ops::amx::Amx;
 use gstgatys::ops::conv::{Border, Conv3x3};
-use gstgatys::ops::elementwise::{content, difference, dot, total_variation};
+use gstgatys::ops::elementwise::{content, difference, squares, total_variation};
 use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 use gstgatys::stylizer::config::Config;
@@ -107,6 +107,9 @@ struct Walk {
     image_gradient: Tensor,
     layers: Vec<Step>,
     pooling: Pooling,
+    /// A factor, and where a sum is left.
+    one: Tensor,
+    sum: Tensor,
 }
 
 /// A layer of the network, and what the losses have there.
@@ -183,6 +186,8 @@ impl Walk {
             image_gradient: image.zeros_like()?,
             layers,
             pooling: config.pooling,
+            one: Tensor::new(&[1f32], &Device::Cpu)?,
+            sum: Tensor::new(&[0f64], &Device::Cpu)?,
         })
     }
 
@@ -216,16 +221,22 @@ impl Walk {
             let deepest = index + 1 == self.layers.len();
             if let Some(target) = &step.content {
                 part(Kind::Content, String::new(), 0, &|| {
-                    content(&step.features, target, 1.0, &step.gradient, !deepest).map(drop)
+                    let Step {
+                        features, gradient, ..
+                    } = step;
+                    content(features, target, &self.one, gradient, !deepest, &self.sum)
                 })?;
             }
             if let Some([matrix, target, residual]) = &step.style {
                 part(Kind::Gram, String::new(), 0, &|| {
                     gram(&step.features, matrix)?;
                     difference(residual, matrix, target)?;
-                    dot(residual, residual)?;
+                    squares(residual, &self.sum)?;
                     let seeded = !deepest || step.content.is_some();
-                    gram_backward(&step.features, residual, 1.0, &step.gradient, seeded)
+                    let Step {
+                        features, gradient, ..
+                    } = step;
+                    gram_backward(features, residual, &self.sum, &self.one, gradient, seeded)
                 })?;
             }
             let before = index.checked_sub(1).map(|index| &self.layers[index]);
@@ -246,7 +257,7 @@ impl Walk {
             }
         }
         part(Kind::Variation, String::new(), 0, &|| {
-            total_variation(&self.image, 1.0, &self.image_gradient).map(drop)
+            total_variation(&self.image, &self.one, &self.image_gradient, &self.sum)
         })?;
         Ok(parts)
     }

@@ -159,13 +159,25 @@ fn losses(criterion: &mut Criterion, dtype: DType) {
         group.run(&format!("Gram {layer} backward"), work, || {
             let [of, gradient] = [0; 2].map(|_| features(block, channels, dtype));
             let residual = noise((channels, channels));
-            move || gram_backward(&of, &residual, 1.0, &gradient, false)
+            let (one, sum) = (one(), sum());
+            move || gram_backward(&of, &residual, &sum, &one, &gradient, false)
         });
     }
     group.run("content conv4_2", bytes(3, 512, dtype), || {
         let [f, p, gradient] = [0; 3].map(|_| features(3, 512, dtype));
-        move || vector::content(&f, &p, 1.0, &gradient, false)
+        let (one, sum) = (one(), sum());
+        move || vector::content(&f, &p, &one, &gradient, false, &sum)
     });
+}
+
+/// A factor of 1.
+fn one() -> Tensor {
+    Tensor::new(&[1f32], &Device::Cpu).expect("a tensor")
+}
+
+/// Where an operation leaves a sum.
+fn sum() -> Tensor {
+    Tensor::new(&[0f64], &Device::Cpu).expect("a tensor")
 }
 
 /// What an optimiser does with images.
@@ -173,7 +185,8 @@ fn optimisers(criterion: &mut Criterion) {
     let mut group = Group::new(criterion, "vector");
     group.run("total variation", bytes(0, 3, DType::F32), || {
         let [image, gradient] = [0; 2].map(|_| features(0, 3, DType::F32));
-        move || vector::total_variation(&image, 1.0, &gradient)
+        let (one, sum) = (one(), sum());
+        move || vector::total_variation(&image, &one, &gradient, &sum)
     });
     type Op = fn(&Tensor, &Tensor, &Tensor) -> Result<()>;
     let ops: [(&str, Op); 9] = [

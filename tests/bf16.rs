@@ -11,6 +11,7 @@ use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::stylizer::resize::{fit, pad, resize};
 use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 /// The longer side of the pictures where the first gradients are compared, and where hundreds of
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 const SIDE: u32 = 384;
 const SMALL_SIDE: u32 = 192;
 
-struct Problem(Objective);
+struct Problem(RefCell<Objective>);
 
 impl Problem {
     fn new(precision: Precision, content: &Tensor, style: &Tensor) -> Self {
@@ -36,12 +37,13 @@ impl Problem {
         .unwrap();
         objective.set_content(content, &|| false).unwrap();
         objective.set_style(style, &|| false).unwrap();
-        Self(objective)
+        Self(RefCell::new(objective))
     }
 
     fn evaluate(&self, image: &Tensor, gradient: &Tensor) -> Losses {
         let balance = Balance::from(&Config::default());
         self.0
+            .borrow_mut()
             .evaluate(image, balance, gradient, &|| false)
             .unwrap()
     }

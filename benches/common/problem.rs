@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::f32::consts::TAU;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Width and height of the images that an evaluation is measured on.
 pub const SIZES: [(usize, usize); 3] = [(256, 144), (320, 180), (640, 360)];
@@ -176,7 +176,7 @@ impl Pictures {
 
 /// The objective, ready to be evaluated.
 pub struct Problem {
-    objective: Objective,
+    objective: Mutex<Objective>,
     balance: Balance,
     pub image: Tensor,
     /// The gradient of the last evaluation.
@@ -202,7 +202,7 @@ impl Problem {
             .set_style(&pictures.style, &|| false)
             .expect("style");
         Self {
-            objective,
+            objective: Mutex::new(objective),
             balance: Balance::from(&config),
             image: pictures.image.copy().expect("a copy"),
             gradient: pictures.image.zeros_like().expect("a gradient"),
@@ -221,6 +221,8 @@ impl Problem {
 
     pub fn evaluate_at(&self, image: &Tensor, gradient: &Tensor) -> Losses {
         self.objective
+            .lock()
+            .expect("no evaluation fails")
             .evaluate(image, self.balance, gradient, &|| false)
             .expect("losses")
     }

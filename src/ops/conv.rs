@@ -9,7 +9,7 @@
 
 use super::amx::{self, Amx};
 use super::winograd::{self, Sink, Source};
-use super::{cpu_side, op2, op3, patches, store};
+use super::{Format, cpu_side, op2, op3, patches, singles, store};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module};
 use half::bf16;
@@ -52,24 +52,48 @@ enum Side {
     Candle {
         forward: Conv2d,
         adjoint: Conv2d,
+        format: Format,
     },
 }
 
 impl Conv3x3 {
-    /// An operation with a kernel `[out_channels, in_channels, 3, 3]` and a bias `[out_channels]`,
-    /// both `f32`, for the device that they are on.
+    /// An operation in `f32` with a kernel `[out_channels, in_channels, 3, 3]` and a bias
+    /// `[out_channels]`, both `f32`, for the device that they are on.
     pub fn new(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
-        Self::with(kernel, bias, border, None)
+        Self::with_format(kernel, bias, border, Format::F32)
+    }
+
+    /// The same for features in `format`, on a GPU.
+    pub fn with_format(
+        kernel: &Tensor,
+        bias: &Tensor,
+        border: Border,
+        format: Format,
+    ) -> Result<Self> {
+        Self::with(kernel, bias, border, || match kernel.device() {
+            Device::Cpu if cpu_side() => match format {
+                Format::F32 => Side::cpu(kernel, bias, border, None),
+                _ => bail!("{format:?} is for a GPU"),
+            },
+            _ => Side::composed(kernel, bias, border, format),
+        })
     }
 
     /// The same for features in bf16 on the CPU: from an image, which is `f32`, between copies of
     /// its edge, or between features, whose channels are multiples of [`amx::CHANNELS`], between
     /// zeros.
     pub fn bf16(kernel: &Tensor, bias: &Tensor, border: Border, amx: Amx) -> Result<Self> {
-        Self::with(kernel, bias, border, Some(amx))
+        Self::with(kernel, bias, border, || {
+            Side::cpu(kernel, bias, border, Some(amx))
+        })
     }
 
-    fn with(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<Amx>) -> Result<Self> {
+    fn with(
+        kernel: &Tensor,
+        bias: &Tensor,
+        border: Border,
+        side: impl FnOnce() -> Result<Side>,
+    ) -> Result<Self> {
         let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
         if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
             bail!(
@@ -78,15 +102,11 @@ impl Conv3x3 {
                 bias.dims()
             );
         }
-        let side = match kernel.device() {
-            Device::Cpu if cpu_side() => Side::cpu(kernel, bias, border, amx)?,
-            _ => Side::composed(kernel, bias, border)?,
-        };
         Ok(Self {
             in_channels,
             out_channels,
             border,
-            side,
+            side: side()?,
         })
     }
 
@@ -109,7 +129,9 @@ impl Conv3x3 {
             Side::Bf16(conv) => conv.bytes(),
             Side::Bf16Image(conv) => conv.bytes(),
             Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
-            Side::Candle { forward, adjoint } => [forward, adjoint]
+            Side::Candle {
+                forward, adjoint, ..
+            } => [forward, adjoint]
                 .map(|conv| {
                     let bias = conv.bias().map_or(0, Tensor::elem_count);
                     (conv.weight().elem_count() + bias) * size_of::<f32>()
@@ -157,7 +179,10 @@ impl Conv3x3 {
                 });
                 output.inplace_op2(input, &op)
             }
-            Side::Candle { forward, .. } => {
+            Side::Candle {
+                forward, format, ..
+            } => {
+                let input = self.operand(*format, input)?;
                 let input = input.permute((2, 0, 1))?.unsqueeze(0)?;
                 let input = match self.border {
                     Border::Zeros => input,
@@ -230,9 +255,12 @@ impl Conv3x3 {
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
-            Side::Candle { adjoint, .. } => {
-                let mask = output.gt(0f64)?.to_dtype(upstream.dtype())?;
-                let masked = (upstream * mask)?.permute((2, 0, 1))?.unsqueeze(0)?;
+            Side::Candle {
+                adjoint, format, ..
+            } => {
+                let mask = singles(&output.gt(0f64)?)?;
+                let masked = (self.operand(*format, upstream)? * mask)?;
+                let masked = masked.permute((2, 0, 1))?.unsqueeze(0)?;
                 let full = adjoint.forward(&masked)?.squeeze(0)?;
                 let full = match self.border {
                     Border::Zeros => full,
@@ -240,6 +268,16 @@ impl Conv3x3 {
                 };
                 store(gradient, &full.permute((1, 2, 0))?, false)
             }
+        }
+    }
+}
+
+impl Conv3x3 {
+    /// An operand of a composed convolution. conv1_1's are `f32` on a GPU in every format.
+    fn operand(&self, format: Format, tensor: &Tensor) -> Result<Tensor> {
+        match self.border {
+            Border::Zeros => format.operand(tensor),
+            Border::Replicate => singles(tensor),
         }
     }
 }
@@ -354,10 +392,10 @@ impl Side {
         })
     }
 
-    fn composed(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
-        let (forward_padding, adjoint_padding) = match border {
-            Border::Zeros => (1, 1),
-            Border::Replicate => (0, 2),
+    fn composed(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
+        let (kernel, forward_padding, adjoint_padding) = match border {
+            Border::Zeros => (format.operand(kernel)?, 1, 1),
+            Border::Replicate => (kernel.clone(), 0, 2),
         };
         let config = |padding| Conv2dConfig {
             padding,
@@ -365,8 +403,9 @@ impl Side {
         };
         let rotated = kernel.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?;
         Ok(Self::Candle {
-            forward: Conv2d::new(kernel.clone(), Some(bias.clone()), config(forward_padding)),
+            forward: Conv2d::new(kernel, Some(bias.clone()), config(forward_padding)),
             adjoint: Conv2d::new(rotated, None, config(adjoint_padding)),
+            format,
         })
     }
 }

@@ -5,7 +5,7 @@
 //! Features `[h, w, N]` are read as a matrix F `[M, N]` of M positions.
 
 use super::amx::{self, Amx};
-use super::{cpu_side, op2, op3, store};
+use super::{cpu_side, op2, op3, read, singles, store};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use gemm::{Parallelism, gemm};
 use half::bf16;
@@ -55,7 +55,7 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
             output.inplace_op2(features, &op)
         }
         _ => {
-            let f = features.reshape((m, n))?;
+            let f = singles(features)?.reshape((m, n))?;
             store(output, &(f.t()?.matmul(&f)? / m as f64)?, false)
         }
     }
@@ -138,12 +138,14 @@ fn average(m: usize, n: usize, output: &mut [f32], pieces: impl FnOnce(&mut Vec<
     PARTIAL.set(partial);
 }
 
-/// `scale` F D into `gradient`, or added to it: the gradient of a style loss with respect to the
-/// features, given the residual D of its Gram matrix (Gatys et al. 2016, eq. 6).
+/// `factor` F D into `gradient`, or added to it: the gradient of a style loss with respect to the
+/// features, given the residual D of its Gram matrix (Gatys et al. 2016, eq. 6) and `squares`, the
+/// sum of its squares: a GPU multiplies D over its root mean square, which every format has.
 pub fn gram_backward(
     features: &Tensor,
     residual: &Tensor,
-    scale: f64,
+    squares: &Tensor,
+    factor: &Tensor,
     gradient: &Tensor,
     accumulate: bool,
 ) -> Result<()> {
@@ -158,13 +160,13 @@ pub fn gram_backward(
     }
     match features.device() {
         Device::Cpu if cpu_side() && features.dtype() == DType::BF16 => {
-            let amx = amx_for(n)?;
+            let (amx, factor) = (amx_for(n)?, read(factor)?);
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [bf16], features: &[bf16], residual: &[f32]| {
                     let mut packed = RESIDUAL.take().unwrap_or_default();
                     packed.set(n / amx::CHANNELS, n, |row, column| {
-                        scale as f32 * residual[row * n + column]
+                        factor * residual[row * n + column]
                     });
                     let pieces = features.par_chunks(BF16_POSITIONS * n);
                     gradient
@@ -179,6 +181,7 @@ pub fn gram_backward(
             gradient.inplace_op3(features, residual, &op)
         }
         Device::Cpu if cpu_side() => {
+            let factor = read(factor)?;
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [f32], features: &[f32], residual: &[f32]| {
@@ -194,7 +197,7 @@ pub fn gram_backward(
                                     (gradient, n),
                                     (features, [n, 1]),
                                     (residual, [n, 1]),
-                                    scale as f32,
+                                    factor,
                                     accumulate,
                                 );
                             }
@@ -204,12 +207,12 @@ pub fn gram_backward(
             gradient.inplace_op3(features, residual, &op)
         }
         _ => {
-            let f = features.reshape((h * w, n))?;
-            store(
-                gradient,
-                &(f.matmul(residual)? * scale)?.reshape((h, w, n))?,
-                accumulate,
-            )
+            let f = singles(features)?.reshape((h * w, n))?;
+            let size = (singles(squares)? / (n * n) as f64)?.sqrt()?;
+            let unit = residual.broadcast_div(&size.maximum(f32::MIN_POSITIVE)?)?;
+            let unit = singles(&unit.to_dtype(features.dtype())?)?;
+            let product = f.matmul(&unit)?.broadcast_mul(&(size * factor)?)?;
+            store(gradient, &product.reshape((h, w, n))?, accumulate)
         }
     }
 }
@@ -283,6 +286,10 @@ mod tests {
         });
     }
 
+    fn residual_squares(residual: &Tensor) -> f64 {
+        crate::ops::elementwise::dot(residual, residual).unwrap()
+    }
+
     #[test]
     fn gram_backward_is_scaled_features_times_residual() {
         with_both_sides(|side| {
@@ -305,8 +312,14 @@ mod tests {
                     }
                     let gradient = before.tensor();
                     let residual = residual.tensor().reshape((n, n)).unwrap();
-                    gram_backward(&features.tensor(), &residual, 0.3, &gradient, accumulate)
-                        .unwrap();
+                    let squares: f64 = residual_squares(&residual);
+                    let squares = Tensor::new(&[squares], &Device::Cpu).unwrap();
+                    let factor = Tensor::new(&[0.3f32], &Device::Cpu).unwrap();
+                    let features = features.tensor();
+                    gram_backward(
+                        &features, &residual, &squares, &factor, &gradient, accumulate,
+                    )
+                    .unwrap();
                     let error = relative_error(&gradient, &expected);
                     assert!(error < 1e-6, "{side}, {h}x{w}x{n}, {accumulate}: {error}");
                 }
@@ -331,7 +344,12 @@ mod tests {
             .to_dtype(DType::F32)
             .unwrap();
         assert!(gram(&narrow, &matrix).is_err());
-        assert!(gram_backward(&narrow, &matrix, 1.0, &narrow.copy().unwrap(), false).is_err());
+        let (squares, factor) = (
+            Tensor::new(&[1f64], &Device::Cpu).unwrap(),
+            Tensor::new(&[0.5f32], &Device::Cpu).unwrap(),
+        );
+        let gradient = narrow.copy().unwrap();
+        assert!(gram_backward(&narrow, &matrix, &squares, &factor, &gradient, false).is_err());
         for (h, w, n) in [(16, 1, 64), (41, 39, 32), (61, 50, 96)] {
             let (features, before) = (tensor(h, w, n, 1), tensor(h, w, n, 2));
             let residual = tensor(n, n, 1, 3).to_dtype(DType::F32).unwrap();
@@ -341,7 +359,10 @@ mod tests {
                 let output = residual.ones_like().unwrap();
                 gram(&features, &output).unwrap();
                 let gradient = before.to_dtype(dtype).unwrap().copy().unwrap();
-                gram_backward(&features, &residual, 0.5, &gradient, accumulate).unwrap();
+                gram_backward(
+                    &features, &residual, &squares, &factor, &gradient, accumulate,
+                )
+                .unwrap();
                 [output, gradient].map(|tensor| {
                     let singles = tensor.to_dtype(DType::F32).unwrap();
                     singles.flatten_all().unwrap().to_vec1::<f32>().unwrap()

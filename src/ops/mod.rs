@@ -3,9 +3,13 @@
 //! The operations of an iteration, each writing into tensors that the caller allocated.
 //!
 //! Images and features are contiguous, channels last: `[height, width, channels]`. Images are
-//! `f32`; features are `f32`, or `bf16` on a CPU that multiplies that. On the CPU an operation is a candle in-place op that works on the values where they lie; on every
-//! other device it is composed of candle's own operations. No sum on the CPU side is split in
-//! a way that depends on the number of threads, so that results are the same bit for bit for any.
+//! `f32`, features what the [`Format`] says. What an iteration sums stays on the device, `f64`
+//! `[1]` each, and so do the factors of its gradients, `f32` `[1]`: the host need not wait.
+//!
+//! On the CPU an operation is a candle in-place op that works on the values where they lie; on a
+//! GPU it is kernels of our own, cuDNN's and cuBLAS's, or, in a build without cuDNN, composed of
+//! candle's own operations, which also stand in for a GPU's formats in the tests. No sum is split
+//! in a way that depends on the number of threads, so that results are the same bit for bit for any.
 
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
@@ -23,11 +27,45 @@ pub(crate) mod reference;
 mod winograd;
 
 use candle_core::{
-    CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, WithDType,
-    bail,
+    CpuStorage, DType, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor,
+    WithDType, bail,
 };
 use half::bf16;
 use std::marker::PhantomData;
+
+/// What features, gradients with respect to them and kernels are rounded to. Sums are `f32` or
+/// wider in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    F32,
+    /// `f32` in memory, whose products are taken of values rounded to 10 bits of fraction.
+    Tf32,
+    Bf16,
+    F16,
+}
+
+impl Format {
+    /// What is in memory.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 | Self::Tf32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// An operand of a product, `f32` with values that this format has.
+    fn operand(self, tensor: &Tensor) -> Result<Tensor> {
+        match self {
+            // Dekker's splitting (1971): what is left of 24 bits has 11.
+            Self::Tf32 => {
+                let large = (tensor * 8193.0)?;
+                &large - (&large - tensor)?
+            }
+            _ => singles(&tensor.to_dtype(self.dtype())?),
+        }
+    }
+}
 
 /// What operations on the CPU work on: pixels and sums are `f32`, features `f32` or `bf16`.
 pub(crate) trait Value: WithDType {
@@ -76,6 +114,25 @@ impl Value for bf16 {
         let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
         let nan = bits >> 16 | 0x40;
         Self::from_bits(if value.is_nan() { nan } else { nearest } as u16)
+    }
+}
+
+impl Value for f64 {
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self as f32
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        value.into()
     }
 }
 
@@ -201,13 +258,29 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
-/// Writes `src` into `dst`, or adds it to `dst`.
+/// Writes `src` into `dst`, or adds it to `dst`, rounded once to what `dst` is of.
 fn store(dst: &Tensor, src: &Tensor, accumulate: bool) -> Result<()> {
-    if accumulate {
-        dst.slice_set(&(dst + src)?.contiguous()?, 0, 0)
-    } else {
-        dst.slice_set(&src.contiguous()?, 0, 0)
-    }
+    let sum = match accumulate {
+        true => (dst.to_dtype(src.dtype())? + src)?,
+        false => src.clone(),
+    };
+    dst.slice_set(&sum.to_dtype(dst.dtype())?.contiguous()?, 0, 0)
+}
+
+/// The values of a tensor in `f32`, which every composed operation computes in.
+fn singles(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_dtype(DType::F32)
+}
+
+/// Leaves a sum in its place, `f64` `[1]`.
+fn leave(sum: &Tensor, value: f64) -> Result<()> {
+    sum.inplace_op1(&op1("leave", |sum: &mut [f64]| sum.fill(value)))
+}
+
+/// A factor on the CPU, `f32` `[1]`.
+fn read(factor: &Tensor) -> Result<f32> {
+    with_values(factor, |values: &[f32]| values.first().copied())?
+        .ok_or_else(|| candle_core::Error::msg("a factor is a tensor of one value"))
 }
 
 /// Whether tensors on the CPU go to the CPU side of an operation; tests can have them go to the
@@ -227,12 +300,18 @@ fn cpu_side() -> bool {
     CPU_SIDE.get()
 }
 
-/// Runs `test` with the CPU side of the operations and then with that of other devices, on this
-/// thread.
+/// Runs `test` with the CPU side of the operations and then with the composed one, on this thread.
 #[cfg(test)]
 pub(crate) fn with_both_sides(test: impl Fn(&str)) {
     test("cpu");
+    composed(|| test("candle"));
+}
+
+/// What `compute` computes with composed operations on this thread.
+#[cfg(test)]
+pub(crate) fn composed<R>(compute: impl FnOnce() -> R) -> R {
     CPU_SIDE.set(false);
-    test("candle");
+    let result = compute();
     CPU_SIDE.set(true);
+    result
 }

@@ -3,7 +3,7 @@
 //! 2x2 pooling with stride 2 and its gradient. A last odd row or column is left out, as in VGG's
 //! own pooling, and has no gradient.
 
-use super::{Value, cpu_side, op2, op3, store};
+use super::{Value, cpu_side, op2, op3, singles, store};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use pulp::Arch;
@@ -29,7 +29,7 @@ impl Pooling {
                 _ => self.forward_cpu::<f32>([w, n], input, output),
             },
             _ => {
-                let four = windows(input)?;
+                let four = windows(&singles(input)?)?;
                 let pooled = match self {
                     Self::Avg => (((&four[0] + &four[1])? + (&four[2] + &four[3])?)? * 0.25)?,
                     Self::Max => largest_of(&four)?,
@@ -58,10 +58,10 @@ impl Pooling {
             _ => {
                 let shares: [Tensor; 4] = match self {
                     Self::Avg => {
-                        let quarter = (upstream * 0.25)?;
+                        let quarter = (singles(upstream)? * 0.25)?;
                         [quarter.clone(), quarter.clone(), quarter.clone(), quarter]
                     }
-                    Self::Max => first_largest(&windows(input)?, upstream)?,
+                    Self::Max => first_largest(&windows(&singles(input)?)?, &singles(upstream)?)?,
                 };
                 store(gradient, &unwindow(&shares, h, w)?, false)
             }

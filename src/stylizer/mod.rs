@@ -36,6 +36,8 @@ pub enum Error {
     #[error("the threads cannot be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
     #[error(transparent)]
+    Network(vgg::Error),
+    #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -43,6 +45,7 @@ impl From<vgg::Error> for Error {
     fn from(error: vgg::Error) -> Self {
         match error {
             vgg::Error::Cancelled => Self::Cancelled,
+            overflow @ vgg::Error::Overflow(_) => Self::Network(overflow),
             vgg::Error::Tensor(error) => Self::Tensor(error),
         }
     }

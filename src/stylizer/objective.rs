@@ -7,11 +7,16 @@
 //! Neural Networks" (CVPR 2016), except that Gram matrices are divided by their number of
 //! positions, so that images of different sizes can be compared.
 
+mod gradient_scale;
+
 use super::config::{Config, LayerWeights, LossScale};
-use crate::ops::elementwise::{content, copy, difference, dot, held, total_variation};
+use crate::ops::elementwise::{
+    content, copy, difference, dot, held, scale_by, squares, total_variation,
+};
 use crate::ops::gram::{gram, gram_backward};
 use crate::vgg::{Cancel, Error, Features, Layer, Pooling, Vgg};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use gradient_scale::GradientScale;
 use std::sync::Arc;
 
 /// A relative loss is not divided by less than this: a dead layer has no features to compare to.
@@ -61,6 +66,7 @@ struct ContentTerm {
     target: Tensor,
     /// ½ Σ P²
     energy: f64,
+    place: Place,
 }
 
 impl ContentTerm {
@@ -78,6 +84,8 @@ impl ContentTerm {
 struct StyleTerm {
     layer: Layer,
     weight: f64,
+    /// M
+    positions: f64,
     /// A / Mₐ: the style image's Gram matrix over its positions, `[N, N]`.
     target: Tensor,
     /// 1 / (4 N²) Σ (A / Mₐ)²
@@ -86,6 +94,7 @@ struct StyleTerm {
     gram: Tensor,
     /// G / M − A / Mₐ, `[N, N]`.
     residual: Tensor,
+    place: Place,
 }
 
 impl StyleTerm {
@@ -102,6 +111,64 @@ impl StyleTerm {
     }
 }
 
+/// Checks that activations are numbers of f16: what is not becomes 0 in the next ReLU, unnoticed.
+fn check_range(features: &Features, deepest: Layer) -> Result<(), Error> {
+    for layer in Layer::all().take_while(|&layer| layer <= deepest) {
+        let features = features.layer(layer);
+        if !dot(features, features)?.is_finite() {
+            return Err(Error::Overflow(layer));
+        }
+    }
+    Ok(())
+}
+
+/// Where a term leaves its sum, `f64` `[1]`, and finds the factor of its gradient, `f32` `[1]`.
+struct Place {
+    index: usize,
+    sum: Tensor,
+    factor: Tensor,
+}
+
+/// The sums and the factors of all terms: each crosses to the device, or back, in one piece.
+struct Exchange {
+    sums: Tensor,
+    factors: Tensor,
+    /// The factors that are on the device.
+    written: Vec<f32>,
+    places: usize,
+}
+
+impl Exchange {
+    fn new(places: usize, device: &Device) -> candle_core::Result<Self> {
+        Ok(Self {
+            sums: Tensor::zeros(places, DType::F64, device)?,
+            factors: Tensor::zeros(places, DType::F32, device)?,
+            written: vec![0.0; places],
+            places: 0,
+        })
+    }
+
+    fn place(&mut self) -> candle_core::Result<Place> {
+        let index = self.places;
+        self.places += 1;
+        Ok(Place {
+            index,
+            sum: self.sums.narrow(0, index, 1)?,
+            factor: self.factors.narrow(0, index, 1)?,
+        })
+    }
+
+    fn write(&mut self, factors: Vec<f32>) -> candle_core::Result<()> {
+        if factors != self.written {
+            let device = self.factors.device();
+            let values = Tensor::from_slice(&factors, factors.len(), device)?;
+            self.factors.slice_set(&values, 0, 0)?;
+            self.written = factors;
+        }
+        Ok(())
+    }
+}
+
 /// The objective for images of one size.
 pub struct Objective {
     vgg: Arc<Vgg>,
@@ -111,6 +178,14 @@ pub struct Objective {
     temporal: Option<Tensor>,
     features: Features,
     gradients: Features,
+    exchange: Exchange,
+    variation_place: Place,
+    temporal_place: Place,
+    /// Of the squares of the network's gradient; its factor takes what that is scaled by off it.
+    network_place: Place,
+    gradient_scale: GradientScale,
+    /// Whether a frame's activations were seen to fit f16.
+    in_range: bool,
 }
 
 impl Objective {
@@ -127,34 +202,46 @@ impl Objective {
         let deepest = content_layers.deepest().max(style_layers.deepest());
         let features = vgg.allocate(h, w, deepest)?;
         let gradients = vgg.allocate_gradients(h, w, deepest)?;
+        let terms = content_layers.iter().count() + style_layers.iter().count();
+        let mut exchange = Exchange::new(terms + 3, vgg.device())?;
         let content = content_layers.iter().map(|(layer, weight)| {
             Ok(ContentTerm {
                 layer,
                 weight,
                 target: features.layer(layer).zeros_like()?,
                 energy: 0.0,
+                place: exchange.place()?,
             })
         });
+        let content = content.collect::<Result<_, Error>>()?;
         let style = style_layers.iter().map(|(layer, weight)| {
-            let n = features.layer(layer).dim(2)?;
+            let (h, w, n) = features.layer(layer).dims3()?;
             let matrix = || Tensor::zeros((n, n), DType::F32, vgg.device());
             Ok(StyleTerm {
                 layer,
                 weight,
+                positions: (h * w) as f64,
                 target: matrix()?,
                 energy: 0.0,
                 gram: matrix()?,
                 residual: matrix()?,
+                place: exchange.place()?,
             })
         });
         Ok(Self {
-            content: content.collect::<Result<_, Error>>()?,
+            content,
             style: style.collect::<Result<_, Error>>()?,
             temporal: None,
+            gradient_scale: GradientScale::new(vgg.precision()),
+            in_range: false,
             vgg,
             pooling,
             features,
             gradients,
+            variation_place: exchange.place()?,
+            temporal_place: exchange.place()?,
+            network_place: exchange.place()?,
+            exchange,
         })
     }
 
@@ -165,6 +252,10 @@ impl Objective {
         };
         self.vgg
             .forward(frame, self.pooling, deepest, &self.features, cancel)?;
+        if self.gradient_scale.is_needed() && !self.in_range {
+            check_range(&self.features, deepest)?;
+            self.in_range = true;
+        }
         for term in &mut self.content {
             copy(&term.target, self.features.layer(term.layer))?;
             term.energy = 0.5 * dot(&term.target, &term.target)?;
@@ -182,6 +273,9 @@ impl Objective {
         let features = self.vgg.allocate(h, w, deepest)?;
         self.vgg
             .forward(image, self.pooling, deepest, &features, cancel)?;
+        if self.gradient_scale.is_needed() {
+            check_range(&features, deepest)?;
+        }
         for term in &mut self.style {
             gram(features.layer(term.layer), &term.target)?;
             term.energy = dot(&term.target, &term.target)? / (4.0 * term.channels_squared());
@@ -198,24 +292,95 @@ impl Objective {
     /// The losses of `image` `[h, w, 3]`, and the gradient of the total into `gradient` of the
     /// same shape.
     pub fn evaluate(
-        &self,
+        &mut self,
         image: &Tensor,
         balance: Balance,
         gradient: &Tensor,
         cancel: Cancel,
     ) -> Result<Losses, Error> {
+        loop {
+            let factors = self.factors(balance, image.elem_count());
+            self.exchange.write(factors)?;
+            self.compute(image, balance, gradient, cancel)?;
+            let sums = self.exchange.sums.to_vec1::<f64>()?;
+            let losses = self.losses(&sums, balance, image.elem_count());
+            let mean_square = sums[self.network_place.index] / image.elem_count() as f64;
+            if !self.gradient_scale.adapt(mean_square) || !losses.total.is_finite() {
+                return Ok(losses);
+            }
+        }
+    }
+
+    /// What the gradients of the terms are multiplied by, in the order of their places: that of a
+    /// content layer is F − P (eq. 2), that of a style layer 1 / (N² M) F (G / M − A / Mₐ) (eq. 6).
+    fn factors(&self, balance: Balance, values: usize) -> Vec<f32> {
+        let scale = self.gradient_scale.value();
+        let mut factors = vec![0.0; self.exchange.places];
+        for term in &self.content {
+            let weight = term.weight / term.scale(balance.loss_scale);
+            factors[term.place.index] = (scale * balance.alpha * weight) as f32;
+        }
+        for term in &self.style {
+            let weight = term.weight / term.scale(balance.loss_scale);
+            let factor = balance.beta * weight / (term.channels_squared() * term.positions);
+            factors[term.place.index] = (scale * factor) as f32;
+        }
+        factors[self.variation_place.index] = (balance.tv_weight / values as f64) as f32;
+        factors[self.temporal_place.index] = (balance.temporal_weight / values as f64) as f32;
+        factors[self.network_place.index] = (1.0 / scale) as f32;
+        factors
+    }
+
+    /// The losses that the sums of the terms are.
+    fn losses(&self, sums: &[f64], balance: Balance, values: usize) -> Losses {
+        let sum = |place: &Place| sums[place.index];
+        let mut losses = Losses::default();
+        for term in &self.content {
+            let weight = term.weight / term.scale(balance.loss_scale);
+            losses.content += weight * 0.5 * sum(&term.place);
+        }
+        for term in &self.style {
+            let weight = term.weight / term.scale(balance.loss_scale);
+            losses.style += weight * sum(&term.place) / (4.0 * term.channels_squared());
+        }
+        losses.variation = sum(&self.variation_place) / values as f64;
+        if self.is_held(balance) {
+            losses.temporal = sum(&self.temporal_place) / values as f64;
+        }
+        losses.total = balance.alpha * losses.content
+            + balance.beta * losses.style
+            + balance.tv_weight * losses.variation
+            + balance.temporal_weight * losses.temporal;
+        losses
+    }
+
+    /// Leaves the terms' sums in their places and the gradient of the total in `gradient`.
+    fn compute(
+        &self,
+        image: &Tensor,
+        balance: Balance,
+        gradient: &Tensor,
+        cancel: Cancel,
+    ) -> Result<(), Error> {
         let deepest = self.features.deepest();
         self.vgg
             .forward(image, self.pooling, deepest, &self.features, cancel)?;
-        let mut losses = Losses::default();
         let seed = |layer, gradient: &Tensor, accumulate: bool| {
             let mut written = accumulate;
             for term in self.content.iter().filter(|term| term.layer == layer) {
-                losses.content += self.content_term(term, balance, gradient, written)?;
+                let (features, place) = (self.features.layer(layer), &term.place);
+                content(
+                    features,
+                    &term.target,
+                    &place.factor,
+                    gradient,
+                    written,
+                    &place.sum,
+                )?;
                 written = true;
             }
             for term in self.style.iter().filter(|term| term.layer == layer) {
-                losses.style += self.style_term(term, balance, gradient, written)?;
+                self.style_term(term, gradient, written)?;
                 written = true;
             }
             Ok(written)
@@ -228,63 +393,50 @@ impl Objective {
             gradient,
             cancel,
         )?;
-
-        let values = image.elem_count() as f64;
-        let weight = balance.tv_weight / values;
-        losses.variation = total_variation(image, weight, gradient)? / values;
-        if let Some(target) = &self.temporal
-            && balance.temporal_weight > 0.0
-        {
-            let weight = balance.temporal_weight / values;
-            losses.temporal = held(image, target, weight, gradient)? / values;
+        if self.gradient_scale.is_needed() {
+            scale_by(&self.network_place.factor, gradient)?;
+            squares(gradient, &self.network_place.sum)?;
         }
-        losses.total = balance.alpha * losses.content
-            + balance.beta * losses.style
-            + balance.tv_weight * losses.variation
-            + balance.temporal_weight * losses.temporal;
-        Ok(losses)
+        let place = &self.variation_place;
+        total_variation(image, &place.factor, gradient, &place.sum)?;
+        if let Some(target) = &self.temporal
+            && self.is_held(balance)
+        {
+            let place = &self.temporal_place;
+            held(image, target, &place.factor, gradient, &place.sum)?;
+        }
+        Ok(())
     }
 
-    /// A content layer's part of the content loss; its gradient F − P (eq. 2) is written or added
-    /// to `gradient`.
-    fn content_term(
-        &self,
-        term: &ContentTerm,
-        balance: Balance,
-        gradient: &Tensor,
-        accumulate: bool,
-    ) -> Result<f64, Error> {
-        let weight = term.weight / term.scale(balance.loss_scale);
-        let features = self.features.layer(term.layer);
-        let squares = content(
-            features,
-            &term.target,
-            balance.alpha * weight,
-            gradient,
-            accumulate,
-        )?;
-        Ok(weight * 0.5 * squares)
+    fn is_held(&self, balance: Balance) -> bool {
+        self.temporal.is_some() && balance.temporal_weight > 0.0
     }
 
-    /// A style layer's part of the style loss; its gradient 1 / (N² M) F (G / M − A / Mₐ) (eq. 6)
-    /// is written or added to `gradient`.
+    /// Leaves the sum of a style layer's part; the part's gradient is written or added to
+    /// `gradient`.
     fn style_term(
         &self,
         term: &StyleTerm,
-        balance: Balance,
         gradient: &Tensor,
         accumulate: bool,
-    ) -> Result<f64, Error> {
-        let weight = term.weight / term.scale(balance.loss_scale);
-        let features = self.features.layer(term.layer);
+    ) -> Result<(), Error> {
+        let (features, place) = (self.features.layer(term.layer), &term.place);
         gram(features, &term.gram)?;
         difference(&term.residual, &term.gram, &term.target)?;
-        let (h, w, _) = features.dims3()?;
-        let scale = balance.beta * weight / (term.channels_squared() * (h * w) as f64);
-        gram_backward(features, &term.residual, scale, gradient, accumulate)?;
-        Ok(weight * dot(&term.residual, &term.residual)? / (4.0 * term.channels_squared()))
+        squares(&term.residual, &place.sum)?;
+        gram_backward(
+            features,
+            &term.residual,
+            &place.sum,
+            &place.factor,
+            gradient,
+            accumulate,
+        )?;
+        Ok(())
     }
 }
 
+#[cfg(test)]
+mod format_tests;
 #[cfg(test)]
 mod tests;

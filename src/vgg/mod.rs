@@ -10,6 +10,7 @@ pub mod shared;
 pub mod weights;
 
 use crate::ops::conv::{Border, Conv3x3};
+use crate::ops::elementwise::clear;
 pub use crate::ops::pool::Pooling;
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -37,6 +38,9 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+    /// Other formats go further than f16, and weights are checked to be numbers.
+    #[error("the activations of {0} do not fit f16; precision=bf16 or f32 takes them")]
+    Overflow(Layer),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
@@ -171,6 +175,15 @@ impl Vgg {
         Self::build(weights.clone(), device, Chosen::F32)
     }
 
+    /// A network that computes as a GPU does in `format`, with composed operations on the CPU.
+    #[cfg(test)]
+    pub(crate) fn emulated(
+        weights: &Weights,
+        format: crate::ops::Format,
+    ) -> candle_core::Result<Self> {
+        Self::build(weights.clone(), &Device::Cpu, Chosen::Gpu(format))
+    }
+
     /// The image's preparation becomes part of conv1_1. Its border is replicated, because zeros
     /// there would leave a frame around the picture; further in, zeros stand around the features,
     /// as the weights were trained with.
@@ -192,17 +205,20 @@ impl Vgg {
             match chosen {
                 Chosen::F32 => Conv3x3::new(&kernel, &bias, border),
                 Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
+                Chosen::Gpu(format) => Conv3x3::with_format(&kernel, &bias, border, format),
             }
         };
-        // Threads of its own, which end with the packing of the kernels: rayon's global ones would
-        // stay, and panic where they cannot be had.
-        let convs = ThreadPoolBuilder::new()
-            .build()
-            .map_err(candle_core::Error::wrap)?
-            .install(|| {
-                let convs = convs.into_iter().enumerate();
-                convs.map(conv).collect::<Result<_, _>>()
-            })?;
+        let load = || convs.into_iter().enumerate().map(conv).collect();
+        let convs: candle_core::Result<_> = match chosen {
+            Chosen::Gpu(_) => load(),
+            // Threads of its own, which end with the packing of the kernels: rayon's global ones
+            // would stay, and panic where they cannot be had.
+            _ => ThreadPoolBuilder::new()
+                .build()
+                .map_err(candle_core::Error::wrap)?
+                .install(load),
+        };
+        let convs = convs?;
         Ok(Self {
             convs,
             device: device.clone(),
@@ -287,7 +303,7 @@ impl Vgg {
         // There is no memory of no length on a GPU.
         let memory = |len: usize| match self.dtype {
             // As integers zeros take no memory before they are overwritten.
-            DType::BF16 => {
+            DType::BF16 if self.device.is_cpu() => {
                 let zeros: Vec<bf16> = vec![0u16; len.max(1)].reinterpret_into();
                 Tensor::from_vec(zeros, len.max(1), &self.device)
             }
@@ -365,7 +381,7 @@ impl Vgg {
             }
         }
         if !started {
-            image_gradient.zero_set()?;
+            clear(image_gradient)?;
         }
         Ok(())
     }

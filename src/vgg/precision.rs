@@ -4,6 +4,7 @@
 //! wider whatever this is.
 
 use super::weights::Weights;
+use crate::ops::Format;
 use crate::ops::amx::{Amx, CHANNELS};
 use candle_core::{DType, Device};
 use std::fmt;
@@ -12,13 +13,16 @@ use std::fmt;
 /// wider in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// The fastest that keeps the gradient's direction: bf16 on CPUs with AMX, else f32.
+    /// The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else
+    /// f32.
     #[default]
     Auto,
     F32,
+    /// On GPUs.
     Tf32,
-    /// On CPUs with AMX, for networks whose numbers of channels are multiples of 32.
+    /// On GPUs, and on CPUs with AMX for networks whose numbers of channels are multiples of 32.
     Bf16,
+    /// On GPUs: closer to f32 than bf16, but activations beyond 65504 do not fit.
     F16,
 }
 
@@ -46,8 +50,14 @@ pub enum Error {
     Narrow,
     #[error("a CPU computes in f32, or in bf16 where it has AMX")]
     NotOnCpu,
-    #[error("a GPU computes in f32 alone so far")]
-    NotOnGpu,
+    #[error(
+        "this build has no cuDNN, without which a GPU computes in f32 alone; one with the Cargo feature ‘cudnn’ does"
+    )]
+    NoCudnn,
+    #[error(
+        "this GPU is older than Ampere (compute capability 8.0), which bf16 and tf32 take; auto, f16 and f32 do without"
+    )]
+    BeforeAmpere,
 }
 
 /// A precision that a device has, and what it takes.
@@ -55,6 +65,7 @@ pub enum Error {
 pub(super) enum Chosen {
     F32,
     Bf16(Amx),
+    Gpu(Format),
 }
 
 impl Precision {
@@ -65,13 +76,25 @@ impl Precision {
 
     /// What it is on `device`, for a network that all precisions take.
     pub(super) fn on(self, device: &Device) -> Result<Chosen, Error> {
-        match (self, device) {
-            (Self::F32, _) => Ok(Chosen::F32),
-            (Self::Auto, Device::Cpu) => Ok(Amx::new().map_or(Chosen::F32, Chosen::Bf16)),
-            (Self::Auto, _) => Ok(Chosen::F32),
-            (Self::Bf16, Device::Cpu) => Amx::new().map(Chosen::Bf16).ok_or(Error::NoAmx),
-            (_, Device::Cpu) => Err(Error::NotOnCpu),
-            _ => Err(Error::NotOnGpu),
+        if !device.is_cpu() {
+            return self.on_gpu(Gpu::of(device)).map(Chosen::Gpu);
+        }
+        match self {
+            Self::F32 => Ok(Chosen::F32),
+            Self::Auto => Ok(Amx::new().map_or(Chosen::F32, Chosen::Bf16)),
+            Self::Bf16 => Amx::new().map(Chosen::Bf16).ok_or(Error::NoAmx),
+            Self::Tf32 | Self::F16 => Err(Error::NotOnCpu),
+        }
+    }
+
+    fn on_gpu(self, gpu: Gpu) -> Result<Format, Error> {
+        match (self, gpu) {
+            (Self::F32, _) | (Self::Auto, Gpu::WithoutCudnn) => Ok(Format::F32),
+            (_, Gpu::WithoutCudnn) => Err(Error::NoCudnn),
+            (Self::F16 | Self::Auto, _) => Ok(Format::F16),
+            (_, Gpu::BeforeAmpere) => Err(Error::BeforeAmpere),
+            (Self::Bf16, Gpu::Ampere) => Ok(Format::Bf16),
+            (Self::Tf32, Gpu::Ampere) => Ok(Format::Tf32),
         }
     }
 
@@ -89,12 +112,37 @@ impl Precision {
     }
 }
 
+/// What decides what a GPU computes in.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "cudnn"), allow(dead_code))]
+enum Gpu {
+    WithoutCudnn,
+    BeforeAmpere,
+    Ampere,
+}
+
+impl Gpu {
+    #[cfg(not(feature = "cudnn"))]
+    fn of(_: &Device) -> Self {
+        Self::WithoutCudnn
+    }
+
+    #[cfg(feature = "cudnn")]
+    fn of(device: &Device) -> Self {
+        match crate::ops::cuda::compute_capability(device) {
+            Ok((8.., _)) => Self::Ampere,
+            _ => Self::BeforeAmpere,
+        }
+    }
+}
+
 impl Chosen {
     /// Of features and of gradients with respect to them.
     pub(super) fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16(_) => DType::BF16,
+            Self::Gpu(format) => format.dtype(),
         }
     }
 
@@ -102,6 +150,12 @@ impl Chosen {
         match self {
             Self::F32 => Precision::F32,
             Self::Bf16(_) => Precision::Bf16,
+            Self::Gpu(format) => match format {
+                Format::F32 => Precision::F32,
+                Format::Tf32 => Precision::Tf32,
+                Format::Bf16 => Precision::Bf16,
+                Format::F16 => Precision::F16,
+            },
         }
     }
 }
@@ -109,6 +163,21 @@ impl Chosen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn precisions_of_gpus() {
+        use Precision::*;
+        let formats = |gpu| [Auto, F32, Tf32, Bf16, F16].map(|it| it.on_gpu(gpu).ok());
+        let [f32, f16] = [Format::F32, Format::F16].map(Some);
+        assert_eq!(formats(Gpu::BeforeAmpere), [f16, f32, None, None, f16]);
+        let [tf32, bf16] = [Format::Tf32, Format::Bf16].map(Some);
+        assert_eq!(formats(Gpu::Ampere), [f16, f32, tf32, bf16, f16]);
+        assert_eq!(formats(Gpu::WithoutCudnn), [f32, f32, None, None, None]);
+        for precision in [Tf32, Bf16] {
+            let refused = precision.on_gpu(Gpu::BeforeAmpere);
+            assert!(matches!(refused, Err(Error::BeforeAmpere)), "{precision}");
+        }
+    }
 
     #[test]
     fn precisions_of_the_cpu() {

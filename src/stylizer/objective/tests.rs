@@ -415,7 +415,7 @@ fn the_built_in_network_is_the_nested_loops() {
 
 #[test]
 fn the_frame_itself_has_no_content_loss() {
-    let objective = objective(Pooling::Avg);
+    let mut objective = objective(Pooling::Avg);
     let image = content().tensor();
     let gradient = image.ones_like().unwrap();
     let balance = Balance {

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What a GPU's formats make of the gradient, with composed operations on the CPU in its place.
+
+use super::*;
+use crate::ops::{Format, composed};
+use crate::stylizer::optimizer::{Budget, optimizer};
+use crate::stylizer::resize::{fit, pad, resize};
+use crate::stylizer::style::StyleImage;
+use crate::vgg::weights::{Source, Weights};
+use std::path::Path;
+
+/// Longest side of the pictures.
+const SIDE: u32 = 128;
+
+/// A picture of those beside the checkout, or of the project's own.
+fn picture(shared: &str, own: &str) -> Tensor {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join("../shared/data").join(shared);
+    let path = if path.exists() { path } else { root.join(own) };
+    let picture = StyleImage::load(&path).unwrap().tensor(512, 1.0).unwrap();
+    let (h, w, _) = picture.dims3().unwrap();
+    pad(&resize(&picture, fit((h, w), Some(SIDE))).unwrap()).unwrap()
+}
+
+fn objective(vgg: Vgg, content: &Tensor, style: &Tensor) -> Objective {
+    let config = Config::default();
+    let (h, w, _) = content.dims3().unwrap();
+    let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
+    let vgg = Arc::new(vgg);
+    let mut objective =
+        Objective::new(vgg, (h, w), content_layers, style_layers, config.pooling).unwrap();
+    objective.set_content(content, &|| false).unwrap();
+    objective.set_style(style, &|| false).unwrap();
+    objective
+}
+
+fn gradient(objective: &mut Objective, image: &Tensor) -> (Losses, Tensor) {
+    let balance = Balance::from(&Config::default());
+    let gradient = image.zeros_like().unwrap();
+    let losses = objective
+        .evaluate(image, balance, &gradient, &|| false)
+        .unwrap();
+    (losses, gradient)
+}
+
+fn cosine(a: &Tensor, b: &Tensor) -> f64 {
+    dot(a, b).unwrap() / (dot(a, a).unwrap() * dot(b, b).unwrap()).sqrt()
+}
+
+/// Weights so large that their activations are no numbers of f16.
+#[test]
+fn activations_that_do_not_fit_are_told() {
+    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let large = |(kernel, bias): &(Tensor, Tensor)| {
+        let large = |tensor: &Tensor| (tensor * 30.0).unwrap();
+        (large(kernel), large(bias))
+    };
+    let convs = weights.convs.iter().map(large).collect();
+    let weights = Weights::new(convs, weights.preprocessing.clone());
+    let image = picture("tubingen.jpg", "docs/sample.jpg");
+    let config = Config::default();
+    let error = composed(|| {
+        let vgg = Arc::new(Vgg::emulated(&weights, Format::F16).unwrap());
+        let (h, w, _) = image.dims3().unwrap();
+        let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
+        Objective::new(vgg, (h, w), content_layers, style_layers, config.pooling)
+            .unwrap()
+            .set_content(&image, &|| false)
+            .unwrap_err()
+    });
+    let error = error.to_string();
+    let (start, end) = (
+        "the activations of conv",
+        "do not fit f16; precision=bf16 or f32 takes them",
+    );
+    assert!(error.starts_with(start) && error.ends_with(end), "{error}");
+}
+
+/// At the frame itself, where all is to be done, and after 20 iterations, where what is left of the
+/// gradient is made of small differences.
+#[test]
+fn formats_keep_the_gradients_direction() {
+    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let content = picture("tubingen.jpg", "docs/sample.jpg");
+    let style = picture("starry_night.jpg", "docs/sample.jpg");
+    let config = Config::default();
+    let exact = Vgg::new(&weights, content.device()).unwrap();
+    let mut exact = objective(exact, &content, &style);
+    let later = content.copy().unwrap();
+    let budget = Budget {
+        iterations: 20,
+        deadline: None,
+    };
+    let balance = Balance::from(&config);
+    optimizer(&later, &config)
+        .unwrap()
+        .minimize(&later, budget, &mut |image, gradient| {
+            exact.evaluate(image, balance, gradient, &|| false)
+        })
+        .unwrap();
+    for (format, at_the_start, after) in [
+        (Format::F32, 0.999_999, 0.999_9),
+        (Format::Tf32, 0.999, 0.999),
+        (Format::F16, 0.999, 0.999),
+        (Format::Bf16, 0.999, 0.99),
+    ] {
+        let mut emulated = composed(|| {
+            let vgg = Vgg::emulated(&weights, format).unwrap();
+            objective(vgg, &content, &style)
+        });
+        for (image, least) in [(&content, at_the_start), (&later, after)] {
+            let (losses, expected) = gradient(&mut exact, image);
+            let (rounded, actual) = composed(|| gradient(&mut emulated, image));
+            let cosine = cosine(&expected, &actual);
+            let size = (dot(&actual, &actual).unwrap() / dot(&expected, &expected).unwrap()).sqrt();
+            let loss = rounded.total / losses.total - 1.0;
+            println!("{format:?}: cosine {cosine:.6}, size {size:.4}, loss {loss:+.1e}");
+            assert!(cosine > least, "{format:?}: {cosine}");
+            assert!(
+                (size - 1.0).abs() < 0.02 && loss.abs() < 0.01,
+                "{format:?}: {size} {loss}"
+            );
+        }
+    }
+}
