@@ -19,6 +19,9 @@ pub mod amx;
 pub mod conv;
 pub mod elementwise;
 pub mod gram;
+#[cfg(test)]
+#[path = "cuda/kernels/tests.rs"]
+mod kernels;
 mod patches;
 pub mod pool;
 mod product;

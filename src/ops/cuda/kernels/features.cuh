@@ -26,7 +26,7 @@ __device__ void image_conv(const float* __restrict__ image, const float* __restr
     long long strips = (long long)h * across;
     for (int first = 0; first < n; first += lanes) {
         int channel = first + threadIdx.x % lanes;
-        bool active = group < groups && channel < n;
+        bool active = channel < n;
         float taps[27];
         for (int tap = 0; tap < 27; tap++) {
             taps[tap] = active ? kernel[tap * n + channel] : 0;

@@ -9,6 +9,7 @@
 #include <barrier>
 #include <bit>
 #include <cmath>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -48,8 +49,10 @@ inline unsigned short single_to_half(float value) {
     return std::bit_cast<unsigned short>((_Float16)value);
 }
 
-// Calls body(context) in each thread of each block of a grid.
+// Calls body(context) in each thread of each block of a grid. One grid runs at a time.
 extern "C" void run_grid(unsigned grid_x, unsigned grid_y, unsigned block, void (*body)(void*), void* context) {
+    static std::mutex turn;
+    std::lock_guard lock(turn);
     std::barrier<> barrier(block);
     auto run = [&](unsigned thread) {
         block_barrier = &barrier;

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The kernels, compiled for the CPU and compared with plain loops in `f64`.
+
+#[path = "tests/features.rs"]
+mod features;
+#[path = "tests/image.rs"]
+mod image;
+#[path = "tests/lbfgs.rs"]
+mod lbfgs;
+
+use aligned_vec::AVec;
+use half::{bf16, f16};
+use libloading::Library;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::ffi::c_void;
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
+/// Threads of a block, as the kernels have them.
+const THREADS: u32 = 256;
+
+/// The kernels as a library, from one compilation for all tests.
+static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("no temporary folder");
+    let library = folder.path().join("kernels.so");
+    let compiler = std::env::var("CXX").unwrap_or("c++".into());
+    let compiled = Command::new(&compiler)
+        .args("-std=c++20 -O2 -shared -fPIC -pthread -x c++ -include host.h".split(' '))
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
+        .args(["kernels.cu", "-o"])
+        .arg(&library)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda/kernels"))
+        .status();
+    match compiled {
+        Ok(status) => assert!(status.success(), "{compiler} does not compile the kernels"),
+        Err(error) => panic!("the kernels' tests need a C++ compiler, but {compiler}: {error}"),
+    }
+    // SAFETY: its initialisers are those of the C++ library.
+    unsafe { Library::new(library) }.expect("the compiled kernels do not load")
+});
+
+type RunGrid = unsafe extern "C" fn(u32, u32, u32, extern "C" fn(*mut c_void), *mut c_void);
+
+/// What a kernel takes, in its order.
+trait Arguments: Copy {
+    /// # Safety
+    /// `kernel` is a function of these arguments.
+    unsafe fn call(self, kernel: *const c_void);
+}
+
+macro_rules! arguments {
+    ($($argument:ident)+) => {
+        impl<$($argument: Copy),+> Arguments for ($($argument,)+) {
+            #[allow(non_snake_case)]
+            unsafe fn call(self, kernel: *const c_void) {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    let kernel: unsafe extern "C" fn($($argument),+) = std::mem::transmute(kernel);
+                    let ($($argument,)+) = self;
+                    kernel($($argument),+);
+                }
+            }
+        }
+    };
+}
+
+arguments!(A B C);
+arguments!(A B C D);
+arguments!(A B C D E);
+arguments!(A B C D E F);
+arguments!(A B C D E F G);
+arguments!(A B C D E F G H);
+
+/// Runs a kernel in `x` times `y` blocks. What its pointers point to is as large as it takes for
+/// granted: there is no check.
+fn launch_rows<A: Arguments>(kernel: &str, [x, y]: [u32; 2], arguments: A) {
+    extern "C" fn body<A: Arguments>(context: *mut c_void) {
+        // SAFETY: it is the pair below; the kernel takes these arguments.
+        unsafe {
+            let (kernel, arguments) = *context.cast::<(*const c_void, A)>();
+            arguments.call(kernel);
+        }
+    }
+    // SAFETY: `RunGrid` is the type of that function; a kernel's is not looked into.
+    unsafe {
+        let run_grid = LIBRARY.get::<RunGrid>("run_grid").unwrap();
+        let kernel = LIBRARY.get::<*const c_void>(kernel).expect(kernel);
+        let mut context = (kernel.try_as_raw_ptr().unwrap().cast_const(), arguments);
+        run_grid(x, y, THREADS, body::<A>, (&raw mut context).cast());
+    }
+}
+
+fn launch<A: Arguments>(kernel: &str, blocks: u32, arguments: A) {
+    launch_rows(kernel, [blocks, 1], arguments);
+}
+
+trait Number: Copy + PartialEq {
+    /// The nearest one.
+    fn of(value: f64) -> Self;
+    fn double(self) -> f64;
+}
+
+impl Number for f64 {
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    fn double(self) -> f64 {
+        self
+    }
+}
+
+/// What features consist of.
+trait Feature: Number + std::fmt::Debug {
+    /// Suffixes of the kernels that take one value and several at a time, and how many.
+    const KERNELS: [(&str, usize); 2];
+    /// How far the nearest of them is from a number at most, relative to it.
+    const ROUNDING: f64;
+}
+
+macro_rules! feature {
+    ($type:ty, $of:expr, $kernels:expr, $rounding:expr) => {
+        impl Number for $type {
+            fn of(value: f64) -> Self {
+                $of(value)
+            }
+
+            fn double(self) -> f64 {
+                self.into()
+            }
+        }
+
+        impl Feature for $type {
+            const KERNELS: [(&str, usize); 2] = $kernels;
+            const ROUNDING: f64 = $rounding;
+        }
+    };
+}
+
+feature!(f32, |value| value as f32, [("f32", 1), ("f32x4", 4)], 6e-8);
+feature!(f16, f16::from_f64, [("f16", 1), ("f16x8", 8)], 4.89e-4);
+feature!(bf16, bf16::from_f64, [("bf16", 1), ("bf16x8", 8)], 3.91e-3);
+
+/// An array as a GPU has it: aligned. What lies behind it is not to be touched.
+#[derive(Clone)]
+struct Buffer<T: Number>(AVec<T>);
+
+const BEHIND: [f64; 16] = [-12345.0; 16];
+
+impl<T: Number> Buffer<T> {
+    fn of(values: &[f64]) -> Self {
+        let values = values.iter().chain(&BEHIND).map(|&value| T::of(value));
+        Self(AVec::from_iter(128, values))
+    }
+
+    /// Uniform in `low..high`.
+    fn random(len: usize, low: f64, high: f64, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let values: Vec<f64> = (0..len).map(|_| rng.random_range(low..high)).collect();
+        Self::of(&values)
+    }
+
+    /// One that is to be written before it is read.
+    fn unset(len: usize) -> Self {
+        Self::of(&vec![f64::NAN; len])
+    }
+
+    fn read(&self) -> *const T {
+        self.0.as_ptr()
+    }
+
+    fn write(&mut self) -> *mut T {
+        self.0.as_mut_ptr()
+    }
+
+    fn values(&self) -> Vec<f64> {
+        let (values, behind) = self.0.split_at(self.0.len() - BEHIND.len());
+        assert!(behind.iter().all(|&value| value == T::of(BEHIND[0])));
+        values.iter().map(|value| value.double()).collect()
+    }
+
+    fn sum(&self) -> f64 {
+        self.values().iter().sum()
+    }
+}
+
+/// Each value is what is expected, rounded, but for `slack` that sums in `f32` have.
+#[track_caller]
+fn check<T: Feature>(case: &str, result: &Buffer<T>, expected: &[f64], slack: f64) {
+    let result = result.values();
+    assert_eq!(result.len(), expected.len(), "{case}");
+    for (i, (&value, &expected)) in result.iter().zip(expected).enumerate() {
+        let error = (value - expected).abs();
+        assert!(
+            error <= T::ROUNDING * expected.abs() + slack,
+            "{case}: {value}, not {expected}, at {i}"
+        );
+    }
+}
+
+/// Sums in `f64` of what is computed in `f32`.
+#[track_caller]
+fn check_sum(case: &str, sum: f64, expected: f64) {
+    let error = (sum - expected).abs();
+    assert!(
+        error <= 1e-6 * expected.abs().max(1.0),
+        "{case}: {sum}, not {expected}"
+    );
+}

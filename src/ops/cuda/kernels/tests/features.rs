@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: MPL-2.0
+
+use super::{Buffer, Feature, check, check_sum, launch};
+use crate::ops::conv::Border;
+use crate::ops::pool::Pooling;
+use crate::ops::reference::{self, Array, Kernel};
+use half::{bf16, f16};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Random features and the same for the reference, with what their type makes of them.
+fn features<T: Feature>(h: usize, w: usize, n: usize, seed: u64) -> (Buffer<T>, Array) {
+    let buffer = Buffer::<T>::random(h * w * n, -1.0, 1.0, seed);
+    let values = buffer.values();
+    (buffer, Array { h, w, n, values })
+}
+
+/// Channels that a kernel for `width` of them at a time takes.
+fn channels(width: usize) -> [usize; 2] {
+    if width == 1 {
+        [1, 5]
+    } else {
+        [width, 3 * width]
+    }
+}
+
+/// The kernel as the GPU has it, `[9, 3, n]`.
+fn packed(kernel: &Kernel) -> Buffer<f32> {
+    let n = kernel.n_out;
+    let values: Vec<f64> = (0..27 * n)
+        .map(|i| kernel.weights[(i % n * 3 + i / n % 3) * 9 + i / n / 3])
+        .collect();
+    Buffer::of(&values)
+}
+
+/// Images of one pixel, one row or one column; of several strips and tiles, the last of them not
+/// full; more channels than threads.
+const IMAGES: [(usize, usize, usize, u32); 7] = [
+    (1, 1, 3, 1),
+    (1, 7, 20, 1),
+    (6, 1, 17, 2),
+    (2, 2, 64, 1),
+    (11, 67, 5, 3),
+    (19, 35, 24, 2),
+    (3, 5, 260, 2),
+];
+
+fn image_convolution<T: Feature>() {
+    let (suffix, _) = T::KERNELS[0];
+    for (h, w, n, blocks) in IMAGES {
+        let case = format!("{suffix}, {h}x{w}x{n}");
+        let (h_, w_, n_) = (h as i32, w as i32, n as i32);
+        let kernel = Kernel::random(n, 3, 5);
+        let (weights, bias) = (packed(&kernel), Buffer::<f32>::of(&kernel.bias));
+
+        let image = Array::random(h, w, 3, 1);
+        let pixels = Buffer::<f32>::of(&image.values);
+        let mut output = Buffer::<T>::unset(h * w * n);
+        launch(
+            &format!("image_conv_{suffix}"),
+            blocks,
+            (
+                pixels.read(),
+                weights.read(),
+                bias.read(),
+                output.write(),
+                h_,
+                w_,
+                n_,
+            ),
+        );
+        let expected = kernel.forward(&image, Border::Replicate);
+        check(&case, &output, &expected.values, 1e-5);
+
+        // Half of the outputs are 0 or below.
+        let (upstream, upstream_values) = features::<T>(h, w, n, 2);
+        let (output, output_values) = features::<T>(h, w, n, 3);
+        let mut gradient = Buffer::<f32>::unset(h * w * 3);
+        launch(
+            &format!("image_conv_backward_{suffix}"),
+            blocks,
+            (
+                upstream.read(),
+                output.read(),
+                weights.read(),
+                gradient.write(),
+                h_,
+                w_,
+                n_,
+            ),
+        );
+        let expected = kernel.backward(&upstream_values, &output_values, Border::Replicate);
+        check(&case, &gradient, &expected.values, 1e-4);
+    }
+}
+
+#[test]
+fn the_convolution_of_the_image_and_its_gradient_are_the_nested_loops() {
+    image_convolution::<f32>();
+    image_convolution::<f16>();
+    image_convolution::<bf16>();
+}
+
+fn activations<T: Feature>() {
+    for (suffix, width) in T::KERNELS {
+        for n in channels(width) {
+            let case = format!("{suffix}, {n} channels");
+            let (before, values) = features::<T>(9, 23, n, 1);
+            let bias = Buffer::<f32>::random(n, -1.0, 1.0, 2);
+            let count = (9 * 23 * n) as i64;
+
+            let mut result = before.clone();
+            launch(
+                &format!("bias_relu_{suffix}"),
+                2,
+                (result.write(), bias.read(), count, n as i32),
+            );
+            let bias = bias.values();
+            let biased = values.values.iter().enumerate();
+            let expected: Vec<f64> = biased.map(|(i, v)| (v + bias[i % n]).max(0.0)).collect();
+            check(&case, &result, &expected, 1e-6);
+
+            // Some outputs are 0, as most of a ReLU's are.
+            let mut rng = StdRng::seed_from_u64(3);
+            let outputs: Vec<f64> = (0..count)
+                .map(|_| f64::from(rng.random_range(-1..=1)))
+                .collect();
+            let output = Buffer::<T>::of(&outputs);
+            let mut upstream = before.clone();
+            launch(
+                &format!("mask_{suffix}"),
+                2,
+                (upstream.write(), output.read(), count),
+            );
+            let open = values.values.iter().zip(&outputs);
+            let expected: Vec<f64> = open.map(|(&u, &o)| if o > 0.0 { u } else { 0.0 }).collect();
+            assert_eq!(upstream.values(), expected, "{case}");
+        }
+    }
+}
+
+#[test]
+fn bias_and_relu_are_their_formulas() {
+    activations::<f32>();
+    activations::<f16>();
+    activations::<bf16>();
+}
+
+fn pooling<T: Feature>(pooling: Pooling, name: &str) {
+    for (suffix, width) in T::KERNELS {
+        for (h, w) in [(2, 2), (3, 2), (2, 5), (9, 14), (10, 7)] {
+            for n in channels(width) {
+                let case = format!("{name}, {suffix}, {h}x{w}x{n}");
+                let (h_, w_, n_) = (h as i32, w as i32, n as i32);
+                // Few different values, so that some of four are equal.
+                let mut rng = StdRng::seed_from_u64(1);
+                let mut input = Array::zeros(h, w, n);
+                input.values.fill_with(|| rng.random_range(0..4).into());
+                let values = Buffer::<T>::of(&input.values);
+
+                let mut output = Buffer::<T>::unset((h / 2) * (w / 2) * n);
+                launch(
+                    &format!("pool_{name}_{suffix}"),
+                    2,
+                    (values.read(), output.write(), h_, w_, n_),
+                );
+                let expected = reference::pool(pooling, &input);
+                check(&case, &output, &expected.values, 0.0);
+
+                let (upstream, upstream_values) = features::<T>(h / 2, w / 2, n, 2);
+                let mut gradient = Buffer::<T>::unset(h * w * n);
+                let kernel = format!("pool_{name}_backward_{suffix}");
+                let [from, to] = [upstream.read(), gradient.write().cast_const()];
+                match pooling {
+                    Pooling::Avg => launch(&kernel, 2, (from, to, h_, w_, n_)),
+                    Pooling::Max => launch(&kernel, 2, (from, values.read(), to, h_, w_, n_)),
+                }
+                let expected = reference::pool_backward(pooling, &upstream_values, &input);
+                check(&case, &gradient, &expected.values, 1e-7);
+            }
+        }
+    }
+}
+
+#[test]
+fn both_poolings_and_their_gradients_are_the_nested_loops() {
+    for (kind, name) in [(Pooling::Avg, "avg"), (Pooling::Max, "max")] {
+        pooling::<f32>(kind, name);
+        pooling::<f16>(kind, name);
+        pooling::<bf16>(kind, name);
+    }
+}
+
+fn content<T: Feature>() {
+    let factor = Buffer::<f32>::of(&[0.4]);
+    for (suffix, width) in T::KERNELS {
+        for accumulate in [false, true] {
+            let case = format!("{suffix}, {accumulate}");
+            let count = width * 613;
+            let ((f, fs), (p, ps)) = (features::<T>(1, 1, count, 1), features::<T>(1, 1, count, 2));
+            let mut gradient = match accumulate {
+                true => Buffer::<T>::random(count, -1.0, 1.0, 3),
+                false => Buffer::unset(count),
+            };
+            let differences: Vec<f64> = fs
+                .values
+                .iter()
+                .zip(&ps.values)
+                .map(|(f, p)| f - p)
+                .collect();
+            let before = gradient.values();
+            let kept = before.iter().map(|&b| if accumulate { b } else { 0.0 });
+            let expected: Vec<f64> = kept.zip(&differences).map(|(b, d)| b + 0.4 * d).collect();
+            let mut partials = Buffer::<f64>::unset(2);
+            launch(
+                &format!("content_{suffix}"),
+                2,
+                (
+                    f.read(),
+                    p.read(),
+                    factor.read(),
+                    gradient.write(),
+                    accumulate as i32,
+                    partials.write(),
+                    count as i64,
+                ),
+            );
+            check(&case, &gradient, &expected, 1e-6);
+            check_sum(
+                &case,
+                partials.sum(),
+                differences.iter().map(|d| d * d).sum(),
+            );
+
+            if width == 1 {
+                launch(
+                    &format!("dot_{suffix}"),
+                    2,
+                    (f.read(), p.read(), partials.write(), count as i64),
+                );
+                check_sum(&case, partials.sum(), fs.dot(&ps));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_content_loss_and_inner_products_are_their_formulas() {
+    content::<f32>();
+    content::<f16>();
+    content::<bf16>();
+}
+
+#[test]
+fn gram_matrices_are_averaged_and_symmetric() {
+    for (pieces, n) in [(1, 1), (3, 7), (5, 20)] {
+        let mut partials = Buffer::<f32>::random(pieces * n * n, -1.0, 1.0, 1);
+        // The upper triangle does not count.
+        for (i, value) in partials.0[..pieces * n * n].iter_mut().enumerate() {
+            if i / n % n < i % n {
+                *value = f32::NAN;
+            }
+        }
+        let mut output = Buffer::<f32>::unset(n * n);
+        launch(
+            "gram_average",
+            2,
+            (
+                partials.read(),
+                pieces as i32,
+                30f64,
+                output.write(),
+                n as i32,
+            ),
+        );
+        let partials = partials.values();
+        let expected: Vec<f64> = (0..n * n)
+            .map(|i| {
+                let (row, column) = ((i / n).max(i % n), (i / n).min(i % n));
+                let pieces = partials.chunks_exact(n * n);
+                pieces.map(|piece| piece[row * n + column]).sum::<f64>() / 30.0
+            })
+            .collect();
+        check("gram", &output, &expected, 0.0);
+    }
+}
+
+/// A residual's elements over their root mean square; three times that root mean square.
+fn packed_residual<T: Feature>(residual: &Buffer<f32>, squares: f64) -> (Buffer<T>, f64) {
+    let count = residual.values().len();
+    let (squares, factor) = (Buffer::<f64>::of(&[squares]), Buffer::<f32>::of(&[3.0]));
+    let (mut packed, mut alpha) = (Buffer::<T>::unset(count), Buffer::<f32>::unset(1));
+    launch(
+        &format!("residual_{}", T::KERNELS[0].0),
+        2,
+        (
+            residual.read(),
+            squares.read(),
+            factor.read(),
+            packed.write(),
+            alpha.write(),
+            count as i32,
+        ),
+    );
+    (packed, alpha.values()[0])
+}
+
+fn residual<T: Feature>() {
+    let residual = Buffer::<f32>::random(19 * 19, -1e-9, 1e-9, 1);
+    let values = residual.values();
+    let squares = values.iter().map(|v| v * v).sum::<f64>();
+    let rms = (squares / 361.0).sqrt();
+    let (packed, alpha) = packed_residual::<T>(&residual, squares);
+    let expected: Vec<f64> = values.iter().map(|v| v / rms).collect();
+    check("residual", &packed, &expected, 1e-6);
+    check(
+        "rms",
+        &Buffer::<f32>::of(&[alpha]),
+        &[3.0 * rms],
+        1e-6 * rms,
+    );
+
+    let (packed, alpha) = packed_residual::<T>(&Buffer::of(&[0.0; 300]), 0.0);
+    assert_eq!((packed.values(), alpha), (vec![0.0; 300], 0.0));
+}
+
+#[test]
+fn residuals_are_packed_whatever_their_size() {
+    residual::<f32>();
+    residual::<f16>();
+    residual::<bf16>();
+}
+
+/// Numbers between two others, whose root mean square is said to be 1, become the nearer one, or
+/// the even one; those too large infinity; what is not a number stays so.
+fn rounding<T: Feature>(step: f64) {
+    let (tie, infinity) = (1.0 + step / 2.0, f64::INFINITY);
+    let mut values = vec![
+        tie,
+        tie + step,
+        -tie,
+        tie * (1.0 + 1e-6),
+        tie * (1.0 - 1e-6),
+    ];
+    values.extend([65519.0, 65520.0, -65520.0, 1e-7, 3e38, infinity, -infinity]);
+    // All bits are set: what is added to round must not carry.
+    values.extend([0x7fff_ffff, 0xffff_ffff].map(|bits| f64::from(f32::from_bits(bits))));
+    let mut rng = StdRng::seed_from_u64(1);
+    values.extend((0..1000).map(|_| f64::from(f32::from_bits(rng.random()))));
+    let residual = Buffer::<f32>::of(&values);
+    let (packed, _) = packed_residual::<T>(&residual, values.len() as f64);
+    for (value, packed) in residual.values().into_iter().zip(packed.values()) {
+        let expected = T::of(value).double();
+        assert!(
+            packed == expected || (packed.is_nan() && value.is_nan()),
+            "{value}: {packed}, not {expected}"
+        );
+    }
+}
+
+#[test]
+fn values_are_rounded_to_the_nearest() {
+    rounding::<f32>(f64::from(f32::EPSILON));
+    rounding::<f16>(f16::EPSILON.into());
+    rounding::<bf16>(bf16::EPSILON.into());
+}
