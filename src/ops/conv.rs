@@ -8,6 +8,8 @@
 //! its two channel axes swapped.
 
 use super::amx::{self, Amx};
+#[cfg(feature = "cudnn")]
+use super::cuda::conv as cuda;
 use super::winograd::{self, Sink, Source};
 use super::{Format, cpu_side, op2, op3, patches, singles, store};
 use candle_core::{Device, Result, Tensor, bail};
@@ -49,6 +51,11 @@ enum Side {
         kernel: patches::Kernel,
         bias: Vec<f32>,
     },
+    /// On a GPU, between features and from an image.
+    #[cfg(feature = "cudnn")]
+    Gpu(cuda::Conv),
+    #[cfg(feature = "cudnn")]
+    GpuImage(cuda::ImageConv),
     Candle {
         forward: Conv2d,
         adjoint: Conv2d,
@@ -75,6 +82,8 @@ impl Conv3x3 {
                 Format::F32 => Side::cpu(kernel, bias, border, None),
                 _ => bail!("{format:?} is for a GPU"),
             },
+            #[cfg(feature = "cudnn")]
+            Device::Cuda(_) => Side::gpu(kernel, bias, border, format),
             _ => Side::composed(kernel, bias, border, format),
         })
     }
@@ -128,6 +137,10 @@ impl Conv3x3 {
             } => forward.bytes() + adjoint.bytes() + size_of_val(bias.as_slice()),
             Side::Bf16(conv) => conv.bytes(),
             Side::Bf16Image(conv) => conv.bytes(),
+            #[cfg(feature = "cudnn")]
+            Side::Gpu(conv) => conv.bytes(),
+            #[cfg(feature = "cudnn")]
+            Side::GpuImage(conv) => conv.bytes(),
             Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
             Side::Candle {
                 forward, adjoint, ..
@@ -179,6 +192,10 @@ impl Conv3x3 {
                 });
                 output.inplace_op2(input, &op)
             }
+            #[cfg(feature = "cudnn")]
+            Side::Gpu(conv) => conv.forward([h, w], input, output),
+            #[cfg(feature = "cudnn")]
+            Side::GpuImage(conv) => conv.forward([h, w], input, output),
             Side::Candle {
                 forward, format, ..
             } => {
@@ -196,7 +213,8 @@ impl Conv3x3 {
 
     /// The gradient with respect to the input, written to `gradient` `[height, width,
     /// in_channels]`. `upstream` is the gradient with respect to the output and `output` the
-    /// output itself: where it is not above 0 the ReLU lets nothing back.
+    /// output itself: where it is not above 0 the ReLU lets nothing back. A GPU clears `upstream`
+    /// there.
     pub fn backward(&self, upstream: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, _) = output.dims3()?;
         expect(output, [h, w, self.out_channels])?;
@@ -255,6 +273,10 @@ impl Conv3x3 {
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
+            #[cfg(feature = "cudnn")]
+            Side::Gpu(conv) => conv.backward([h, w], upstream, output, gradient),
+            #[cfg(feature = "cudnn")]
+            Side::GpuImage(conv) => conv.backward([h, w], upstream, output, gradient),
             Side::Candle {
                 adjoint, format, ..
             } => {
@@ -390,6 +412,17 @@ impl Side {
                 bias,
             },
         })
+    }
+
+    #[cfg(feature = "cudnn")]
+    fn gpu(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
+        match (border, kernel.dims()[1]) {
+            (Border::Zeros, _) => cuda::Conv::new(kernel, bias, format).map(Self::Gpu),
+            (Border::Replicate, 3) => {
+                cuda::ImageConv::new(kernel, bias, format).map(Self::GpuImage)
+            }
+            (Border::Replicate, n) => bail!("an image has 3 channels, not {n}"),
+        }
     }
 
     fn composed(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {

@@ -4,6 +4,8 @@
 //!
 //! Values are `f32`, and features `bf16` too; sums are taken in `f64`.
 
+#[cfg(feature = "cudnn")]
+use super::cuda::vector;
 use super::{Value, cpu_side, leave, op1, op2, op3, read, singles, store, with_values};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
@@ -111,7 +113,11 @@ pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
 
 /// `dst = 0`
 pub fn clear(dst: &Tensor) -> Result<()> {
-    dst.zero_set()
+    match dst.device() {
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::clear(dst),
+        _ => dst.zero_set(),
+    }
 }
 
 /// Σ x y
@@ -125,6 +131,12 @@ pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
                 _ => sum_of::<f32>(x, y, product),
             }
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => {
+            let sum = Tensor::zeros(1, DType::F64, x.device())?;
+            vector::dot(x, y, &sum)?;
+            sum.squeeze(0)?.to_scalar()
+        }
         _ => {
             let products = (x.to_dtype(DType::F64)? * y.to_dtype(DType::F64)?)?;
             products.sum_all()?.to_scalar()
@@ -136,6 +148,8 @@ pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
 pub fn squares(x: &Tensor, sum: &Tensor) -> Result<()> {
     match x.device() {
         Device::Cpu if cpu_side() => leave(sum, dot(x, x)?),
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::dot(x, x, sum),
         _ => store(sum, &sum_all(&x.to_dtype(DType::F64)?.sqr()?)?, false),
     }
 }
@@ -147,6 +161,8 @@ pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
             let a = a as f32;
             update("axpy", y, x, x, move |y, x, _| *y += a * x)
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::axpy(a, x, y),
         _ => store(y, &(x * a)?, true),
     }
 }
@@ -158,6 +174,8 @@ pub fn scale(a: f64, x: &Tensor) -> Result<()> {
             x.par_chunks_mut(CHUNK)
                 .for_each(|x| x.iter_mut().for_each(|x| *x *= a as f32));
         })),
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::scale(a, x),
         _ => store(x, &(x * a)?, false),
     }
 }
@@ -166,6 +184,8 @@ pub fn scale(a: f64, x: &Tensor) -> Result<()> {
 pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
     match x.device() {
         Device::Cpu if cpu_side() => scale(read(factor)?.into(), x),
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::scale_by(factor, x),
         _ => store(x, &x.broadcast_mul(factor)?, false),
     }
 }
@@ -174,6 +194,8 @@ pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
 pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     match dst.device() {
         Device::Cpu if cpu_side() => update("difference", dst, a, b, |dst, a, b| *dst = a - b),
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::difference(dst, a, b),
         _ => store(dst, &(a - b)?, false),
     }
 }
@@ -187,6 +209,8 @@ pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
                 *dst = (x + t * d).clamp(0.0, 1.0)
             })
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::step(dst, x, t, d),
         _ => store(dst, &(x + (d * t)?)?.clamp(0f32, 1f32)?, false),
     }
 }
@@ -199,6 +223,8 @@ pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
                 *d = 0.0;
             }
         }),
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::clear_outward(d, x),
         _ => {
             let low = (x.le(0f64)? * d.lt(0f64)?)?;
             let high = (x.ge(1f64)? * d.gt(0f64)?)?;
@@ -217,6 +243,8 @@ pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<
                 *average = kept * *average + taken * if squared { x * x } else { x };
             })
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::decay(average, decay, x, squared),
         _ => {
             let x = if squared { x.sqr()? } else { x.clone() };
             store(
@@ -238,6 +266,8 @@ pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor)
                 *x = (*x - rate * m / ((v / correction).sqrt() + 1e-8)).clamp(0.0, 1.0);
             })
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::adam_step(x, rate, m, correction, v),
         _ => {
             let step = (m * rate)?.div(&((v / correction)?.sqrt()? + 1e-8)?)?;
             store(x, &(x - step)?.clamp(0f32, 1f32)?, false)
@@ -264,6 +294,8 @@ pub fn content(
             };
             leave(sum, squares?)
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::content(f, p, factor, (gradient, accumulate), sum),
         _ => {
             let difference = (singles(f)? - singles(p)?)?;
             store(gradient, &difference.broadcast_mul(factor)?, accumulate)?;
@@ -305,6 +337,8 @@ pub fn total_variation(
             gradient.inplace_op2(image, &op)?;
             leave(sum, total.get())
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::total_variation(image, factor, gradient, sum),
         _ => {
             clear(sum)?;
             for (dim, side) in [(0, h), (1, w)] {
@@ -353,6 +387,8 @@ pub fn held(
             gradient.inplace_op3(image, target, &op)?;
             leave(sum, total.get())
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => vector::held(image, target, factor, gradient, sum),
         _ => {
             let weight = target.narrow(2, 3, 1)?;
             let difference = (image - target.narrow(2, 0, 3)?)?;

@@ -54,6 +54,8 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
             });
             output.inplace_op2(features, &op)
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => super::cuda::gram::gram(features, [m, n], output),
         _ => {
             let f = singles(features)?.reshape((m, n))?;
             store(output, &(f.t()?.matmul(&f)? / m as f64)?, false)
@@ -206,6 +208,14 @@ pub fn gram_backward(
             );
             gradient.inplace_op3(features, residual, &op)
         }
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => super::cuda::gram::gram_backward(
+            features,
+            [h * w, n],
+            (residual, squares),
+            factor,
+            (gradient, accumulate),
+        ),
         _ => {
             let f = singles(features)?.reshape((h * w, n))?;
             let size = (singles(squares)? / (n * n) as f64)?.sqrt()?;

@@ -17,6 +17,8 @@ pub mod amx;
 #[path = "no_amx.rs"]
 pub mod amx;
 pub mod conv;
+#[cfg(feature = "cudnn")]
+pub mod cuda;
 pub mod elementwise;
 pub mod gram;
 #[cfg(test)]
@@ -25,6 +27,7 @@ mod kernels;
 mod patches;
 pub mod pool;
 mod product;
+pub mod record;
 #[cfg(test)]
 pub(crate) mod reference;
 mod winograd;

@@ -3,6 +3,8 @@
 //! 2x2 pooling with stride 2 and its gradient. A last odd row or column is left out, as in VGG's
 //! own pooling, and has no gradient.
 
+#[cfg(feature = "cudnn")]
+use super::cuda::vector;
 use super::{Value, cpu_side, op2, op3, singles, store};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
@@ -28,6 +30,8 @@ impl Pooling {
                 DType::BF16 => self.forward_cpu::<bf16>([w, n], input, output),
                 _ => self.forward_cpu::<f32>([w, n], input, output),
             },
+            #[cfg(feature = "cudnn")]
+            Device::Cuda(_) => vector::pool(self, input, output),
             _ => {
                 let four = windows(&singles(input)?)?;
                 let pooled = match self {
@@ -55,6 +59,8 @@ impl Pooling {
                 DType::BF16 => self.backward_cpu::<bf16>([w, n], upstream, input, gradient),
                 _ => self.backward_cpu::<f32>([w, n], upstream, input, gradient),
             },
+            #[cfg(feature = "cudnn")]
+            Device::Cuda(_) => vector::pool_backward(self, upstream, input, gradient),
             _ => {
                 let shares: [Tensor; 4] = match self {
                     Self::Avg => {

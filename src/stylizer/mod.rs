@@ -312,7 +312,7 @@ impl Stylizer {
             none => none.insert(self.objective(content, cancel)?),
         };
         objective.set_content(content, cancel)?;
-        objective.set_temporal(target);
+        objective.set_temporal(target)?;
         let balance = Balance::from(&self.config);
         let optimizer = &mut canvas.optimizer;
         Ok(

@@ -11,11 +11,12 @@ mod gradient_scale;
 
 use super::config::{Config, LayerWeights, LossScale};
 use crate::ops::elementwise::{
-    content, copy, difference, dot, held, scale_by, squares, total_variation,
+    content, copy, difference, dot, held as hold, scale_by, squares, total_variation,
 };
 use crate::ops::gram::{gram, gram_backward};
+use crate::ops::record::Recorded;
 use crate::vgg::{Cancel, Error, Features, Layer, Pooling, Vgg};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, TensorId};
 use gradient_scale::GradientScale;
 use std::sync::Arc;
 
@@ -176,6 +177,7 @@ pub struct Objective {
     content: Vec<ContentTerm>,
     style: Vec<StyleTerm>,
     temporal: Option<Tensor>,
+    has_temporal: bool,
     features: Features,
     gradients: Features,
     exchange: Exchange,
@@ -186,7 +188,13 @@ pub struct Objective {
     gradient_scale: GradientScale,
     /// Whether a frame's activations were seen to fit f16.
     in_range: bool,
+    /// By the image, the gradient, and whether the image is held to the temporal target; the last
+    /// used first.
+    recordings: Vec<((TensorId, TensorId, bool), Recorded)>,
 }
+
+/// An optimiser has two images, and one may be held to the temporal target in some frames.
+const MAX_RECORDINGS: usize = 4;
 
 impl Objective {
     /// An objective for images `[h, w, 3]`, neither side below [`crate::vgg::MIN_SIDE`]. Its
@@ -232,8 +240,10 @@ impl Objective {
             content,
             style: style.collect::<Result<_, Error>>()?,
             temporal: None,
+            has_temporal: false,
             gradient_scale: GradientScale::new(vgg.precision()),
             in_range: false,
+            recordings: Vec::new(),
             vgg,
             pooling,
             features,
@@ -285,8 +295,15 @@ impl Objective {
 
     /// Takes the image that pixels are held to, and their weights c, `[h, w, 4]`: Σ c (x − x̂)² over
     /// the number of values (Ruder et al. 2016, eq. 7). None where there is no such image.
-    pub fn set_temporal(&mut self, target: Option<Tensor>) {
-        self.temporal = target;
+    pub fn set_temporal(&mut self, target: Option<Tensor>) -> Result<(), Error> {
+        self.has_temporal = target.is_some();
+        match (&self.temporal, target) {
+            // It stays where recordings find it.
+            (Some(place), Some(target)) if !target.device().is_cpu() => copy(place, &target)?,
+            (_, Some(target)) => self.temporal = Some(target),
+            (_, None) => (),
+        }
+        Ok(())
     }
 
     /// The losses of `image` `[h, w, 3]`, and the gradient of the total into `gradient` of the
@@ -354,11 +371,40 @@ impl Objective {
         losses
     }
 
-    /// Leaves the terms' sums in their places and the gradient of the total in `gradient`.
+    /// Leaves the terms' sums in their places and the gradient of the total in `gradient`, by a
+    /// recording where there is one for these tensors.
     fn compute(
-        &self,
+        &mut self,
         image: &Tensor,
         balance: Balance,
+        gradient: &Tensor,
+        cancel: Cancel,
+    ) -> Result<(), Error> {
+        // A recording does not ask in between.
+        if !self.vgg.device().is_cpu() && cancel() {
+            return Err(Error::Cancelled);
+        }
+        let held = self.is_held(balance);
+        let key = (image.id(), gradient.id(), held);
+        let known = self.recordings.iter().position(|(of, _)| *of == key);
+        let (_, mut recorded) = match known {
+            Some(index) => self.recordings.remove(index),
+            None => (key, Recorded::default()),
+        };
+        recorded.run(self.vgg.device(), || {
+            self.pass(image, held, gradient, cancel)
+        })?;
+        // The least recently used one is of tensors that are gone.
+        self.recordings.truncate(MAX_RECORDINGS - 1);
+        self.recordings.insert(0, (key, recorded));
+        Ok(())
+    }
+
+    /// The network's way forth and back.
+    fn pass(
+        &self,
+        image: &Tensor,
+        held: bool,
         gradient: &Tensor,
         cancel: Cancel,
     ) -> Result<(), Error> {
@@ -399,17 +445,15 @@ impl Objective {
         }
         let place = &self.variation_place;
         total_variation(image, &place.factor, gradient, &place.sum)?;
-        if let Some(target) = &self.temporal
-            && self.is_held(balance)
-        {
+        if let Some(target) = self.temporal.as_ref().filter(|_| held) {
             let place = &self.temporal_place;
-            held(image, target, &place.factor, gradient, &place.sum)?;
+            hold(image, target, &place.factor, gradient, &place.sum)?;
         }
         Ok(())
     }
 
     fn is_held(&self, balance: Balance) -> bool {
-        self.temporal.is_some() && balance.temporal_weight > 0.0
+        self.has_temporal && balance.temporal_weight > 0.0
     }
 
     /// Leaves the sum of a style layer's part; the part's gradient is written or added to

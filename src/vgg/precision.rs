@@ -112,9 +112,9 @@ impl Precision {
     }
 }
 
-/// What decides what a GPU computes in.
+/// What decides what a GPU computes in; a build knows GPUs with cuDNN or without.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "cudnn"), allow(dead_code))]
+#[allow(dead_code)]
 enum Gpu {
     WithoutCudnn,
     BeforeAmpere,

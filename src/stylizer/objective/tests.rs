@@ -468,7 +468,7 @@ fn the_temporal_term_holds_pixels_to_the_target() {
         ..balance(LossScale::Relative)
     };
     let mut evaluate = |target: Option<&Array>, balance| {
-        objective.set_temporal(target.map(Array::tensor));
+        objective.set_temporal(target.map(Array::tensor)).unwrap();
         let gradient = image().tensor().zeros_like().unwrap();
         let losses = objective
             .evaluate(&image().tensor(), balance, &gradient, &|| false)

@@ -4,6 +4,7 @@
 
 mod adam;
 mod lbfgs;
+mod pairs;
 
 use super::config::{Config, OptimizerKind};
 use super::objective::Losses;

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Work that is the same each time.
+
+use candle_core::{Device, Error};
+use std::result::Result;
+
+/// Operations on the same tensors each time, which a GPU records when they are done for the second
+/// time, and replays from then on: the first time finds memory and algorithms for them.
+#[derive(Default)]
+pub struct Recorded {
+    #[cfg(feature = "cudnn")]
+    state: State,
+}
+
+#[cfg(feature = "cudnn")]
+#[derive(Default)]
+enum State {
+    #[default]
+    Fresh,
+    Done,
+    Recorded(super::cuda::record::Recording),
+    /// The driver would not record it.
+    Refused,
+}
+
+impl Recorded {
+    #[cfg(not(feature = "cudnn"))]
+    pub fn run<E: From<Error>>(
+        &mut self,
+        _: &Device,
+        work: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
+        work()
+    }
+
+    /// Does `work` on `device`. Where it is replayed, it ends when it is given to the device.
+    #[cfg(feature = "cudnn")]
+    pub fn run<E: From<Error>>(
+        &mut self,
+        device: &Device,
+        work: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
+        use super::cuda::record::Recording;
+        if !device.is_cuda() {
+            return work();
+        }
+        if let State::Done = self.state {
+            self.state = match Recording::new(device, &work) {
+                Ok(recording) => State::Recorded(recording?),
+                Err(_) => State::Refused,
+            };
+        }
+        match &mut self.state {
+            State::Recorded(recording) => Ok(recording.replay()?),
+            State::Refused => work(),
+            State::Fresh | State::Done => {
+                work()?;
+                self.state = State::Done;
+                Ok(())
+            }
+        }
+    }
+}
