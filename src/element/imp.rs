@@ -325,7 +325,16 @@ impl VideoFilterImpl for Gatys {
         out_info: &VideoInfo,
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
-        lock(&self.state).info = Some(in_info.clone());
+        let size = (in_info.height() as usize, in_info.width() as usize);
+        let fits = {
+            let mut state = lock(&self.state);
+            state.info = Some(in_info.clone());
+            state.stylizer.as_ref().map(|it| it.check_memory(size))
+        };
+        if let Some(Err(error)) = fits {
+            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
+            return Err(gst::loggable_error!(CAT, "{error}"));
+        }
         self.reset();
         Ok(())
     }

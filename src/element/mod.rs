@@ -102,11 +102,11 @@ enumeration!(
 enumeration!(
     /// What the network's features are computed in.
     Precision, "GstGatysPrecision", crate::vgg::Precision, {
-        Auto = Auto, "auto", "The fastest that keeps the gradient's direction: bf16 on CPUs with AMX, else f32";
+        Auto = Auto, "auto", "The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else f32";
         F32 = F32, "f32", "Single precision, on any device";
-        Tf32 = Tf32, "tf32", "TensorFloat-32: on no device yet";
-        Bf16 = Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX";
-        F16 = F16, "f16", "Half precision: on no device yet";
+        Tf32 = Tf32, "tf32", "TensorFloat-32: convolutions of f32 rounded to 10 bits of fraction, on GPUs from Ampere on";
+        Bf16 = Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX, and on GPUs from Ampere on";
+        F16 = F16, "f16", "Half precision with sums in f32: on GPUs";
     }
 );
 

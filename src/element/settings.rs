@@ -228,7 +228,8 @@ properties! {
         "auto, cpu, cuda or cuda:N. auto takes the first GPU where this build has CUDA and it works, else the CPU", READY;
     precision: Precision = Precision::Auto, (),
         "precision", "Precision",
-        "What the network's features are computed in; sums are f32 in each. One that the device lacks is an error", READY;
+        "What the network's features are computed in; sums are f32 in each. One that the device lacks is an error: CPUs have f32, \
+         and bf16 with AMX; GPUs have all, tf32 and bf16 from Ampere on. auto is f16 on GPUs, bf16 with AMX, else f32", READY;
     loss_scale: LossScale = config.loss_scale.into(), (),
         "loss-scale", "Loss scale", "What the losses are divided by before alpha and beta", LIVE;
     frame_interval: u32 = config.frame_interval, (1, 100_000),

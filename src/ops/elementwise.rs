@@ -108,7 +108,11 @@ fn update_as<T: Value>(
 /// `dst = src`
 pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
     expect_same(dst, src)?;
-    store(dst, src, false)
+    match dst.device() {
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) if dst.dtype() == src.dtype() => vector::copy(dst, src),
+        _ => store(dst, src, false),
+    }
 }
 
 /// `dst = 0`

@@ -30,6 +30,7 @@ mod product;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod reference;
+pub mod transfer;
 mod winograd;
 
 use candle_core::{

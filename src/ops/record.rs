@@ -29,7 +29,7 @@ impl Recorded {
     pub fn run<E: From<Error>>(
         &mut self,
         _: &Device,
-        work: impl Fn() -> Result<(), E>,
+        mut work: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         work()
     }
@@ -39,26 +39,26 @@ impl Recorded {
     pub fn run<E: From<Error>>(
         &mut self,
         device: &Device,
-        work: impl Fn() -> Result<(), E>,
+        mut work: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         use super::cuda::record::Recording;
         if !device.is_cuda() {
             return work();
         }
-        if let State::Done = self.state {
-            self.state = match Recording::new(device, &work) {
-                Ok(recording) => State::Recorded(recording?),
-                Err(_) => State::Refused,
-            };
-        }
         match &mut self.state {
-            State::Recorded(recording) => Ok(recording.replay()?),
-            State::Refused => work(),
-            State::Fresh | State::Done => {
+            State::Recorded(recording) => recording.replay()?,
+            State::Refused => work()?,
+            State::Done => {
+                self.state = match Recording::new(device, work)? {
+                    Some(recording) => State::Recorded(recording),
+                    None => State::Refused,
+                };
+            }
+            State::Fresh => {
                 work()?;
                 self.state = State::Done;
-                Ok(())
             }
         }
+        Ok(())
     }
 }

@@ -10,6 +10,8 @@ use super::motion::{Frames, MEMORY, Motion, Painted, Start};
 use super::objective::Objective;
 use super::optimizer::{self, Optimizer, Outcome, Reason};
 use super::resize;
+use crate::ops::elementwise::copy;
+use crate::ops::transfer::Transfer;
 use candle_core::{Device, Result, Tensor};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -133,15 +135,15 @@ impl Canvas {
         }
     }
 
-    /// Puts the image that the optimisation of a frame starts from onto the canvas. What comes back
-    /// is what its pixels are held to by the temporal term, `[h, w, 4]`.
-    pub fn set_start(
-        &mut self,
+    /// The image that the optimisation of a frame starts from, and what its pixels are held to by the
+    /// temporal term, `[h, w, 4]`.
+    pub fn start(
+        &self,
         content: &Tensor,
         pyramid: &Pyramid,
         scene: &Scene,
         config: &Config,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let previous = config.init == Init::Previous;
         let (image, target) = match scene {
             // One optimisation that goes on, with nothing to be held to.
@@ -171,12 +173,20 @@ impl Canvas {
             Some(image) => image,
             None => fresh(content, config)?,
         };
+        Ok((image, target.filter(|_| config.temporal_weight > 0.0)))
+    }
+
+    /// Puts the image of a start onto the canvas. What comes back is what its pixels are held to, on
+    /// the network's device.
+    pub fn set_start(
+        &mut self,
+        (image, target): (Tensor, Option<Tensor>),
+        transfer: &mut Transfer,
+    ) -> Result<Option<Tensor>> {
         let device = self.image.device();
-        self.image.slice_set(&image.to_device(device)?, 0, 0)?;
-        match target.filter(|_| config.temporal_weight > 0.0) {
-            Some(target) => Ok(Some(target.to_device(device)?)),
-            None => Ok(None),
-        }
+        copy(&self.image, &transfer.upload(&image, device)?)?;
+        let target = target.map(|target| transfer.upload(&target, device));
+        target.transpose()
     }
 
     /// Drops what the optimiser learned from the frames before.
@@ -190,7 +200,7 @@ impl Canvas {
         self.past.clear();
     }
 
-    /// Keeps what came of a frame for the next ones.
+    /// Keeps a frame, whose result is there, for the next ones.
     pub fn keep(
         &mut self,
         content: Tensor,
@@ -199,7 +209,6 @@ impl Canvas {
         outcome: &Outcome,
         config: &Config,
     ) -> Result<()> {
-        self.result = self.image.to_device(&Device::Cpu)?.copy()?;
         self.comparable = true;
         match (scene, self.past.pop_front()) {
             (Scene::Still, Some(last)) => {

@@ -3,9 +3,15 @@
 //! Where the work is done.
 
 use candle_core::Device;
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::cudarc::driver::sys;
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "cuda")]
+use std::ptr::{from_mut, null_mut};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
@@ -74,11 +80,81 @@ fn cuda(ordinal: usize) -> Result<Device, Error> {
         return Ok(device.clone());
     }
     // A stream of its own: GStreamer changes threads. Without a driver, the binding can panic.
-    let device = catch_unwind(AssertUnwindSafe(|| Device::new_cuda_with_stream(ordinal)))
+    let open = || Device::new_cuda_with_stream(ordinal).and_then(prepared);
+    let device = catch_unwind(AssertUnwindSafe(open))
         .map_err(|_| Error::Cuda(ordinal, "there is no CUDA driver".into()))?
         .map_err(|error| Error::Cuda(ordinal, error.to_string()))?;
     gpus.insert(ordinal, device.clone());
     Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn prepared(device: Device) -> candle_core::Result<Device> {
+    Ok(device)
+}
+
+/// A GPU that keeps freed memory for what comes next, and does not mark each use of memory with an
+/// event.
+#[cfg(feature = "cuda")]
+fn prepared(device: Device) -> candle_core::Result<Device> {
+    let gpu = device.as_cuda_device()?;
+    let mut threshold = u64::MAX;
+    // SAFETY: the attribute's value is a u64. All that uses a tensor is in the device's one stream,
+    // so that it comes in order without events.
+    unsafe {
+        sys::cuMemPoolSetAttribute(
+            pool(gpu)?,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            from_mut(&mut threshold).cast(),
+        )
+        .result()
+        .w()?;
+        gpu.disable_event_tracking();
+    }
+    Ok(device)
+}
+
+/// What a GPU's memory is taken from.
+#[cfg(feature = "cuda")]
+fn pool(gpu: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
+    let stream = gpu.cuda_stream();
+    let context = stream.context();
+    context.bind_to_thread().w()?;
+    let mut pool = null_mut();
+    // SAFETY: the device is that of a context that is alive.
+    unsafe { sys::cuDeviceGetMemPool(&mut pool, context.cu_device()) }
+        .result()
+        .w()?;
+    Ok(pool)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub fn free_bytes(_: &Device) -> candle_core::Result<Option<usize>> {
+    Ok(None)
+}
+
+/// What of a GPU's memory is free, in bytes; None of a CPU.
+#[cfg(feature = "cuda")]
+pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
+    use sys::CUmemPool_attribute::{
+        CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
+    };
+    let Device::Cuda(gpu) = device else {
+        return Ok(None);
+    };
+    let pool = pool(gpu)?;
+    let attribute = |attribute| {
+        let mut bytes = 0u64;
+        // SAFETY: these attributes' values are u64.
+        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, from_mut(&mut bytes).cast()) }
+            .result()
+            .w()?;
+        candle_core::Result::Ok(bytes as usize)
+    };
+    // What was freed is kept, and is free all the same.
+    let kept = attribute(RESERVED)?.saturating_sub(attribute(USED)?);
+    let (free, _) = gpu.cuda_stream().context().mem_get_info().w()?;
+    Ok(Some(free + kept))
 }
 
 /// How a device is called in reports: `cpu` or `cuda:N`.

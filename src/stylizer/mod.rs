@@ -7,12 +7,14 @@ mod canvas;
 pub mod color;
 pub mod config;
 pub mod device;
+pub mod memory;
 pub mod motion;
 pub mod objective;
 pub mod optimizer;
 pub mod resize;
 pub mod style;
 
+use crate::ops::transfer::Transfer;
 use crate::vgg::{self, Cancel, Vgg};
 use candle_core::{Device, Tensor};
 use canvas::{Canvas, Scene, Settling};
@@ -35,6 +37,8 @@ pub enum Error {
     Config(#[from] ConfigError),
     #[error("the threads cannot be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    #[error("{0}")]
+    Memory(memory::Shortage),
     #[error(transparent)]
     Network(vgg::Error),
     #[error(transparent)]
@@ -67,6 +71,10 @@ pub struct Report {
     pub motion_time: Duration,
 }
 
+/// Images on the device beside the optimiser's: what is optimised, a frame, a start, and what pixels
+/// are held to.
+const IMAGES: usize = 6;
+
 /// Turns frames into paintings, one after the other.
 pub struct Stylizer {
     vgg: Arc<Vgg>,
@@ -74,6 +82,7 @@ pub struct Stylizer {
     config: Config,
     threads: Arc<ThreadPool>,
     canvas: Option<Canvas>,
+    transfer: Transfer,
     /// The last result in the frame's size, and its losses.
     shown: Option<(Tensor, Losses)>,
     /// Frames since the last reset or scene cut.
@@ -91,6 +100,7 @@ impl Stylizer {
             style,
             config,
             canvas: None,
+            transfer: Transfer::default(),
             shown: None,
             frames: 0,
             motion: None,
@@ -168,8 +178,8 @@ impl Stylizer {
     /// Makes a painting of a frame `[h, w, 3]`, RGB 0..1 on the CPU; what comes back has the same
     /// form. Ends with [`Error::Cancelled`] before the next layer once `cancel` says so.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
-        self.threads.clone().install(|| {
-            let (h, w, _) = frame.dims3()?;
+        let (h, w, _) = frame.dims3()?;
+        let stylized = self.threads.clone().install(|| {
             let size = resize::fit((h, w), self.config.max_size);
             let mut content = resize::pad(&resize::resize(frame, size)?)?;
             let pyramid = Pyramid::new(&content)?;
@@ -197,7 +207,49 @@ impl Stylizer {
             };
             self.shown = Some((image.clone(), report.losses));
             Ok((image, report))
-        })
+        });
+        stylized.map_err(|error| self.explained(error, (h, w)))
+    }
+
+    /// Whether frames of a height and width fit into what is free of a GPU's memory, about.
+    pub fn check_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
+        let size = resize::fit(frame, self.config.max_size);
+        match &self.canvas {
+            Some(canvas) if canvas.size == size => Ok(()),
+            _ => self.compare_memory(frame),
+        }
+    }
+
+    fn compare_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
+        match device::free_bytes(self.device())? {
+            Some(free) => memory::check(frame, self.config.max_size, free, |size| self.bytes(size))
+                .map_err(Error::Memory),
+            None => Ok(()),
+        }
+    }
+
+    /// An error, or what would have fitted where the GPU's memory ran out.
+    fn explained(&self, error: Error, frame: (usize, usize)) -> Error {
+        let ran_out = match &error {
+            Error::Tensor(cause) => cause.to_string().contains("OUT_OF_MEMORY"),
+            _ => false,
+        };
+        match ran_out.then(|| self.compare_memory(frame)) {
+            Some(Err(shortage)) => shortage,
+            _ => error,
+        }
+    }
+
+    /// What the optimisation of an image of a height and width takes of the device's memory, about.
+    fn bytes(&self, (h, w): (usize, usize)) -> usize {
+        let config = &self.config;
+        let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
+        let objective = Objective::bytes(&self.vgg, (h, w), content_layers, style_layers);
+        let (style_h, style_w) = self.style.size(h.max(w), config.style_scale);
+        let deepest = style_layers.deepest();
+        let style = self.vgg.feature_bytes(style_h, style_w, deepest);
+        let images = optimizer::images(config) + IMAGES;
+        objective + style + images * h * w * 3 * size_of::<f32>()
     }
 
     /// The canvas for a size, taken out of `self`.
@@ -230,6 +282,7 @@ impl Stylizer {
             .and_then(|budget| watch.begun.checked_add(budget));
         let interval = u64::from(self.config.frame_interval);
         let due = self.frames.is_multiple_of(interval);
+        let shown = self.transfer.upload(&content, self.vgg.device())?;
         let scene = canvas.look(&pyramid, due, &self.config);
         if cancel() {
             return Err(Error::Cancelled);
@@ -261,7 +314,8 @@ impl Stylizer {
             // What the optimiser learned is of another image.
             canvas.renew_optimizer(&self.config)?;
         }
-        let target = canvas.set_start(&content, &pyramid, &scene, &self.config)?;
+        let start = canvas.start(&content, &pyramid, &scene, &self.config)?;
+        let target = canvas.set_start(start, &mut self.transfer)?;
         let motion_time = watch.lap();
         let budget = Budget {
             iterations: match first {
@@ -272,12 +326,12 @@ impl Stylizer {
         };
         // A still picture's content is that which its painting was begun with.
         let shown = match still {
-            true => &canvas.content,
-            false => &content,
+            true => self.transfer.upload(&canvas.content, self.vgg.device())?,
+            false => shown,
         };
-        let shown = shown.to_device(self.vgg.device())?;
         let outcome = self.optimize(canvas, &shown, target, budget, cancel)?;
         watch.lap();
+        canvas.result = self.transfer.download(&canvas.image)?;
         canvas.keep(content, pyramid, &scene, &outcome, &self.config)?;
         let motion_time = motion_time + watch.lap();
         let scene_cut = matches!(scene, Scene::Cut);

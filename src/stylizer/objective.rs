@@ -255,6 +255,22 @@ impl Objective {
         })
     }
 
+    /// What an objective for images `[h, w, 3]` takes up on the network's device, but for its
+    /// matrices: features, gradients, and the content's targets.
+    pub fn bytes(
+        vgg: &Vgg,
+        (h, w): (usize, usize),
+        content_layers: &LayerWeights,
+        style_layers: &LayerWeights,
+    ) -> usize {
+        let deepest = content_layers.deepest().max(style_layers.deepest());
+        let targets = content_layers.iter();
+        let targets = targets.map(|(layer, _)| vgg.layer_bytes(h, w, layer));
+        vgg.feature_bytes(h, w, deepest)
+            + vgg.gradient_bytes(h, w, deepest)
+            + targets.sum::<usize>()
+    }
+
     /// Takes the content from a frame `[h, w, 3]`.
     pub fn set_content(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(), Error> {
         let Some(deepest) = self.content.iter().map(|term| term.layer).max() else {

@@ -96,12 +96,18 @@ impl StyleImage {
     /// `longest`, but not enlarged too far, and neither side below [`MIN_SIDE`].
     pub fn tensor(&self, longest: usize, scale: f64) -> candle_core::Result<Tensor> {
         let (w, h) = (self.0.width() as usize, self.0.height() as usize);
-        let ratio = (longest as f64 * scale / h.max(w) as f64).min(MAX_ENLARGEMENT);
         pad(&resize_bytes(
             self.0.as_raw(),
             (h, w),
-            scaled((h, w), ratio),
+            self.size(longest, scale),
         )?)
+    }
+
+    /// Height and width of [`tensor`](Self::tensor) before it is filled up.
+    pub fn size(&self, longest: usize, scale: f64) -> (usize, usize) {
+        let (w, h) = (self.0.width() as usize, self.0.height() as usize);
+        let ratio = (longest as f64 * scale / h.max(w) as f64).min(MAX_ENLARGEMENT);
+        scaled((h, w), ratio)
     }
 }
 

@@ -159,6 +159,14 @@ impl Features {
     }
 }
 
+/// Where a tensor of features lies in its piece of memory.
+struct FeaturePlace {
+    pooled: bool,
+    shape: (usize, usize, usize),
+    start: usize,
+    len: usize,
+}
+
 /// The network on one device.
 pub struct Vgg {
     convs: Vec<Conv3x3>,
@@ -274,21 +282,43 @@ impl Vgg {
         self.tensors(h, w, deepest, |_, _| 0)
     }
 
-    /// Tensors in two pieces of memory, by turns, so that neighbours are in different ones, as
-    /// operations on tensors demand. `next(start, len)` is where the one after a tensor starts in
-    /// the piece.
-    fn tensors(
+    /// What [`allocate`](Self::allocate) takes of the device's memory.
+    pub fn feature_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
+        let (_, ends) = self.places(h, w, deepest, |start, len| start + len);
+        (ends[0] + ends[1]) * self.dtype.size_in_bytes()
+    }
+
+    /// What [`allocate_gradients`](Self::allocate_gradients) takes.
+    pub fn gradient_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
+        let (_, ends) = self.places(h, w, deepest, |_, _| 0);
+        (ends[0] + ends[1]) * self.dtype.size_in_bytes()
+    }
+
+    /// What a layer's features of an image `[h, w, 3]` take.
+    pub fn layer_bytes(&self, h: usize, w: usize, layer: Layer) -> usize {
+        let channels = self.convs[layer.0].out_channels();
+        (h >> layer.block()) * (w >> layer.block()) * channels * self.dtype.size_in_bytes()
+    }
+
+    /// Where the tensors of features lie, as [`tensors`](Self::tensors) says, and the sizes of both
+    /// pieces of memory.
+    fn places(
         &self,
         h: usize,
         w: usize,
         deepest: Layer,
         next: impl Fn(usize, usize) -> usize,
-    ) -> candle_core::Result<Features> {
+    ) -> (Vec<FeaturePlace>, [usize; 2]) {
         let (mut starts, mut ends) = ([0; 2], [0; 2]);
         let mut places = Vec::new();
         let mut place = |pooled: bool, shape: (usize, usize, usize)| {
             let (turn, len) = (places.len() % 2, shape.0 * shape.1 * shape.2);
-            places.push((pooled, shape, starts[turn], len));
+            places.push(FeaturePlace {
+                pooled,
+                shape,
+                start: starts[turn],
+                len,
+            });
             ends[turn] = ends[turn].max(starts[turn] + len);
             starts[turn] = next(starts[turn], len);
         };
@@ -300,6 +330,20 @@ impl Vgg {
             }
             place(false, (h, w, conv.out_channels()));
         }
+        (places, ends)
+    }
+
+    /// Tensors in two pieces of memory, by turns, so that neighbours are in different ones, as
+    /// operations on tensors demand. `next(start, len)` is where the one after a tensor starts in
+    /// the piece.
+    fn tensors(
+        &self,
+        h: usize,
+        w: usize,
+        deepest: Layer,
+        next: impl Fn(usize, usize) -> usize,
+    ) -> candle_core::Result<Features> {
+        let (places, ends) = self.places(h, w, deepest, next);
         // There is no memory of no length on a GPU.
         let memory = |len: usize| match self.dtype {
             // As integers zeros take no memory before they are overwritten.
@@ -314,9 +358,10 @@ impl Vgg {
             layers: Vec::new(),
             pooled: Vec::new(),
         };
-        for (turn, (pooled, shape, start, len)) in places.into_iter().enumerate() {
-            let tensor = memory[turn % 2].narrow(0, start, len)?.reshape(shape)?;
-            match pooled {
+        for (turn, place) in places.into_iter().enumerate() {
+            let memory = memory[turn % 2].narrow(0, place.start, place.len)?;
+            let tensor = memory.reshape(place.shape)?;
+            match place.pooled {
                 true => features.pooled.push(tensor),
                 false => features.layers.push(tensor),
             }

@@ -12,6 +12,7 @@ pub mod gram;
 pub mod pairs;
 pub mod record;
 mod remembered;
+pub mod transfer;
 pub mod vector;
 
 use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
@@ -284,10 +285,4 @@ fn features_at(tensor: &Tensor) -> Result<Arg> {
 pub fn compute_capability(device: &Device) -> Result<(i32, i32)> {
     let stream = device.as_cuda_device()?.cuda_stream();
     stream.context().compute_capability().w()
-}
-
-/// Bytes of a GPU's memory that are free.
-pub fn free_bytes(device: &Device) -> Result<usize> {
-    let stream = device.as_cuda_device()?.cuda_stream();
-    Ok(stream.context().mem_get_info().w()?.0)
 }

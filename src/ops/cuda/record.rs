@@ -7,7 +7,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, result};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result};
 use candle_core::{Device, Error, Result};
 use std::sync::Arc;
 
@@ -21,32 +21,24 @@ pub struct Recording {
 unsafe impl Send for Recording {}
 
 impl Recording {
-    /// Records what `work` does, without doing it. What it takes besides tensors' memory is to be
-    /// there: it has been done before.
-    ///
-    /// The outer error is that of recording, the inner one that of `work`.
-    pub fn new<E>(
+    /// Does `work`, and records what it does. None where the driver would not record it.
+    pub fn new<E: From<Error>>(
         device: &Device,
-        work: impl FnOnce() -> std::result::Result<(), E>,
-    ) -> Result<std::result::Result<Self, E>> {
+        mut work: impl FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Option<Self>, E> {
         let gpu = Gpu::of(device)?;
-        let recorder = lock(&gpu.recorder);
+        let _recorder = lock(&gpu.recorder);
+        let main = lock(&gpu.lane).stream.clone();
         let stream = lock(&gpu.recording).stream.clone();
-        // Other threads' calls of the driver are none of this recording's business.
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        stream.begin_capture(mode).w()?;
-        RECORDING.set(true);
-        let worked = work();
-        RECORDING.set(false);
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).w();
-        if let Err(error) = worked {
-            return Ok(Err(error));
-        }
-        let graph = graph?.ok_or_else(|| Error::msg("nothing was recorded"))?;
-        graph.upload().w()?;
+        // Done on the stream that is recorded, so that all it takes is there when it is.
+        stream.join(&main).w()?;
+        let done = diverted(&mut work);
+        main.join(&stream).w()?;
+        done?;
         stream.synchronize().w()?;
-        drop(recorder);
-        Ok(Ok(Self { graph, gpu }))
+        let graph = record(&stream, || diverted(&mut work).is_ok());
+        let gpu = gpu.clone();
+        Ok(graph.map(|graph| Self { graph, gpu }))
     }
 
     /// Does it, in the device's stream.
@@ -56,4 +48,27 @@ impl Recording {
         // SAFETY: the graph is whole, and nobody else has it.
         unsafe { result::graph::launch(self.graph.cu_graph_exec(), lane.stream.cu_stream()) }.w()
     }
+}
+
+fn record(stream: &Arc<CudaStream>, work: impl FnOnce() -> bool) -> Option<CudaGraph> {
+    // Other threads' calls of the driver are none of this recording's business.
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).ok()?;
+    let worked = work();
+    // It ends, whatever became of it.
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).ok()?;
+    graph.filter(|_| worked)
+}
+
+/// Does `work` on the stream that is recorded.
+fn diverted<R>(work: &mut impl FnMut() -> R) -> R {
+    struct Back;
+    impl Drop for Back {
+        fn drop(&mut self) {
+            RECORDING.set(false);
+        }
+    }
+    RECORDING.set(true);
+    let _back = Back;
+    work()
 }

@@ -5,7 +5,7 @@
 use super::super::pool::Pooling;
 use super::{Arg, Gpu, address, at, features_at, suffix};
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::result::memset_d8_async;
+use candle_core::cuda_backend::cudarc::driver::result::{memcpy_dtod_async, memset_d8_async};
 use candle_core::{Result, Tensor};
 
 /// Runs a kernel over the values of `dst`, whose last parameter is their number.
@@ -22,6 +22,22 @@ pub fn clear(dst: &Tensor) -> Result<()> {
     let bytes = dst.elem_count() * dst.dtype().size_in_bytes();
     // SAFETY: the memory is the tensor's.
     unsafe { memset_d8_async(address(dst)?, 0, bytes, work.lane.stream.cu_stream()) }.w()
+}
+
+pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
+    let gpu = Gpu::of(dst.device())?;
+    let work = gpu.work()?;
+    let bytes = dst.elem_count() * dst.dtype().size_in_bytes();
+    // SAFETY: the memory is that of two tensors of one type and size.
+    unsafe {
+        memcpy_dtod_async(
+            address(dst)?,
+            address(src)?,
+            bytes,
+            work.lane.stream.cu_stream(),
+        )
+    }
+    .w()
 }
 
 pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {

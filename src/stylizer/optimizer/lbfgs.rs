@@ -3,8 +3,9 @@
 use super::pairs::{Moved, Pairs};
 use super::{Budget, Config, Evaluate, Optimizer, Outcome, Reason, Run};
 use crate::ops::elementwise::{copy, step};
+use crate::ops::record::Recorded;
 use crate::vgg::Error;
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
 
 /// A step is taken if the loss falls by this part of what the gradient promises (Armijo; Nocedal
 /// and Wright, "Numerical Optimization", eq. 3.4).
@@ -30,6 +31,9 @@ pub struct Lbfgs {
     trial: Tensor,
     trial_gradient: Tensor,
     moved: Moved,
+    acceptance: Recorded,
+    /// The image that this was recorded for.
+    image: TensorId,
 }
 
 impl Lbfgs {
@@ -44,6 +48,26 @@ impl Lbfgs {
             trial: image.zeros_like()?,
             trial_gradient: image.zeros_like()?,
             moved: Moved::new(image)?,
+            acceptance: Recorded::default(),
+            image: image.id(),
+        })
+    }
+
+    /// Goes from `image` to the trial, and says where to go from there.
+    fn accept(&mut self, image: &Tensor) -> candle_core::Result<()> {
+        let Self {
+            pairs,
+            direction,
+            gradient,
+            trial,
+            trial_gradient,
+            ..
+        } = self;
+        self.acceptance.run(image.device(), || {
+            pairs.learn((image, gradient), (trial, trial_gradient))?;
+            copy(image, trial)?;
+            copy(gradient, trial_gradient)?;
+            pairs.direction((image, gradient), direction)
         })
     }
 
@@ -64,7 +88,10 @@ impl Optimizer for Lbfgs {
         budget: Budget,
         evaluate: Evaluate,
     ) -> Result<Outcome, Error> {
-        self.pairs.set_history(self.history, image)?;
+        if self.pairs.history() != self.history || self.image != image.id() {
+            self.pairs.set_history(self.history, image)?;
+            (self.acceptance, self.image) = (Recorded::default(), image.id());
+        }
         let mut run = Run::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;
@@ -93,13 +120,9 @@ impl Optimizer for Lbfgs {
                 continue;
             }
             if promised < 0.0 && losses.total <= best.total + SUFFICIENT * promised {
-                let to = (&self.trial, &self.trial_gradient);
-                self.pairs.learn((image, &self.gradient), to)?;
-                copy(image, &self.trial)?;
-                copy(&self.gradient, &self.trial_gradient)?;
+                self.accept(image)?;
                 best = losses;
                 (length, shortenings) = (1.0, 0);
-                self.set_direction(image)?;
                 continue;
             }
             shortenings += 1;

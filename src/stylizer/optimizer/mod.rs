@@ -73,6 +73,14 @@ pub fn optimizer(image: &Tensor, config: &Config) -> candle_core::Result<Box<dyn
     })
 }
 
+/// How many images the optimiser that `config` names works in.
+pub fn images(config: &Config) -> usize {
+    match config.optimizer {
+        OptimizerKind::Lbfgs => 2 * config.lbfgs_history as usize + 7,
+        OptimizerKind::Adam => 4,
+    }
+}
+
 /// Counts a frame's iterations and says when they end.
 struct Run<'a> {
     evaluate: Evaluate<'a>,

@@ -42,13 +42,19 @@ impl Pairs {
         }
     }
 
+    pub fn history(&self) -> usize {
+        match self {
+            Self::Host(host) => host.history,
+            #[cfg(feature = "cudnn")]
+            Self::Gpu(pairs) => pairs.history(),
+        }
+    }
+
     /// Has room for another number of pairs; a GPU drops those there are.
     #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
     pub fn set_history(&mut self, history: usize, image: &Tensor) -> Result<()> {
         match self {
             Self::Host(host) => host.history = history,
-            #[cfg(feature = "cudnn")]
-            Self::Gpu(pairs) if pairs.history() == history => (),
             #[cfg(feature = "cudnn")]
             Self::Gpu(_) => *self = Self::new(history, image)?,
         }
