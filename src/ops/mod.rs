@@ -30,6 +30,9 @@ mod product;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod reference;
+#[cfg(any(feature = "cudnn", test))]
+#[path = "cuda/remembered.rs"]
+mod remembered;
 pub mod transfer;
 mod winograd;
 

@@ -218,6 +218,27 @@ fn bf16_keeps_the_gradients_direction() {
     assert!(exact != rounded && cosine > 0.999, "{cosine}");
 }
 
+#[test]
+fn memory_is_what_was_said() {
+    let vgg = vgg(16);
+    for (h, w, deepest) in [(16, 16, 15), (37, 50, 9), (21, 16, 0)] {
+        let deepest = Layer(deepest);
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let features = vgg.allocate(h, w, deepest).unwrap();
+        let tensors = features.layers.iter().chain(&features.pooled);
+        let all: usize = tensors.clone().map(bytes).sum();
+        assert_eq!(vgg.feature_bytes(h, w, deepest), all);
+        assert_eq!(
+            vgg.layer_bytes(h, w, deepest),
+            bytes(features.layer(deepest))
+        );
+        // The largest of each of two turns.
+        let gradients = vgg.gradient_bytes(h, w, deepest);
+        let largest = tensors.map(bytes).max().unwrap();
+        assert!((largest..=2 * largest).contains(&gradients), "{gradients}");
+    }
+}
+
 /// The sum of the gradients of two losses is the gradient of their sum.
 #[test]
 fn what_comes_from_deeper_layers_is_added() {

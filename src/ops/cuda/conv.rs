@@ -3,12 +3,14 @@
 //! The convolutions of a network on a GPU, and their gradients.
 
 use super::super::Format;
+use super::super::remembered::{Remembered, file};
 use super::cudnn::{Algorithm, Convolution, Operands};
-use super::remembered::{forget, remembered};
-use super::{Arg, BLOCKS, Gpu, Work, address, at, features_at, suffix};
+use super::{Arg, BLOCKS, Gpu, Work, address, at, features_at, lock, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
 use candle_core::{DType, Device, Result, Tensor, bail};
+use once_cell::sync::Lazy;
+use std::sync::Mutex;
 
 /// Between features, with a border of zeros.
 pub struct Conv {
@@ -125,6 +127,8 @@ impl Conv {
     }
 }
 
+static REMEMBERED: Lazy<Mutex<Remembered>> = Lazy::new(|| Mutex::new(Remembered::open(file())));
+
 /// Computes a convolution by the algorithm that is known to be the fastest, or that is found to be.
 fn compute(
     work: &Work,
@@ -133,8 +137,9 @@ fn compute(
     operands: Operands,
     after: impl Fn(&Work) -> Result<()>,
 ) -> Result<()> {
+    let mut remembered = lock(&REMEMBERED);
     for _ in 0..2 {
-        let name = remembered(of, || {
+        let name = remembered.of(of, || {
             let fastest = convolution.fastest(work, operands, &after);
             fastest.map(Algorithm::name)
         })?;
@@ -142,13 +147,13 @@ fn compute(
         if let Some(algorithm) = known
             && convolution.run(work, algorithm, operands).is_ok()
         {
-            return match algorithm {
-                Algorithm::Plain(_) => after(work),
-                _ => Ok(()),
+            return match algorithm.is_fused() {
+                true => Ok(()),
+                false => after(work),
             };
         }
         // A line that somebody else wrote, or another driver's.
-        forget(of);
+        remembered.forget(of);
     }
     bail!("none of cuDNN's algorithms can be relied on for {of}")
 }

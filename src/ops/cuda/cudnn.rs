@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! cuDNN's 3x3 convolutions over features `[h, w, channels]`, with `f32` sums, by algorithms that
-//! compute the same bit for bit each time.
+//! 3x3 convolutions over features `[h, w, channels]`, with `f32` sums, by those of cuDNN's algorithms
+//! that compute the same bit for bit each time.
 
 use super::super::Format;
-use super::Work;
+use super::{Arg, Work, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::{self, CudnnError};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
@@ -20,6 +20,9 @@ use std::ptr::from_ref;
 
 /// What an algorithm may work in.
 const WORKSPACE: usize = 256 << 20;
+
+/// Positions and channels of a block of the kernel of our own.
+const OWN_TILE: usize = 64;
 
 /// How often an algorithm is timed; the shortest time counts.
 const ROUNDS: usize = 5;
@@ -56,6 +59,8 @@ pub enum Algorithm {
     Plain(Forward),
     /// As the gradient of the convolution that it is the adjoint of.
     Data(Backward),
+    /// By a kernel of our own, which takes any.
+    Own,
 }
 
 const FORWARD: [(&str, Forward); 5] = [
@@ -96,6 +101,12 @@ impl Algorithm {
         forward
             .flat_map(|(_, algorithm)| [Self::Fused(algorithm), Self::Plain(algorithm)])
             .chain(backward.map(|(_, algorithm)| Self::Data(algorithm)))
+            .chain([Self::Own])
+    }
+
+    /// Whether bias and ReLU are done with it.
+    pub fn is_fused(self) -> bool {
+        matches!(self, Self::Fused(_))
     }
 
     pub fn name(self) -> String {
@@ -106,6 +117,7 @@ impl Algorithm {
             Self::Fused(it) => of("fused", forward(it).map(|it| it.0)),
             Self::Plain(it) => of("plain", forward(it).map(|it| it.0)),
             Self::Data(it) => of("data", backward(it).map(|it| it.0)),
+            Self::Own => "own".into(),
         }
     }
 }
@@ -147,6 +159,8 @@ pub struct Operands {
 /// A convolution of features of one size, stride 1, with a border of zeros.
 pub struct Convolution {
     format: Format,
+    /// h, w, n_in, n_out
+    dims: [usize; 4],
     input: Descriptor<cudnnTensorDescriptor_t>,
     output: Descriptor<cudnnTensorDescriptor_t>,
     bias: Descriptor<cudnnTensorDescriptor_t>,
@@ -158,13 +172,11 @@ pub struct Convolution {
 
 impl Convolution {
     pub fn new(format: Format, [h, w]: [usize; 2], [n_in, n_out]: [usize; 2]) -> Result<Self> {
-        Self::described(format, [h, w, n_in, n_out].map(|it| it as i32)).map_err(Error::wrap)
+        Self::described(format, [h, w, n_in, n_out]).map_err(Error::wrap)
     }
 
-    fn described(
-        format: Format,
-        [h, w, n_in, n_out]: [i32; 4],
-    ) -> std::result::Result<Self, CudnnError> {
+    fn described(format: Format, dims: [usize; 4]) -> std::result::Result<Self, CudnnError> {
+        let [h, w, n_in, n_out] = dims.map(|it| it as i32);
         let features = |h, w, n| {
             let descriptor = Descriptor {
                 inner: result::create_tensor_descriptor()?,
@@ -227,6 +239,7 @@ impl Convolution {
         }
         Ok(Self {
             format,
+            dims,
             input: features(h, w, n_in)?,
             output: features(h, w, n_out)?,
             bias: features(1, 1, n_out)?,
@@ -250,7 +263,7 @@ impl Convolution {
         for algorithm in Algorithm::all(self.format) {
             let fits = match algorithm {
                 Algorithm::Fused(_) => operands.bias.is_some(),
-                Algorithm::Plain(_) => true,
+                Algorithm::Plain(_) | Algorithm::Own => true,
                 Algorithm::Data(_) => operands.adjoint.is_some(),
             };
             if !fits {
@@ -287,7 +300,7 @@ impl Convolution {
         for round in 0..=ROUNDS {
             let begun = stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
             self.run(work, algorithm, operands)?;
-            if let Algorithm::Plain(_) = algorithm {
+            if !algorithm.is_fused() {
                 after(work)?;
             }
             let ended = stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
@@ -301,10 +314,23 @@ impl Convolution {
 
     /// Computes it.
     pub fn run(&self, work: &Work, algorithm: Algorithm, operands: Operands) -> Result<()> {
+        if let Algorithm::Own = algorithm {
+            return self.run_own(work, operands);
+        }
         let workspace = work.scratch("workspace", WORKSPACE)?;
         let handle = work.lane.cudnn.0;
         let done = self.call(handle, algorithm, operands, workspace as *mut c_void);
         done.map_err(Error::wrap)
+    }
+
+    fn run_own(&self, work: &Work, operands: Operands) -> Result<()> {
+        let [h, w, _, n_out] = self.dims;
+        let tiles = (h * w).div_ceil(OWN_TILE) * n_out.div_ceil(OWN_TILE);
+        let dims = self.dims.map(|it| Arg::Int(it as i32));
+        let operands = [operands.input, operands.kernel, operands.output].map(Arg::Address);
+        let kernel = format!("convolution_{}", suffix(self.format.dtype())?);
+        let grid = (tiles.min(i32::MAX as usize) as u32, 1);
+        work.launch(&kernel, grid, &[&operands[..], &dims].concat())
     }
 
     fn call(
@@ -363,6 +389,7 @@ impl Convolution {
                     self.output.inner,
                     output,
                 ),
+                Algorithm::Own => Err(CudnnError(cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED)),
                 Algorithm::Data(algorithm) => result::convolution_backward_data(
                     handle,
                     one,
@@ -402,6 +429,7 @@ impl Convolution {
                         algorithm,
                     )
                 }
+                Algorithm::Own => Ok(0),
                 Algorithm::Data(algorithm) => result::get_convolution_backward_data_workspace_size(
                     handle,
                     self.adjoint.inner,

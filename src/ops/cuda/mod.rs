@@ -11,7 +11,6 @@ mod cudnn;
 pub mod gram;
 pub mod pairs;
 pub mod record;
-mod remembered;
 pub mod transfer;
 pub mod vector;
 

@@ -4,7 +4,7 @@
 
 use super::super::with_values;
 use super::Gpu;
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, PinnedHostSlice};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice};
 use candle_core::cuda_backend::{CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Result, Storage, Tensor, bail};
@@ -18,7 +18,9 @@ pub struct Staging {
     gpu: Arc<Gpu>,
     /// What brings images up while the device's own stream computes.
     stream: Arc<CudaStream>,
-    uploads: Vec<PinnedHostSlice<f32>>,
+    /// Each with the event of its last image being up: as uses of memory are not marked, nothing
+    /// else knows.
+    uploads: Vec<(PinnedHostSlice<f32>, Option<CudaEvent>)>,
     /// Which of them is the next.
     turn: usize,
     download: Option<PinnedHostSlice<f32>>,
@@ -41,22 +43,26 @@ impl Staging {
     pub fn upload(&mut self, image: &Tensor) -> Result<Tensor> {
         let (device, count) = (&self.gpu.device, image.elem_count());
         let main = device.cuda_stream();
-        let fits = |pinned: &PinnedHostSlice<f32>| pinned.len() == count;
-        if !self.uploads.get(self.turn).is_some_and(fits) {
+        let there = self.uploads.get(self.turn);
+        if there.is_none_or(|(pinned, _)| pinned.len() != count) {
+            self.stream.synchronize().w()?;
             // SAFETY: it is written before it is read.
             let pinned = unsafe { main.context().alloc_pinned(count) }.w()?;
             self.uploads.truncate(self.turn);
-            self.uploads.push(pinned);
+            self.uploads.push((pinned, None));
         }
-        let pinned = &mut self.uploads[self.turn];
+        let (pinned, up) = &mut self.uploads[self.turn];
         self.turn = (self.turn + 1) % UPLOADS;
-        // Waits for the image that was there before to be up.
+        if let Some(up) = up {
+            up.synchronize().w()?;
+        }
         let place = pinned.as_mut_slice().w()?;
         with_values(image, |values: &[f32]| place.copy_from_slice(values))?;
         // SAFETY: it is written before anything reads it, as the streams wait for each other.
         let mut slice = unsafe { device.alloc::<f32>(count)? };
         self.stream.join(&main).w()?;
         self.stream.memcpy_htod(pinned, &mut slice).w()?;
+        *up = Some(self.stream.record_event(None).w()?);
         main.join(&self.stream).w()?;
         let storage = CudaStorage::wrap_cuda_slice(slice, device.clone());
         Ok(Tensor::from_storage(
@@ -88,7 +94,14 @@ impl Staging {
             let values = storage.as_cuda_slice::<f32>()?.slice(start..end);
             main.memcpy_dtoh(&values, pinned).w()?;
         }
-        // Waits for it.
+        main.synchronize().w()?;
         Tensor::from_slice(pinned.as_slice().w()?, image.shape(), &Device::Cpu)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What is on its way up is read until it is there.
+        let _ = self.stream.synchronize();
     }
 }

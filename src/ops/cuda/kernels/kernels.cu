@@ -9,6 +9,7 @@
 // [gridDim.y, gridDim.x].
 
 #include "common.cuh"
+#include "convolution.cuh"
 #include "features.cuh"
 #include "image.cuh"
 #include "lbfgs.cuh"

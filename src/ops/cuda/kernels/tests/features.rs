@@ -101,6 +101,55 @@ fn the_convolution_of_the_image_and_its_gradient_are_the_nested_loops() {
     image_convolution::<bf16>();
 }
 
+/// Sizes within one tile and beyond, and channels that do not fill one.
+fn convolution<T: Feature>() {
+    let (suffix, _) = T::KERNELS[0];
+    for (h, w, n_in, n_out, blocks) in [(1, 1, 1, 1, 1), (5, 4, 3, 7, 1), (9, 11, 5, 66, 2)] {
+        let case = format!("{suffix}, {h}x{w}, {n_in} to {n_out}");
+        let (input, values) = features::<T>(h, w, n_in, 1);
+        let random = Kernel::random(n_out, n_in, 5);
+        // The reference's are [n_out, n_in, 9].
+        let last = |i: usize| (i / (9 * n_in) * n_in + i % n_in) * 9 + i / n_in % 9;
+        let weights: Vec<f64> = (0..9 * n_in * n_out)
+            .map(|i| random.weights[last(i)])
+            .collect();
+        let weights = Buffer::<T>::of(&weights);
+        let mut kernel = Kernel {
+            bias: vec![100.0; n_out],
+            ..random
+        };
+        for (i, weight) in weights.values().into_iter().enumerate() {
+            kernel.weights[last(i)] = weight;
+        }
+        let mut output = Buffer::<T>::unset(h * w * n_out);
+        let (h_, w_, n_in_, n_out_) = (h as i32, w as i32, n_in as i32, n_out as i32);
+        launch(
+            &format!("convolution_{suffix}"),
+            blocks,
+            (
+                input.read(),
+                weights.read(),
+                output.write(),
+                h_,
+                w_,
+                n_in_,
+                n_out_,
+            ),
+        );
+        // With a bias that keeps the reference's ReLU out of it.
+        let expected = kernel.forward(&values, Border::Zeros).values;
+        let expected: Vec<f64> = expected.iter().map(|value| value - 100.0).collect();
+        check(&case, &output, &expected, 1e-5);
+    }
+}
+
+#[test]
+fn the_convolution_of_features_is_the_nested_loops() {
+    convolution::<f32>();
+    convolution::<f16>();
+    convolution::<bf16>();
+}
+
 fn activations<T: Feature>() {
     for (suffix, width) in T::KERNELS {
         for n in channels(width) {
