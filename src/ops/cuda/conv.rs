@@ -30,7 +30,9 @@ impl Conv {
     /// With a kernel `[n_out, n_in, 3, 3]` and a bias `[n_out]`, `f32`, for the device they are on.
     pub fn new(kernel: &Tensor, bias: &Tensor, format: Format) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
-        let (device, kernel) = (kernel.device(), kernel.to_device(&Device::Cpu)?);
+        let device = kernel.device();
+        let [kernel, bias] = [kernel, bias].map(|it| it.to_device(&Device::Cpu));
+        let (kernel, bias) = (kernel?, bias?);
         let last = |kernel: &Tensor| -> Result<Tensor> {
             let kernel = kernel.permute((0, 2, 3, 1))?.to_dtype(format.dtype())?;
             kernel.contiguous()?.to_device(device)
@@ -41,8 +43,8 @@ impl Conv {
             n_out,
             kernel: last(&kernel)?,
             adjoint: last(&kernel.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?)?,
-            bias: bias.clone(),
-            rounded_bias: bias.to_dtype(format.dtype())?,
+            bias: bias.to_device(device)?,
+            rounded_bias: bias.to_dtype(format.dtype())?.to_device(device)?,
         })
     }
 
@@ -173,7 +175,11 @@ impl ImageConv {
         Ok(Self {
             format,
             n_out: kernel.dims()[0],
-            kernel: kernel.permute((2, 3, 1, 0))?.contiguous()?,
+            kernel: kernel
+                .to_device(&Device::Cpu)?
+                .permute((2, 3, 1, 0))?
+                .contiguous()?
+                .to_device(kernel.device())?,
             bias: bias.clone(),
         })
     }
