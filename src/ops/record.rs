@@ -18,11 +18,14 @@ pub struct Recorded {
 enum State {
     #[default]
     Fresh,
-    Done,
+    /// With the number of times that recording it failed, or was cancelled.
+    Done(u32),
     Recorded(super::cuda::record::Recording),
-    /// The driver would not record it.
-    Refused,
 }
+
+/// How often recording is tried.
+#[cfg(feature = "cudnn")]
+const TRIES: u32 = 3;
 
 impl Recorded {
     #[cfg(not(feature = "cudnn"))]
@@ -47,16 +50,17 @@ impl Recorded {
         }
         match &mut self.state {
             State::Recorded(recording) => recording.replay()?,
-            State::Refused => work()?,
-            State::Done => {
+            State::Done(TRIES) => work()?,
+            State::Done(tries) => {
+                let tries = *tries + 1;
                 self.state = match Recording::new(device, work)? {
                     Some(recording) => State::Recorded(recording),
-                    None => State::Refused,
+                    None => State::Done(tries),
                 };
             }
             State::Fresh => {
                 work()?;
-                self.state = State::Done;
+                self.state = State::Done(0);
             }
         }
         Ok(())

@@ -129,6 +129,33 @@ fn pool(gpu: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
 }
 
 #[cfg(not(feature = "cuda"))]
+pub fn give_back_memory(_: &Device) {}
+
+/// Returns memory that a GPU keeps and nobody has.
+#[cfg(feature = "cuda")]
+pub fn give_back_memory(device: &Device) {
+    let Device::Cuda(gpu) = device else { return };
+    // What was freed is free once the device comes to it. If it cannot be returned, it is kept.
+    let _ = gpu.cuda_stream().synchronize();
+    if let Ok(pool) = pool(gpu) {
+        // SAFETY: the pool is that of a context that is alive.
+        let _ = unsafe { sys::cuMemPoolTrimTo(pool, 0) };
+    }
+}
+
+/// What operations on images of a height and width work in, on a GPU.
+#[cfg(feature = "cudnn")]
+pub fn scratch_bytes(_: (usize, usize)) -> usize {
+    crate::ops::cuda::SCRATCH
+}
+
+/// Candle's convolution has the nine neighbours of each of conv1_2's 64 channels.
+#[cfg(not(feature = "cudnn"))]
+pub fn scratch_bytes((h, w): (usize, usize)) -> usize {
+    9 * 64 * h * w * size_of::<f32>()
+}
+
+#[cfg(not(feature = "cuda"))]
 pub fn free_bytes(_: &Device) -> candle_core::Result<Option<usize>> {
     Ok(None)
 }

@@ -222,8 +222,13 @@ impl Stylizer {
 
     fn compare_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
         match device::free_bytes(self.device())? {
-            Some(free) => memory::check(frame, self.config.max_size, free, |size| self.bytes(size))
-                .map_err(Error::Memory),
+            Some(free) => {
+                // An earlier canvas makes room.
+                let earlier = self.canvas.as_ref().filter(|it| it.objective.is_some());
+                let free = free + earlier.map_or(0, |it| self.bytes(it.size));
+                memory::check(frame, self.config.max_size, free, |size| self.bytes(size))
+                    .map_err(Error::Memory)
+            }
             None => Ok(()),
         }
     }
@@ -249,7 +254,7 @@ impl Stylizer {
         let deepest = style_layers.deepest();
         let style = self.vgg.feature_bytes(style_h, style_w, deepest);
         let images = optimizer::images(config) + IMAGES;
-        objective + style + images * h * w * 3 * size_of::<f32>()
+        objective + style + images * h * w * 3 * size_of::<f32>() + device::scratch_bytes((h, w))
     }
 
     /// The canvas for a size, taken out of `self`.
@@ -398,6 +403,13 @@ impl Stylizer {
         }
         objective.set_style(&style.to_device(self.vgg.device())?, cancel)?;
         Ok(objective)
+    }
+}
+
+impl Drop for Stylizer {
+    fn drop(&mut self) {
+        self.canvas = None;
+        device::give_back_memory(self.vgg.device());
     }
 }
 

@@ -114,13 +114,17 @@ impl StyleTerm {
 
 /// Checks that activations are numbers of f16: what is not becomes 0 in the next ReLU, unnoticed.
 fn check_range(features: &Features, deepest: Layer) -> Result<(), Error> {
-    for layer in Layer::all().take_while(|&layer| layer <= deepest) {
-        let features = features.layer(layer);
-        if !dot(features, features)?.is_finite() {
-            return Err(Error::Overflow(layer));
-        }
+    let layers = || Layer::all().take_while(|&layer| layer <= deepest);
+    let device = features.layer(deepest).device();
+    let sums = Tensor::zeros(layers().count(), DType::F64, device)?;
+    for (index, layer) in layers().enumerate() {
+        squares(features.layer(layer), &sums.narrow(0, index, 1)?)?;
     }
-    Ok(())
+    let sums = sums.to_vec1::<f64>()?;
+    match layers().zip(sums).find(|(_, sum)| !sum.is_finite()) {
+        Some((layer, _)) => Err(Error::Overflow(layer)),
+        None => Ok(()),
+    }
 }
 
 /// Where a term leaves its sum, `f64` `[1]`, and finds the factor of its gradient, `f32` `[1]`.
@@ -186,8 +190,11 @@ pub struct Objective {
     /// Of the squares of the network's gradient; its factor takes what that is scaled by off it.
     network_place: Place,
     gradient_scale: GradientScale,
-    /// Whether a frame's activations were seen to fit f16.
-    in_range: bool,
+    /// What the gradient was last of.
+    balance: Option<Balance>,
+    /// On a GPU the frame `[h, w, 3]`, where the recording of its pass finds it.
+    frame: Option<Tensor>,
+    content_pass: Recorded,
     /// By the image, the gradient, and whether the image is held to the temporal target; the last
     /// used first.
     recordings: Vec<((TensorId, TensorId, bool), Recorded)>,
@@ -210,6 +217,7 @@ impl Objective {
         let deepest = content_layers.deepest().max(style_layers.deepest());
         let features = vgg.allocate(h, w, deepest)?;
         let gradients = vgg.allocate_gradients(h, w, deepest)?;
+        let vgg_device = vgg.device().clone();
         let terms = content_layers.iter().count() + style_layers.iter().count();
         let mut exchange = Exchange::new(terms + 3, vgg.device())?;
         let content = content_layers.iter().map(|(layer, weight)| {
@@ -242,7 +250,12 @@ impl Objective {
             temporal: None,
             has_temporal: false,
             gradient_scale: GradientScale::new(vgg.precision()),
-            in_range: false,
+            balance: None,
+            frame: match vgg_device.is_cpu() {
+                true => None,
+                false => Some(Tensor::zeros((h, w, 3), DType::F32, &vgg_device)?),
+            },
+            content_pass: Recorded::default(),
             recordings: Vec::new(),
             vgg,
             pooling,
@@ -276,11 +289,19 @@ impl Objective {
         let Some(deepest) = self.content.iter().map(|term| term.layer).max() else {
             return Ok(());
         };
-        self.vgg
-            .forward(frame, self.pooling, deepest, &self.features, cancel)?;
-        if self.gradient_scale.is_needed() && !self.in_range {
+        let frame = match &self.frame {
+            Some(place) => {
+                copy(place, frame)?;
+                place
+            }
+            None => frame,
+        };
+        self.content_pass.run(self.vgg.device(), || {
+            self.vgg
+                .forward(frame, self.pooling, deepest, &self.features, cancel)
+        })?;
+        if self.gradient_scale.is_needed() {
             check_range(&self.features, deepest)?;
-            self.in_range = true;
         }
         for term in &mut self.content {
             copy(&term.target, self.features.layer(term.layer))?;
@@ -331,6 +352,10 @@ impl Objective {
         gradient: &Tensor,
         cancel: Cancel,
     ) -> Result<Losses, Error> {
+        if self.balance != Some(balance) {
+            self.balance = Some(balance);
+            self.gradient_scale.renew();
+        }
         loop {
             let factors = self.factors(balance, image.elem_count());
             self.exchange.write(factors)?;
@@ -338,7 +363,7 @@ impl Objective {
             let sums = self.exchange.sums.to_vec1::<f64>()?;
             let losses = self.losses(&sums, balance, image.elem_count());
             let mean_square = sums[self.network_place.index] / image.elem_count() as f64;
-            if !self.gradient_scale.adapt(mean_square) || !losses.total.is_finite() {
+            if !losses.total.is_finite() || !self.gradient_scale.adapt(mean_square) {
                 return Ok(losses);
             }
         }

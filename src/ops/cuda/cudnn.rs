@@ -19,7 +19,7 @@ use std::ffi::c_void;
 use std::ptr::from_ref;
 
 /// What an algorithm may work in.
-const WORKSPACE: usize = 256 << 20;
+pub const WORKSPACE: usize = 256 << 20;
 
 /// Positions and channels of a block of the kernel of our own.
 const OWN_TILE: usize = 64;
@@ -263,7 +263,9 @@ impl Convolution {
         for algorithm in Algorithm::all(self.format) {
             let fits = match algorithm {
                 Algorithm::Fused(_) => operands.bias.is_some(),
-                Algorithm::Plain(_) | Algorithm::Own => true,
+                Algorithm::Plain(_) => true,
+                // It is there for what no other can do, and slow.
+                Algorithm::Own => fastest.is_none(),
                 Algorithm::Data(_) => operands.adjoint.is_some(),
             };
             if !fits {

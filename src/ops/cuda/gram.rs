@@ -13,12 +13,12 @@ use std::ffi::c_void;
 use std::ptr::from_ref;
 
 /// What cuBLAS works in.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 
 /// Positions of a partial Gram matrix at least, how many there are at most, and their values in all.
 const PIECE_POSITIONS: usize = 2048;
 const MAX_PIECES: usize = 128;
-const MAX_VALUES: usize = 4 << 20;
+pub const MAX_VALUES: usize = 4 << 20;
 
 /// The Gram matrix of `features` `[m, n]` over m, into `output` `[n, n]`.
 pub fn gram(features: &Tensor, [m, n]: [usize; 2], output: &Tensor) -> Result<()> {

@@ -84,6 +84,10 @@ pub(super) enum Arg {
     Double(f64),
 }
 
+/// Bytes of a GPU's memory that operations of all sizes work in.
+pub const SCRATCH: usize =
+    cudnn::WORKSPACE + gram::WORKSPACE + 5 * gram::MAX_VALUES * size_of::<f32>();
+
 /// Bytes that a thread reads or writes at once, if it can.
 const WIDE: usize = 16;
 

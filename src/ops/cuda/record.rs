@@ -28,13 +28,16 @@ impl Recording {
     ) -> std::result::Result<Option<Self>, E> {
         let gpu = Gpu::of(device)?;
         let _recorder = lock(&gpu.recorder);
-        let main = lock(&gpu.lane).stream.clone();
         let stream = lock(&gpu.recording).stream.clone();
-        // Done on the stream that is recorded, so that all it takes is there when it is.
-        stream.join(&main).w()?;
-        let done = diverted(&mut work);
-        main.join(&stream).w()?;
-        done?;
+        // Done on the stream that is recorded, so that all it takes is there when it is. Nobody else
+        // works meanwhile, as both streams use the same scratch memory.
+        {
+            let main = lock(&gpu.lane);
+            stream.join(&main.stream).w()?;
+            let done = diverted(&mut work);
+            main.stream.join(&stream).w()?;
+            done?;
+        }
         stream.synchronize().w()?;
         let graph = record(&stream, || diverted(&mut work).is_ok());
         let gpu = gpu.clone();

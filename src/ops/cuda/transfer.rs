@@ -10,8 +10,8 @@ use candle_core::op::BackpropOp;
 use candle_core::{Device, Result, Storage, Tensor, bail};
 use std::sync::Arc;
 
-/// Images that may be on their way up at a time: a frame, a start, and what pixels are held to.
-const UPLOADS: usize = 3;
+/// Images that are kept room for: frames, starts, and what pixels are held to, of a size or two.
+const UPLOADS: usize = 8;
 
 /// What images pass through, kept from frame to frame.
 pub struct Staging {
@@ -21,8 +21,6 @@ pub struct Staging {
     /// Each with the event of its last image being up: as uses of memory are not marked, nothing
     /// else knows.
     uploads: Vec<(PinnedHostSlice<f32>, Option<CudaEvent>)>,
-    /// Which of them is the next.
-    turn: usize,
     download: Option<PinnedHostSlice<f32>>,
 }
 
@@ -34,7 +32,6 @@ impl Staging {
             gpu,
             stream,
             uploads: Vec::new(),
-            turn: 0,
             download: None,
         })
     }
@@ -43,19 +40,23 @@ impl Staging {
     pub fn upload(&mut self, image: &Tensor) -> Result<Tensor> {
         let (device, count) = (&self.gpu.device, image.elem_count());
         let main = device.cuda_stream();
-        let there = self.uploads.get(self.turn);
-        if there.is_none_or(|(pinned, _)| pinned.len() != count) {
-            self.stream.synchronize().w()?;
-            // SAFETY: it is written before it is read.
-            let pinned = unsafe { main.context().alloc_pinned(count) }.w()?;
-            self.uploads.truncate(self.turn);
-            self.uploads.push((pinned, None));
-        }
-        let (pinned, up) = &mut self.uploads[self.turn];
-        self.turn = (self.turn + 1) % UPLOADS;
-        if let Some(up) = up {
-            up.synchronize().w()?;
-        }
+        let is_free = |(pinned, up): &(PinnedHostSlice<f32>, Option<CudaEvent>)| {
+            pinned.len() == count && up.as_ref().is_none_or(CudaEvent::is_complete)
+        };
+        let index = match self.uploads.iter().position(is_free) {
+            Some(index) => index,
+            None => {
+                if self.uploads.len() == UPLOADS {
+                    self.stream.synchronize().w()?;
+                    self.uploads.clear();
+                }
+                // SAFETY: it is written before it is read.
+                let pinned = unsafe { main.context().alloc_pinned(count) }.w()?;
+                self.uploads.push((pinned, None));
+                self.uploads.len() - 1
+            }
+        };
+        let (pinned, up) = &mut self.uploads[index];
         let place = pinned.as_mut_slice().w()?;
         with_values(image, |values: &[f32]| place.copy_from_slice(values))?;
         // SAFETY: it is written before anything reads it, as the streams wait for each other.

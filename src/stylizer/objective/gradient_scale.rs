@@ -40,6 +40,11 @@ impl GradientScale {
         f64::from(self.exponent.unwrap_or(0)).exp2()
     }
 
+    /// The gradient is of other terms now: what did not fit may.
+    pub fn renew(&mut self) {
+        self.ceiling = LARGEST;
+    }
+
     /// Takes the mean square of the gradient with respect to the image, without the scale. True
     /// where the scale has changed, so that the gradient is to be computed again.
     pub fn adapt(&mut self, mean_square: f64) -> bool {
@@ -107,6 +112,18 @@ mod tests {
         }
         assert!(!scale.adapt(f64::NAN));
         assert!(scale.value() > 0.0);
+    }
+
+    #[test]
+    fn what_did_not_fit_may_fit_later() {
+        let mut scale = GradientScale::new(Precision::F16);
+        adapted(&mut scale, 1e3, 30.0);
+        for _ in 0..3 {
+            scale.adapt(f64::INFINITY);
+        }
+        scale.renew();
+        let (_, exponent) = adapted(&mut scale, 1e-12, 30.0);
+        assert!((1e-12f64.log2() + exponent).abs() <= SLACK);
     }
 
     #[test]
