@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MPL-2.0
+# build.sh: makes target/gpu/gatys-gpu.tar.xz, all that run.sh needs on a machine with an NVIDIA GPU: the check program, the plugin
+# and the parts of GStreamer for one pipeline, a clip, and PyTorch's side. Takes neither GPU nor CUDA here; CUDA's own libraries
+# stay out. Needs what pipelines/setup.sh sees to, python3 with pip, and xz.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/../.."
+
+made=target/gpu
+folder=$made/gatys-gpu
+archive=$made/gatys-gpu.tar.xz
+limit=60000000
+# Elements of run.sh's pipeline.
+elements=(filesrc matroskademux jpegdec identity videoconvert x264enc matroskamux)
+# Of any system with Python and PyTorch, in versions that fit each other.
+theirs='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|gcc_s|stdc\+\+))\.so'
+cuda='^lib(cuda|cublas|cublasLt|curand|nvrtc|cudnn|cudart|nvJitLink)[._-]'
+
+die() { echo "build.sh: $*" >&2; exit 1; }
+
+for tool in cargo python3 xz strip ldd gst-launch-1.0 gst-inspect-1.0; do
+    command -v "$tool" >/dev/null || die "needs $tool"
+done
+
+build() {
+    local environment
+    environment=$(.ci/cuda-toolkit.sh target/cuda-toolkit)
+    eval "$environment"
+    "$here/stubs.sh" "$made/stubs"
+    export LIBRARY_PATH=$PWD/$made/stubs:$LIBRARY_PATH
+    cargo build --release --locked --bench gpu --no-default-features --features cudnn \
+        --message-format json-render-diagnostics > "$made/built.json"
+    cargo build --release --locked --lib --features cuda,cudnn
+}
+
+# The check program, whose name has a hash in it.
+program() {
+    python3 -c '
+import json, sys
+built = [json.loads(line) for line in open(sys.argv[1])]
+print(*[it["executable"] for it in built if it.get("executable") and it["target"]["name"] == "gpu"])' "$made/built.json"
+}
+
+# A clip, and a picture to paint in the manner of.
+make_pictures() {
+    local raw=(fdsrc ! rawvideoparse format=rgb width=640 height=360 framerate=30/1 ! videoconvert)
+    python3 "$here/clip.py" 640 360 300 1 |
+        gst-launch-1.0 -q "${raw[@]}" ! video/x-raw,format=I420 ! jpegenc quality=75 ! matroskamux ! filesink location="$folder/clip.mkv"
+    python3 "$here/clip.py" 640 360 1 2 | gst-launch-1.0 -q "${raw[@]}" ! pngenc ! filesink location="$folder/style.png"
+}
+
+plugin_of() { gst-inspect-1.0 "$1" | sed -n 's/^ *Filename  *//p' | head -n 1; }
+
+# Copies what the given files load, but for what each system has of its own.
+copy_libraries() {
+    local name path
+    ldd "$@" | sed -nE 's/^\s+(\S+) => (\/\S+) .*/\1 \2/p' | sort -u | while read -r name path; do
+        [[ $name =~ $theirs || $name =~ $cuda ]] || cp -L "$path" "$folder/lib/$name"
+    done
+}
+
+mkdir -p "$made"
+build
+rm -rf "$folder" "$archive"
+mkdir -p "$folder"/{bin,lib,plugins}
+cp "$here/run.sh" "$here/peer.py" "$folder"
+cp "$(program)" "$folder/gpu"
+cp -L "$(command -v gst-launch-1.0)" "$(command -v gst-inspect-1.0)" "$folder/bin"
+for element in "${elements[@]}"; do
+    plugin=$(plugin_of "$element")
+    [[ -n $plugin ]] || die "GStreamer has no element $element"
+    cp -L "$plugin" "$folder/plugins"
+done
+cp target/release/libgstgatys.so "$folder/plugins"
+make_pictures
+copy_libraries "$folder"/bin/* "$folder"/plugins/*
+chmod u+w "$folder"/lib/*
+strip --strip-unneeded "$folder/gpu" "$folder"/plugins/libgstgatys.so
+git describe --always --dirty > "$folder/commit"
+
+carried=$(find "$folder" -type f -printf '%f\n' | grep -E "$cuda" || true)
+[[ -z $carried ]] || die "CUDA's own libraries must stay out: $carried"
+# The built-in weights are in both binaries: a dictionary that spans both has them once.
+tar -C "$made" --sort=name --owner=0 --group=0 --numeric-owner -c gatys-gpu | xz --lzma2=preset=2,dict=128MiB > "$archive"
+size=$(stat -c %s "$archive")
+((size < limit)) || die "$archive has $size bytes, and $limit are allowed"
+glibc=$(objdump -T "$folder/gpu" "$folder"/{bin,lib,plugins}/* | grep -oE 'GLIBC_2\.[0-9]+' | sort -uV | tail -n 1)
+echo "$archive: $size bytes; needs $glibc. On a machine with a GPU: tar -xJf gatys-gpu.tar.xz && bash gatys-gpu/run.sh"

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How long evaluations, iterations and frames take.
+
+use crate::Options;
+use crate::common::problem::{Pictures, Problem, made_style, name, picture};
+use crate::common::timing::{median, ms, timed};
+use crate::data::{Bench, noise};
+use crate::problem::{on, problem};
+use crate::report::{Outcome, Report};
+use crate::times::{Size, flops_of_all, share};
+use candle_core::Device;
+use gstgatys::ops::Format;
+use gstgatys::ops::elementwise::copy;
+use gstgatys::stylizer::Stylizer;
+use gstgatys::stylizer::config::Config;
+use gstgatys::stylizer::optimizer::{Budget, optimizer};
+use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::{Precision, Vgg};
+
+const ITERATIONS: u32 = 20;
+
+/// Value and gradient, and iterations of L-BFGS.
+pub fn evaluations(
+    bench: &Bench,
+    sizes: &[Size],
+    rounds: usize,
+    peaks: &[Option<f64>],
+    report: &mut Report,
+) {
+    report.section("Value and gradient, and an iteration of L-BFGS");
+    report.head(&[
+        "size",
+        "precision",
+        "value and gradient, ms",
+        "iteration, ms",
+        "TFLOP/s",
+        "of the peak",
+    ]);
+    for &size in sizes {
+        let pictures = Pictures::made(size);
+        for (&format, peak) in bench.formats.iter().zip(peaks).rev() {
+            let precision = match format {
+                Format::F32 => Precision::F32,
+                Format::Tf32 => Precision::Tf32,
+                Format::Bf16 => Precision::Bf16,
+                Format::F16 => Precision::F16,
+            };
+            report.attempt(&format!("{} {precision}", name(size)), || {
+                let problem = problem(&bench.device, precision, &on(&bench.device, &pictures)?)?;
+                // It ends with the losses on the host.
+                let mut times: Vec<_> = (0..4 + 3 * rounds)
+                    .map(|_| ms(timed(|| problem.evaluate()).0))
+                    .collect();
+                let time = median(times.split_off(4));
+                let iteration = iteration(&problem, rounds)?;
+                let rate = flops_of_all(size) / (time * 1e9);
+                println!(
+                    "| {} | {precision} | {time:.3} | {iteration:.3} | {rate:.1} | {} |",
+                    name(size),
+                    share(rate, *peak)
+                );
+                Ok(())
+            });
+        }
+    }
+}
+
+/// Milliseconds of an iteration of L-BFGS.
+fn iteration(problem: &Problem, rounds: usize) -> Outcome<f64> {
+    let image = problem.image.copy()?;
+    let mut optimizer = optimizer(&image, &Config::default())?;
+    let budget = Budget {
+        iterations: ITERATIONS,
+        deadline: None,
+    };
+    let mut times = Vec::new();
+    for round in 0..=rounds.div_ceil(2) {
+        copy(&image, &problem.image)?;
+        let (time, outcome) = timed(|| {
+            optimizer.minimize(&image, budget, &mut |image, gradient| {
+                Ok(problem.evaluate_at(image, gradient))
+            })
+        });
+        if round > 0 {
+            times.push(ms(time) / f64::from(outcome?.iterations));
+        }
+    }
+    Ok(median(times))
+}
+
+/// A frame's way to the device and back.
+pub fn transfers(bench: &Bench, sizes: &[Size], rounds: usize, report: &mut Report) {
+    report.section("A frame's way to the device and back");
+    report.head(&["frame", "up, ms", "down, ms"]);
+    for &(w, h) in sizes {
+        report.attempt(&name((w, h)), || {
+            let frame = noise((h, w, 3), 1);
+            let (mut up, mut down) = (Vec::new(), Vec::new());
+            for _ in 0..=rounds {
+                let (time, there) = timed(|| {
+                    let there = frame.to_device(&bench.device)?;
+                    bench.device.synchronize()?;
+                    candle_core::Result::Ok(there)
+                });
+                up.push(ms(time));
+                let there = there?;
+                let (time, back) = timed(|| there.to_device(&Device::Cpu));
+                back?;
+                down.push(ms(time));
+            }
+            println!(
+                "| {} | {:.3} | {:.3} |",
+                name((w, h)),
+                median(up),
+                median(down)
+            );
+            Ok(())
+        });
+    }
+}
+
+/// Frames a second of the stylizer on a picture that the camera pans over.
+pub fn throughput(bench: &Bench, options: &Options, report: &mut Report) {
+    let ((w, h), count) = match options.quick {
+        true => ((96, 64), 4),
+        false => ((640, 360), 48),
+    };
+    report.section(&format!("Stylizer at {}, a moving camera", name((w, h))));
+    println!(
+        "Without the first frame, which has {} iterations.\n",
+        Config::default().initial_iterations
+    );
+    report.head(&[
+        "iterations",
+        "frames a second",
+        "ms a frame, median",
+        "of them on motion",
+    ]);
+    let scene = picture((w + 2 * count, h + count), 1);
+    for iterations in [5, 10, 20] {
+        report.attempt(&format!("{iterations} iterations"), || {
+            let vgg = Vgg::shared(&Source::BuiltIn, &bench.device, Precision::Auto)?;
+            let config = Config {
+                iterations,
+                max_size: None,
+                ..Config::default()
+            };
+            let mut stylizer = Stylizer::new(vgg, made_style((w, h)), config)?;
+            let (mut times, mut motion) = (Vec::new(), Vec::new());
+            for index in 0..count {
+                let frame = scene
+                    .narrow(0, index, h)?
+                    .narrow(1, 2 * index, w)?
+                    .contiguous()?;
+                let (time, painted) = timed(|| stylizer.stylize(&frame, &|| false));
+                let (_, done) = painted?;
+                if done.scene_cut || (index > 0 && done.iterations != iterations) {
+                    return Err(format!("frame {index} had {} iterations", done.iterations).into());
+                }
+                if index > 0 {
+                    times.push(ms(time));
+                    motion.push(ms(done.motion_time));
+                }
+            }
+            let rate = 1e3 * times.len() as f64 / times.iter().sum::<f64>();
+            println!(
+                "| {iterations} | {rate:.1} | {:.2} | {:.2} |",
+                median(times),
+                median(motion)
+            );
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MPL-2.0
+# run.sh [--out FILE] [--python PYTHON]: checks and measures on this machine's NVIDIA GPU, within 8 minutes, and writes FILE
+# (RESULTS.md here) as far as it has got, in Markdown. Needs CUDA 13's libraries with cuDNN 9, and for one part PyTorch; no network.
+# The exit status is 0 only if all demands are met. `--device cpu --quick` tries the script itself where there is no GPU.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+out=$PWD/RESULTS.md device=cuda quick=() python='' longest=0
+frames=(60 300)
+while (($#)); do
+    case $1 in
+        --out) out=$(realpath -m "$2"); shift ;;
+        --python) python=$2; shift ;;
+        --device) device=$2; shift ;;
+        --quick) quick=(--quick) longest=64 frames=(3 6) ;;
+        *) echo "usage: run.sh [--out FILE] [--python PYTHON]" >&2; exit 2 ;;
+    esac
+    shift
+done
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+ends=$((SECONDS + 475))
+# What cuDNN's algorithms take is measured anew.
+export XDG_CACHE_HOME=$work/cache RUST_BACKTRACE=0
+
+# A Python with PyTorch, or else any.
+find_python() {
+    local candidate
+    for candidate in "$python" python3 python /opt/*/.venv/bin/python /opt/*/bin/python; do
+        if "$candidate" -c 'import torch' 2>/dev/null; then echo "$candidate"; return; fi
+    done
+    echo python3
+}
+
+# Folders that have CUDA's libraries, each with what another does not have.
+find_cuda() {
+    local candidates=() folder library
+    mapfile -t candidates < <(
+        "$python" -c 'import glob, nvidia
+for path in nvidia.__path__: print(*glob.glob(path + "/*/lib"), sep="\n")' 2>/dev/null || true
+        printf '%s\n' /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib /usr/local/nvidia/lib64
+        ldconfig -p 2>/dev/null | sed -nE 's/.*lib(cuda|cublas|cudnn|curand|nvrtc)\.so\.[0-9]+ .*=> (.*)\/[^/]*/\2/p' || true
+        echo /usr/lib/x86_64-linux-gnu)
+    for library in libcuda.so.1 libcudart.so.13 libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13 libcudnn.so.9; do
+        for folder in "${candidates[@]}"; do
+            if [[ -e $folder/$library ]]; then echo "$folder"; continue 2; fi
+        done
+        echo "run.sh: there is no $library" >&2
+    done | awk '!seen[$0]++' | paste -sd:
+}
+
+# part NAME SECONDS COMMAND...: runs it within that time, its output to a file of the work folder.
+part() {
+    local name=$1 limit=$2 left=$((ends - SECONDS)) status=0
+    shift 2
+    if ((limit > left)); then limit=$left; fi
+    echo "== $name, up to $limit s" >&2
+    if ((limit < 5)); then
+        status=124 && : > "$work/$name.md"
+    else
+        timeout --kill-after=5 "$limit" "$@" > "$work/$name.md" 2> "$work/$name.err" || status=$?
+    fi
+    echo "$status" > "$work/$name.status"
+    write
+}
+
+pipeline() { # ITERATIONS FRAMES
+    GST_REGISTRY_1_0=$work/registry GST_REGISTRY_FORK=no GST_PLUGIN_SYSTEM_PATH_1_0='' GST_PLUGIN_PATH_1_0=$here/plugins \
+        LD_LIBRARY_PATH=$here/lib:$cuda "$here/bin/gst-launch-1.0" -q filesrc location="$here/clip.mkv" ! matroskademux ! jpegdec ! \
+        identity eos-after="$2" ! videoconvert ! gatys style-image="$here/style.png" iterations="$1" max-size="$longest" device="$device" ! \
+        videoconvert ! x264enc speed-preset=veryfast ! matroskamux ! filesink location="$work/painted.mkv"
+}
+
+# What more frames take longer, so that starting and the first frame do not count.
+rates() {
+    local iterations count begun seconds=()
+    echo "| iterations | frames a second | seconds for ${frames[0]} frames | for ${frames[1]} |"
+    echo "|---|---|---|---|"
+    # The first run measures cuDNN's algorithms.
+    pipeline 2 2
+    for iterations in 10 5 20; do
+        seconds=()
+        for count in "${frames[@]}"; do
+            begun=$(date +%s.%N)
+            pipeline "$iterations" "$count"
+            seconds+=("$(awk -v a="$begun" -v b="$(date +%s.%N)" 'BEGIN { printf "%.2f", b - a }')")
+        done
+        awk -v i="$iterations" -v m="${frames[0]}" -v n="${frames[1]}" -v a="${seconds[0]}" -v b="${seconds[1]}" \
+            'BEGIN { printf "| %d | %.1f | %s | %s |\n", i, (n - m) / (b - a), a, b; fflush() }'
+    done
+}
+
+# cell FILE COLUMN PATTERN...: that of the first row of a table whose first columns match the patterns.
+cell() {
+    awk -F ' *[|] *' -v column="$2" -v first="$3" -v second="${4:-.}" \
+        '$2 ~ first && $3 ~ second && $(column + 1) ~ /^[0-9.]+$/ { print $(column + 1); exit }' "$work/$1.md" 2>/dev/null || true
+}
+
+# The least number in a column of the rows that match.
+least() {
+    awk -F ' *[|] *' -v column="$2" -v first="$3" \
+        '$2 ~ first && $(column + 1) ~ /^[0-9.]+$/ { print $(column + 1) }' "$work/$1.md" 2>/dev/null | sort -g | head -n 1 || true
+}
+
+# demand TEXT MEASURED OPERATOR LIMIT
+demand() {
+    local verdict=FAIL
+    if [[ -z $2 || -z $4 ]]; then
+        verdict='FAIL (not measured)'
+    elif awk -v a="$2" -v b="$4" "BEGIN { exit !(a $3 b) }"; then
+        verdict=PASS
+    fi
+    echo "| $1 | ${2:-–} | ${4:-–} | $verdict |"
+}
+
+# Which parts of the checks did not end well.
+failing() {
+    local name failed=0
+    for name in convolutions pooling gram content vectors optimizers recordings losses; do
+        [[ $(cat "$work/$name.status" 2>/dev/null) == 0 ]] || failed=$((failed + 1))
+    done
+    echo "$failed"
+}
+
+demands() {
+    local evaluation iteration theirs
+    evaluation=$(cell times 3 '^640x360$' '^f16$')
+    iteration=$(cell times 4 '^640x360$' '^f16$')
+    theirs=$(least peer 4 '^640x360$')
+    echo "| demand | measured | limit | |"
+    echo "|---|---|---|---|"
+    demand "parts of the checks that fail" "$(failing)" '<=' 0
+    demand "value and gradient at 640x360, f16, ms" "$evaluation" '<=' 1.0
+    demand "iteration of L-BFGS at 640x360, f16, ms" "$iteration" '<=' 1.0
+    demand "value and gradient at 640x360, ms, and PyTorch's fastest" "$evaluation" '<' "$theirs"
+    demand "frames a second, decoded, painted with 10 iterations and encoded, 640x360" "$(cell pipeline 2 '^10$')" '>=' 30
+}
+
+# The results as far as they are known.
+write() {
+    local name status
+    {
+        echo "# Results"
+        echo
+        echo "$machine"
+        echo
+        demands
+        for name in convolutions pooling gram content vectors optimizers recordings losses times throughput peer pipeline; do
+            [[ -e $work/$name.status ]] || continue
+            status=$(cat "$work/$name.status")
+            printf '\n## %s\n\n' "$name"
+            cat "$work/$name.md"
+            case $status in
+                0) ;;
+                124 | 137) printf '\n**Its time was over.**\n' ;;
+                *) printf '\n**It ended with status %s.**\n' "$status" ;;
+            esac
+            if [[ $status != 0 && -s $work/$name.err ]]; then
+                # shellcheck disable=SC2016
+                printf '\n```\n%s\n```\n' "$(tail -n 15 "$work/$name.err")"
+            fi
+        done
+    } > "$out.part"
+    mv "$out.part" "$out"
+}
+
+describe() {
+    local card
+    card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+    echo "- Card and driver: ${card:-none that nvidia-smi knows}"
+    echo "- Date: $(date -u +%F)"
+    echo "- Commit: $(cat "$here/commit" 2>/dev/null || echo unknown)"
+    echo "- CPU: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) threads"
+    "$python" -c 'import torch
+print(f"- PyTorch {torch.__version__} with CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")' 2>/dev/null ||
+        echo "- No PyTorch"
+    echo "- CUDA's libraries: $(tr ':' ' ' <<< "$cuda")"
+}
+
+python=$(find_python)
+cuda=$(find_cuda)
+machine=$(describe)
+write
+gpu() {
+    local name=$1 limit=$2
+    part "$name" "$limit" env LD_LIBRARY_PATH="$cuda" "$here/gpu" "$name" --device "$device" "${quick[@]}"
+}
+export -f pipeline rates
+export here work cuda device longest
+declare -p frames > "$work/frames"
+gpu convolutions 60
+gpu pooling 30
+gpu gram 30
+gpu content 30
+gpu vectors 30
+gpu optimizers 20
+gpu recordings 40
+gpu losses 60
+gpu times 120
+part pipeline 90 bash -c "set -euo pipefail; source '$work/frames'; rates"
+part peer 115 "$python" "$here/peer.py" --seconds 80 --device "$device"
+gpu throughput 45
+cat "$out"
+[[ $(demands) != *FAIL* ]]

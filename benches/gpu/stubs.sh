@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MPL-2.0
+# stubs.sh DIR: libraries in DIR to link CUDA programs against where there is no CUDA: those that cudarc links, with their sonames
+# and the names of their functions, which do nothing.
+set -euo pipefail
+[[ $# == 1 ]] || { echo "usage: ${0##*/} DIR" >&2; exit 2; }
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+mkdir -p "$1"
+
+# The sources of cudarc, of the version in Cargo.lock.
+cudarc=$(cargo metadata --locked --features cudnn --format-version 1 --manifest-path "$root/Cargo.toml" | python3 -c '
+import json, os, sys
+packages = json.load(sys.stdin)["packages"]
+print(*(os.path.dirname(it["manifest_path"]) for it in packages if it["name"] == "cudarc"))')
+
+# stub MODULE LIBRARY SONAME
+stub() {
+    grep -ohE 'fn (cu|nvrtc)[A-Za-z0-9_]+\(' "$cudarc/src/$1/sys/mod.rs" | sed 's/^fn //; s/($//' | sort -u |
+        sed 's/.*/void &(void) {}/' | cc -w -fno-builtin -shared -x c - -o "$dir/lib$2.so" "-Wl,-soname,$3"
+}
+
+dir=$1
+stub driver cuda libcuda.so.1
+stub cublas cublas libcublas.so.13
+stub cublaslt cublasLt libcublasLt.so.13
+stub curand curand libcurand.so.10
+stub nvrtc nvrtc libnvrtc.so.13
+stub cudnn cudnn libcudnn.so.9

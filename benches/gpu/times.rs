@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How long operations take, and with `frames` all that is made of them: medians of many, after a warm-up.
+
+use crate::Options;
+use crate::common::problem::name;
+use crate::common::timing::{median, ms, timed};
+use crate::data::{self, Bench, factor, features, noise, sum};
+use crate::frames::{evaluations, transfers};
+use crate::report::{Outcome, Report};
+use candle_core::cuda_backend::set_gemm_reduced_precision_f32;
+use candle_core::{Device, Tensor};
+use gstgatys::ops::Format;
+use gstgatys::ops::conv::{Border, Conv3x3};
+use gstgatys::ops::cuda::record::Recording;
+use gstgatys::ops::elementwise as vector;
+use gstgatys::ops::gram::{gram, gram_backward};
+use gstgatys::ops::pool::Pooling;
+use std::path::PathBuf;
+
+/// The first convolution of each kind: its block, its input and output channels, and how many of the
+/// kind there are up to conv5_1.
+const CONVS: [(&str, usize, [usize; 2], usize); 9] = [
+    ("conv1_1", 0, [3, 64], 1),
+    ("conv1_2", 0, [64, 64], 1),
+    ("conv2_1", 1, [64, 128], 1),
+    ("conv2_2", 1, [128, 128], 1),
+    ("conv3_1", 2, [128, 256], 1),
+    ("conv3_2", 2, [256, 256], 3),
+    ("conv4_1", 3, [256, 512], 1),
+    ("conv4_2", 3, [512, 512], 3),
+    ("conv5_1", 4, [512, 512], 1),
+];
+
+/// Channels of each block.
+const CHANNELS: [usize; 5] = [64, 128, 256, 512, 512];
+
+/// Side of the matrices whose product says what the card can do.
+const PRODUCT: usize = 8192;
+
+pub type Size = (usize, usize);
+
+/// Floating point operations of one convolution.
+fn flops((w, h): Size, block: usize, [n_in, n_out]: [usize; 2]) -> f64 {
+    (2 * 9 * n_in * n_out * (h >> block) * (w >> block)) as f64
+}
+
+/// Those of all convolutions of an evaluation, forth and back.
+pub fn flops_of_all(size: Size) -> f64 {
+    let convs = CONVS.iter();
+    convs
+        .map(|&(_, block, channels, count)| 2.0 * count as f64 * flops(size, block, channels))
+        .sum()
+}
+
+/// Milliseconds of an operation whose operands stay: of a recording of many of it on a GPU, so that
+/// the host is not what is measured.
+struct Timer<'a> {
+    device: &'a Device,
+    rounds: usize,
+}
+
+impl Timer<'_> {
+    fn time(&self, op: impl Fn() -> candle_core::Result<()>) -> Outcome<f64> {
+        // The first time finds memory and algorithms.
+        op()?;
+        self.device.synchronize()?;
+        let (once, done) = timed(|| op().and_then(|()| self.device.synchronize()));
+        done?;
+        let count = (2.0 / ms(once)).clamp(1.0, 20.0) as usize;
+        let many = || (0..count).try_for_each(|_| op());
+        let mut recording = match self.device.is_cuda() {
+            true => {
+                Some(Recording::new(self.device, many)?.ok_or("the driver does not record it")?)
+            }
+            false => None,
+        };
+        let mut times = Vec::new();
+        for round in 0..=self.rounds {
+            let (time, done) = timed(|| {
+                match &mut recording {
+                    Some(recording) => recording.replay()?,
+                    None => many()?,
+                }
+                self.device.synchronize()
+            });
+            done?;
+            if round > 0 {
+                times.push(ms(time) / count as f64);
+            }
+        }
+        Ok(median(times))
+    }
+}
+
+pub fn times(bench: &Bench, options: &Options, report: &mut Report) {
+    let (sizes, rounds, product): (&[Size], _, _) = match options.quick {
+        true => (&[(96, 64)], 2, 256),
+        false => (&[(640, 360), (1280, 720), (1920, 1080)], 15, PRODUCT),
+    };
+    let timer = Timer {
+        device: &bench.device,
+        rounds,
+    };
+    let peaks = peaks(bench, &timer, product, report);
+    evaluations(bench, sizes, rounds, &peaks, report);
+    transfers(bench, sizes, rounds, report);
+    for &size in sizes {
+        operations(bench, &timer, size, &peaks, report);
+    }
+    remembered(report);
+}
+
+/// TFLOP/s of a large product in each format.
+fn peaks(bench: &Bench, timer: &Timer, n: usize, report: &mut Report) -> Vec<Option<f64>> {
+    report.section(&format!("Products of {n}x{n} matrices, cuBLAS"));
+    report.head(&["format", "ms", "TFLOP/s"]);
+    let measure = |&format: &Format| {
+        let name = data::name(format);
+        let time = report.attempt(name, || {
+            let matrix = || noise((n, n), 1).to_dtype(format.dtype());
+            let [a, b] = [matrix()?, matrix()?].map(|it| it.to_device(&bench.device));
+            let (a, b) = (a?, b?);
+            set_gemm_reduced_precision_f32(format == Format::Tf32);
+            let mut times = Vec::new();
+            for round in 0..=timer.rounds {
+                let (time, done) = timed(|| {
+                    let product = a.matmul(&b)?;
+                    bench.device.synchronize()?;
+                    candle_core::Result::Ok(product)
+                });
+                done?;
+                if round > 0 {
+                    times.push(ms(time));
+                }
+            }
+            Ok(median(times))
+        });
+        set_gemm_reduced_precision_f32(false);
+        let rate = 2.0 * (n as f64).powi(3) / (time? * 1e9);
+        println!("| {name} | {:.3} | {rate:.1} |", time?);
+        Some(rate)
+    };
+    bench.formats.iter().map(measure).collect()
+}
+
+/// How much of a peak a rate is.
+pub fn share(rate: f64, peak: Option<f64>) -> String {
+    peak.map_or("–".into(), |peak| format!("{:.0} %", 100.0 * rate / peak))
+}
+
+/// Each operation at the shapes that it has for an image.
+fn operations(
+    bench: &Bench,
+    timer: &Timer,
+    size: Size,
+    peaks: &[Option<f64>],
+    report: &mut Report,
+) {
+    report.section(&format!("Operations at {}, ms", name(size)));
+    println!("Of convolutions also TFLOP/s, and how much that is of the product's.\n");
+    let mut head = vec!["operation"];
+    head.extend(bench.formats.iter().map(|&format| data::name(format)));
+    report.head(&head);
+    let mut row = |title: &str,
+                   flops: Option<f64>,
+                   time: &dyn Fn(Format) -> Outcome<Option<f64>>| {
+        let mut cells = vec![title.to_string()];
+        for (&format, &peak) in bench.formats.iter().zip(peaks) {
+            let time = report.attempt(&format!("{title}, {}", data::name(format)), || time(format));
+            let time = time.flatten();
+            cells.push(match (time, flops) {
+                (Some(time), Some(flops)) => {
+                    let rate = flops / (time * 1e9);
+                    format!("{time:.4} ({rate:.0}, {})", share(rate, peak))
+                }
+                (Some(time), None) => format!("{time:.4}"),
+                (None, _) => "–".into(),
+            });
+        }
+        report.row(&cells);
+    };
+    let dims = |block: usize, n: usize| (size.1 >> block, size.0 >> block, n);
+    let there = |tensor: Tensor, format: Format| -> Outcome<Tensor> {
+        Ok(tensor.to_dtype(format.dtype())?.to_device(&bench.device)?)
+    };
+    for (layer, block, [n_in, n_out], _) in CONVS {
+        let border = if n_in == 3 {
+            Border::Replicate
+        } else {
+            Border::Zeros
+        };
+        for forward in [true, false] {
+            let title = format!("{layer} {}", if forward { "forward" } else { "backward" });
+            let flops = flops(size, block, [n_in, n_out]);
+            row(&title, Some(flops), &|format| {
+                let kernel = data::kernel([n_in, n_out], 1).to_device(&bench.device)?;
+                let bias = noise(n_out, 2).to_device(&bench.device)?;
+                let conv = Conv3x3::with_format(&kernel, &bias, border, format)?;
+                let stored = if n_in == 3 { Format::F32 } else { format };
+                let input = there(features(dims(block, n_in), 3), stored)?;
+                let output = there(features(dims(block, n_out), 4), format)?;
+                let upstream = there(noise(dims(block, n_out), 5), format)?;
+                Ok(Some(match forward {
+                    true => timer.time(|| conv.forward(&input, &output))?,
+                    false => timer.time(|| conv.backward(&upstream, &output, &input))?,
+                }))
+            });
+        }
+    }
+    // Where tf32 is the same as f32.
+    let differs = |format: Format| format != Format::Tf32;
+    for (block, n) in CHANNELS.into_iter().enumerate().take(4) {
+        for (pooling, kind) in [(Pooling::Avg, "avg"), (Pooling::Max, "max")] {
+            for forward in [true, false] {
+                let way = if forward { "forward" } else { "backward" };
+                row(
+                    &format!("{kind} pooling {} {way}", block + 1),
+                    None,
+                    &|format| {
+                        if !differs(format) {
+                            return Ok(None);
+                        }
+                        let input = there(features(dims(block, n), 1), format)?;
+                        let output = there(features(dims(block + 1, n), 2), format)?;
+                        let gradient = input.zeros_like()?;
+                        Ok(Some(match forward {
+                            true => timer.time(|| pooling.forward(&input, &output))?,
+                            false => timer.time(|| pooling.backward(&output, &input, &gradient))?,
+                        }))
+                    },
+                );
+            }
+        }
+    }
+    for (block, n) in CHANNELS.into_iter().enumerate() {
+        for forward in [true, false] {
+            let way = if forward { "" } else { " backward" };
+            row(&format!("Gram conv{}_1{way}", block + 1), None, &|format| {
+                if !differs(format) {
+                    return Ok(None);
+                }
+                let of = there(features(dims(block, n), 1), format)?;
+                let matrix = there(noise((n, n), 2), Format::F32)?;
+                let gradient = of.zeros_like()?;
+                let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
+                Ok(Some(match forward {
+                    true => timer.time(|| gram(&of, &matrix))?,
+                    false => timer
+                        .time(|| gram_backward(&of, &matrix, &sum, &factor, &gradient, true))?,
+                }))
+            });
+        }
+    }
+    row("content conv4_2", None, &|format| {
+        if !differs(format) {
+            return Ok(None);
+        }
+        let f = there(features(dims(3, 512), 1), format)?;
+        let p = there(features(dims(3, 512), 2), format)?;
+        let gradient = f.zeros_like()?;
+        let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
+        let content = || vector::content(&f, &p, &factor, &gradient, true, &sum);
+        Ok(Some(timer.time(content)?))
+    });
+    type Op = fn(&[Tensor; 3], &Tensor, &Tensor) -> candle_core::Result<()>;
+    // By so little that many repetitions leave a number.
+    let ops: [(&str, Op); 8] = [
+        ("total variation", |[x, y, _], factor, sum| {
+            vector::total_variation(x, factor, y, sum)
+        }),
+        ("squares", |[x, ..], _, sum| vector::squares(x, sum)),
+        ("copy", |[x, y, _], _, _| vector::copy(x, y)),
+        ("axpy", |[x, y, _], _, _| vector::axpy(1e-9, x, y)),
+        ("difference", |[x, y, z], _, _| vector::difference(x, y, z)),
+        ("step", |[x, y, z], _, _| vector::step(x, y, 0.1, z)),
+        ("decay", |[x, y, _], _, _| vector::decay(x, 0.9, y, true)),
+        ("Adam's step", |[x, y, z], _, _| {
+            vector::adam_step(x, 1e-9, y, 0.5, z)
+        }),
+    ];
+    for (title, op) in ops {
+        // Of images, which are f32.
+        row(title, None, &|format| {
+            if format != Format::F32 {
+                return Ok(None);
+            }
+            let image = |seed| there(features(dims(0, 3), seed), Format::F32);
+            let operands = [image(1)?, image(2)?, image(3)?];
+            let (sum, factor) = (sum(&bench.device)?, factor(1e-9, &bench.device)?);
+            Ok(Some(timer.time(|| op(&operands, &factor, &sum))?))
+        });
+    }
+}
+
+/// Which of cuDNN's algorithms were the fastest, as it is kept for the next run.
+fn remembered(report: &Report) {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    let file = cache.map(|cache| cache.join("gst-plugin-gatys/convolutions"));
+    let Some(text) = file.and_then(|file| std::fs::read_to_string(file).ok()) else {
+        return;
+    };
+    report.section("cuDNN's algorithms");
+    report.head(&["convolution", "fastest"]);
+    for line in text.lines() {
+        let (of, which) = line.split_once('\t').unwrap_or((line, ""));
+        report.row(&[of, which]);
+    }
+}
