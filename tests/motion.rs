@@ -39,7 +39,7 @@ fn mean_error(clip: &Clip, lights: &[f64]) -> f64 {
     let pyramids: Vec<_> = lights.iter().enumerate().map(frame).collect();
     let mut sum = 0.0;
     for (before, pair) in pyramids.windows(2).enumerate() {
-        let fields = both(&pair[0], &pair[1]);
+        let fields = both(&pair[0].levels, &pair[1].levels);
         let truths = [
             clip.truth(before, before + 1),
             clip.truth(before + 1, before),

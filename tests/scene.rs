@@ -8,7 +8,7 @@
 mod clip;
 
 use candle_core::{Device, Tensor};
-use gstgatys::stylizer::motion::flow::flow;
+use gstgatys::stylizer::motion::flow::both;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, change};
 use gstgatys::stylizer::motion::still::is_still;
@@ -193,7 +193,7 @@ struct Table(Vec<(f64, bool, String)>);
 
 impl Table {
     fn add(&mut self, name: String, cut: bool, [now, before]: [&Pyramid; 2]) {
-        let score = change(now, before, &[flow(now, before), flow(before, now)]);
+        let score = change(now, before, &both(&now.levels, &before.levels));
         self.0.push((score, cut, name));
     }
 

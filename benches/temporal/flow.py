@@ -3,8 +3,8 @@
 """What is done about a frame's motion beside OpenCV's DIS flow (preset fast), by turns in one run.
 
 Same frames, same number of threads. OpenCV finds the flow in both directions on grey bytes that
-are there already; gatys takes the frame, finds both, decides where they are reliable, moves the
-last result along and makes this one ready for the next frame. Prints the medians and minima of
+are there already; gatys takes the frame, finds both, decides where they are reliable, makes the last
+result ready to be moved and moves it. Prints the medians and minima of
 each, their ratio and both end-point errors where the motion is known, as a table in Markdown.
 
 Started by run.sh, which makes the environment.
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ["cargo", "bench", "--quiet", "--bench", "temporal", "--", "--flow"]
 # Threads may spin for a moment after their work, in the hope of more.
 SETTLE_SECONDS = 0.02
-STAGES = ("luma", "flow", "move", "keep")
+STAGES = ("luma", "flow", "ready", "move")
 
 
 class Server:

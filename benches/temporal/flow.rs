@@ -8,8 +8,8 @@
 //!   frame before shows the pixel. Answers `known` or `unknown`.
 //! - `begin`: takes the first frame. Answers `begun`.
 //! - `next`: takes the frame after. Answers the milliseconds that it took to scale its luma down,
-//!   to find the flow in both directions and where it is reliable, to move the painting, and to
-//!   make ready this one's; then the end-point error.
+//!   to find the flow in both directions and where it is reliable, to make the last painting ready,
+//!   and to move it; then the end-point error.
 //!
 //! `temporal --flow [--threads N --width W --frames N]`. First it says `ready` and the clips.
 
@@ -19,8 +19,7 @@ use crate::common::timing::{argument, ms, timed};
 use crate::known_motion::Truth;
 use candle_core::{DType, Device, Result, Tensor};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
-use gstgatys::stylizer::motion::{Frames, MEMORY, Motion, Painted, Start};
-use std::collections::VecDeque;
+use gstgatys::stylizer::motion::{Frames, Motion, Past, Start};
 use std::io::BufRead;
 use std::path::Path;
 
@@ -87,7 +86,7 @@ fn write(material: &Material, dir: &Path) -> Result<()> {
 struct Pass<'a> {
     material: &'a Material,
     index: usize,
-    past: VecDeque<Painted>,
+    past: Past,
 }
 
 impl<'a> Pass<'a> {
@@ -95,15 +94,20 @@ impl<'a> Pass<'a> {
         Self {
             material,
             index: 0,
-            past: VecDeque::new(),
+            past: Past::default(),
         }
     }
 
     fn begin(&mut self) -> Result<()> {
-        let first = &self.material.frames[0];
         self.index = 0;
-        self.past = [Painted::new(first, Pyramid::new(first)?, first)?].into();
+        self.past.clear();
+        self.remember(Pyramid::new(&self.material.frames[0])?);
         Ok(())
+    }
+
+    fn remember(&mut self, pyramid: Pyramid) {
+        let light = pyramid.light.clone();
+        self.past.push(pyramid, light);
     }
 
     fn next(&mut self) -> Result<String> {
@@ -113,22 +117,24 @@ impl<'a> Pass<'a> {
         );
         let (pyramid_time, pyramid) = timed(|| Pyramid::new(now));
         let pyramid = pyramid?;
-        let (flow_time, motion) = timed(|| Motion::between(&pyramid, &self.past[0].pyramid));
+        let latest = self.past.latest().expect("a frame before");
+        let (flow_time, motion) = timed(|| Motion::between(&pyramid, latest));
+        let (ready_time, ready) = timed(|| self.past.prepare(before));
+        ready?;
         let frames = Frames {
             now,
+            light: &pyramid.light,
             before,
             result: before,
         };
-        let (start_time, start) = timed(|| Start::new(frames, &pyramid, &motion, &self.past));
+        let (start_time, start) = timed(|| Start::new(frames, &pyramid, &motion, &mut self.past));
         start?;
         let own = pixels(&motion, pyramid.size);
-        let (painted_time, painted) = timed(|| Painted::new(now, pyramid, now));
-        self.past.truncate(MEMORY - 1);
-        self.past.push_front(painted?);
+        self.remember(pyramid);
         let truth = &self.material.motions[self.index];
         self.index += 1;
         let times =
-            [pyramid_time, flow_time, start_time, painted_time].map(|time| ms(time).to_string());
+            [pyramid_time, flow_time, ready_time, start_time].map(|time| ms(time).to_string());
         Ok(format!(
             "{} {}",
             times.join(" "),

@@ -2,11 +2,12 @@
 
 //! What lasts from frame to frame for images of one size.
 
-use super::config::{Config, Init, MotionKind};
+use super::config::{Color, Config, Init, MotionKind};
+use super::motion::light::Light;
 use super::motion::pyramid::Pyramid;
 use super::motion::scene::change;
 use super::motion::still::is_still;
-use super::motion::{Frames, MEMORY, Motion, Painted, Start};
+use super::motion::{Frames, Motion, Past, Start};
 use super::objective::Objective;
 use super::optimizer::{self, Optimizer, Outcome, Reason};
 use super::resize;
@@ -15,7 +16,6 @@ use crate::ops::transfer::Transfer;
 use candle_core::{Device, Result, Tensor};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::VecDeque;
 
 /// A still picture's painting is done when its loss fell by less than this part of itself over this
 /// many iterations.
@@ -66,9 +66,8 @@ pub struct Canvas {
     /// The frame that was painted last and its painting, on the CPU.
     pub content: Tensor,
     pub result: Tensor,
-    /// What is known of the frames painted last, the latest first. Without any the next is a first
-    /// one.
-    past: VecDeque<Painted>,
+    /// What is known of the frames painted last. Without any the next is a first one.
+    past: Past,
     /// Whether the next frame may be the picture that was painted last: not where what is painted
     /// of a frame has changed.
     pub comparable: bool,
@@ -91,15 +90,15 @@ impl Canvas {
             objective: None,
             content: content.clone(),
             result: content.clone(),
-            past: VecDeque::new(),
+            past: Past::default(),
             comparable: false,
             settling: Settling::default(),
         })
     }
 
     /// Takes over the painting from a canvas of another size.
-    pub fn continue_from(&mut self, earlier: &Self) -> Result<()> {
-        if earlier.past.is_empty() {
+    pub fn continue_from(&mut self, earlier: &Self, config: &Config) -> Result<()> {
+        if earlier.past.latest().is_none() {
             return Ok(());
         }
         let scaled = |image: &Tensor| {
@@ -107,28 +106,30 @@ impl Canvas {
             resize::pad(&resize::resize(&image, self.size)?)
         };
         self.result = scaled(&earlier.result)?;
-        let content = scaled(&earlier.content)?;
-        let pyramid = Pyramid::new(&content)?;
-        self.remember(content, pyramid)
+        self.content = scaled(&earlier.content)?;
+        let pyramid = Pyramid::new(&self.content)?;
+        let light = light(&pyramid, config);
+        self.past.push(pyramid, light);
+        Ok(())
     }
 
     /// What the frame of this pyramid has to do with those that were painted. One that is not `due`
     /// is only looked at for a cut.
     pub fn look(&self, pyramid: &Pyramid, due: bool, config: &Config) -> Scene {
-        let Some(last) = self.past.front() else {
+        let Some(last) = self.past.latest() else {
             return Scene::First;
         };
         if !due && config.scene_cut >= 1.0 {
             return Scene::Moving(None);
         }
-        if self.comparable && config.skip_still && is_still(pyramid, &last.pyramid) {
+        if self.comparable && config.skip_still && is_still(pyramid, last) {
             return Scene::Still;
         }
         if config.motion == MotionKind::None && config.scene_cut >= 1.0 {
             return Scene::Moving(None);
         }
-        let motion = Motion::between(pyramid, &last.pyramid);
-        let changed = change(pyramid, &last.pyramid, &motion.flows);
+        let motion = Motion::between(pyramid, last);
+        let changed = change(pyramid, last, &motion.flows);
         match config.scene_cut < 1.0 && changed >= config.scene_cut {
             true => Scene::Cut,
             false => Scene::Moving(Some(Box::new(motion))),
@@ -138,7 +139,7 @@ impl Canvas {
     /// The image that the optimisation of a frame starts from, and what its pixels are held to by the
     /// temporal term, `[h, w, 4]`.
     pub fn start(
-        &self,
+        &mut self,
         content: &Tensor,
         pyramid: &Pyramid,
         scene: &Scene,
@@ -154,11 +155,16 @@ impl Canvas {
             {
                 let frames = Frames {
                     now: content,
+                    light: &light(pyramid, config),
                     before: &self.content,
                     result: &self.result,
                 };
-                let start = Start::new(frames, pyramid, motion, &self.past)?;
-                (Some(start.image), Some(start.target))
+                let start = Start::new(frames, pyramid, motion, &mut self.past)?;
+                let target = match config.temporal_weight > 0.0 {
+                    true => Some(Tensor::cat(&[&start.image, &start.held], 2)?),
+                    false => None,
+                };
+                (Some(start.image), target)
             }
             // The paint, so the result less its frame, stays, and what is under it becomes this
             // frame. Left as it is, the last result may satisfy the content loss of deep layers
@@ -173,7 +179,7 @@ impl Canvas {
             Some(image) => image,
             None => fresh(content, config)?,
         };
-        Ok((image, target.filter(|_| config.temporal_weight > 0.0)))
+        Ok((image, target))
     }
 
     /// Puts the image of a start onto the canvas. What comes back is what its pixels are held to, on
@@ -210,31 +216,28 @@ impl Canvas {
         config: &Config,
     ) -> Result<()> {
         self.comparable = true;
-        match (scene, self.past.pop_front()) {
-            (Scene::Still, Some(last)) => {
-                self.settling.add(outcome, config);
-                self.remember(self.content.clone(), last.pyramid)
-            }
-            (_, last) => {
-                // A start that is no frame's result leads to the same painting again.
-                self.settling = Settling {
-                    since: None,
-                    done: config.init != Init::Previous,
-                };
-                if let Some(last) = last {
-                    self.past.push_front(last);
-                }
-                self.remember(content, pyramid)
-            }
+        if let Scene::Still = scene {
+            self.settling.add(outcome, config);
+            self.past.repaint();
+        } else {
+            // A start that is no frame's result leads to the same painting again.
+            self.settling = Settling {
+                since: None,
+                done: config.init != Init::Previous,
+            };
+            let light = light(&pyramid, config);
+            self.past.push(pyramid, light);
+            self.content = content;
         }
-    }
-
-    fn remember(&mut self, content: Tensor, pyramid: Pyramid) -> Result<()> {
-        let painted = Painted::new(&content, pyramid, &self.result)?;
-        self.past.truncate(MEMORY - 1);
-        self.past.push_front(painted);
-        self.content = content;
         Ok(())
+    }
+}
+
+/// The light of the content that is painted of a frame.
+fn light(pyramid: &Pyramid, config: &Config) -> Light {
+    match config.color {
+        Color::Style => pyramid.light.clone(),
+        Color::Content => pyramid.light.grey(),
     }
 }
 

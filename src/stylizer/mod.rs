@@ -264,7 +264,7 @@ impl Stylizer {
             earlier => {
                 let mut canvas = Canvas::new(size, content, self.vgg.device(), &self.config)?;
                 if let Some(earlier) = earlier {
-                    canvas.continue_from(&earlier)?;
+                    canvas.continue_from(&earlier, &self.config)?;
                 }
                 Ok(canvas)
             }

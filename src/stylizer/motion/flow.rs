@@ -3,7 +3,8 @@
 //! Dense optical flow by inverse search: Kroeger, Timofte, Dai and Van Gool, "Fast optical flow
 //! using dense inverse search" (ECCV 2016), with the paper's variational refinement.
 
-use super::pyramid::{Level, Pyramid};
+use super::grid::Corners;
+use super::pyramid::Level;
 use super::refine::refine;
 use super::search::{Found, Order, Search, Sums};
 use rayon::join;
@@ -24,10 +25,10 @@ const STAND_STILL: f32 = 0.8;
 /// The part of the structure that has to follow the dominant motion for it to be one.
 const MIN_AGREEMENT: f64 = 0.2;
 
-/// Rounds of the refinement, which are cheap but at the finest level. A second one there would bring
-/// the flow a tenth closer to known motions and take another third of the time.
+/// Rounds of the refinement, which are cheap but at the finest levels. A second one there would
+/// bring the flow a tenth closer to known motions and take another third of the time.
 const ROUNDS: usize = 2;
-const FINEST_ROUNDS: usize = 1;
+const FINEST_LEVELS: usize = 2;
 
 /// A movement at each pixel of one level, `[h, w]`.
 #[derive(Clone, Debug)]
@@ -51,42 +52,22 @@ impl Field {
     /// The movement between pixels, which lie at whole numbers; beyond the edge that of the edge.
     #[inline(always)]
     pub fn at(&self, y: f32, x: f32) -> (f32, f32) {
-        let y = y.clamp(0.0, (self.h - 1) as f32);
-        let x = x.clamp(0.0, (self.w - 1) as f32);
-        let (y0, x0) = (y as usize, x as usize);
-        let (y1, x1) = ((y0 + 1).min(self.h - 1), (x0 + 1).min(self.w - 1));
-        let (fy, fx) = (y - y0 as f32, x - x0 as f32);
-        let weights = [
-            (1.0 - fy) * (1.0 - fx),
-            (1.0 - fy) * fx,
-            fy * (1.0 - fx),
-            fy * fx,
-        ];
-        let places = [
-            y0 * self.w + x0,
-            y0 * self.w + x1,
-            y1 * self.w + x0,
-            y1 * self.w + x1,
-        ];
-        let mut sum = (0.0, 0.0);
-        for (weight, place) in weights.into_iter().zip(places) {
-            sum.0 += weight * self.u[place];
-            sum.1 += weight * self.v[place];
-        }
-        sum
+        let corners = Corners::new((self.h, self.w), [y], [x]);
+        let ([u], [v]) = (corners.between(&self.u), corners.between(&self.v));
+        (u, v)
     }
 }
 
-/// The movement from each pixel of `from` to where it is in `to`, of the finest level and in its
-/// pixels.
-pub fn flow(from: &Pyramid, to: &Pyramid) -> Field {
-    let shift = match (from.levels.last(), to.levels.last()) {
+/// The movement from each pixel of `from` to where it is in `to`, each of some levels from the
+/// finest on, in pixels of that.
+pub fn flow(from: &[Level], to: &[Level]) -> Field {
+    let shift = match (from.last(), to.last()) {
         (Some(from), Some(to)) => shift(from, to),
         _ => (0.0, 0.0),
     };
     let mut coarser: Option<Field> = None;
     let mut dominant: Option<Affine> = None;
-    let levels = from.levels.iter().zip(&to.levels).enumerate();
+    let levels = from.iter().zip(to).enumerate();
     for (index, (from, to)) in levels.rev() {
         let search = Search::new(from, to);
         let start = |(y, x): (f32, f32)| {
@@ -126,19 +107,15 @@ pub fn flow(from: &Pyramid, to: &Pyramid) -> Field {
             );
         }
         let mut field = sums.mean();
-        refine(
-            from,
-            to,
-            &mut field,
-            if index > 0 { ROUNDS } else { FINEST_ROUNDS },
-        );
+        let rounds = if index < FINEST_LEVELS { 1 } else { ROUNDS };
+        refine(from, to, &mut field, rounds);
         coarser = Some(field);
     }
     coarser.unwrap_or_else(|| Field::zeros(1, 1))
 }
 
 /// The flow from `a` to `b`, and that from `b` to `a`.
-pub fn both(a: &Pyramid, b: &Pyramid) -> [Field; 2] {
+pub fn both(a: &[Level], b: &[Level]) -> [Field; 2] {
     join(|| flow(a, b), || flow(b, a)).into()
 }
 
@@ -255,6 +232,7 @@ fn dominant(search: &Search, found: &[Found]) -> Option<Affine> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pyramid::Pyramid;
     use super::*;
     use candle_core::{Device, Tensor};
     use rayon::ThreadPoolBuilder;
@@ -276,7 +254,7 @@ mod tests {
 
     /// Mean distance from a movement, in pixels of the image, where what moved is still in it.
     fn miss(from: &Pyramid, to: &Pyramid, (u, v): (f32, f32)) -> f32 {
-        let (field, scale) = (flow(from, to), (1 << from.finest) as f32);
+        let (field, scale) = (flow(&from.levels, &to.levels), (1 << from.finest) as f32);
         let (mut sum, mut count) = (0.0, 0);
         for y in 0..field.h {
             for x in 0..field.w {
@@ -317,7 +295,7 @@ mod tests {
             * 0.3)
             .unwrap();
         let pyramid = Pyramid::new(&image).unwrap();
-        let field = flow(&pyramid, &pyramid);
+        let field = flow(&pyramid.levels, &pyramid.levels);
         assert!(field.u.iter().chain(&field.v).all(|value| *value == 0.0));
     }
 
@@ -339,7 +317,7 @@ mod tests {
                 Tensor::from_vec(noise.collect(), (size.0, size.1, 3), &Device::Cpu).unwrap();
             let noise = Pyramid::new(&noise).unwrap();
             for (a, b) in [(&a, &b), (&a, &noise), (&noise, &b)] {
-                for field in both(a, b) {
+                for field in both(&a.levels, &b.levels) {
                     assert_eq!((field.h, field.w), (a.levels[0].h, a.levels[0].w));
                     assert!(
                         field
@@ -362,7 +340,7 @@ mod tests {
                 .num_threads(threads)
                 .build()
                 .unwrap();
-            let fields = pool.install(|| both(&a, &b));
+            let fields = pool.install(|| both(&a.levels, &b.levels));
             fields.map(|field| {
                 [field.u, field.v]
                     .concat()

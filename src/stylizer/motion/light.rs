@@ -2,36 +2,36 @@
 
 //! The light of a picture: what is left of it at a small size.
 
-use super::spline::Pixel;
-use super::{Place, mixed, places};
+use super::grid::{Place, places};
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
 
 /// Pixels across and down of which one value is left: larger than a brush stroke.
 const BLOCK: usize = 16;
 
+type Rgb = [f32; 3];
+
+/// The weights of R, G and B in luma (Rec. 601).
+pub const LUMA: Rgb = [0.299, 0.587, 0.114];
+
 /// The means of a picture's blocks, blurred.
+#[derive(Clone)]
 pub struct Light {
     h: usize,
     w: usize,
-    values: Vec<Pixel>,
+    values: Vec<Rgb>,
 }
 
 impl Light {
     /// Of an image `[h, w, 3]`.
     pub fn new(image: &[f32], (h, w): (usize, usize)) -> Self {
         let (rows, columns) = (h.div_ceil(BLOCK), w.div_ceil(BLOCK));
-        let mut values = vec![[0.0; 4]; rows * columns];
-        for (y, row) in image.chunks_exact(3 * w).enumerate() {
-            let means = &mut values[y / BLOCK * columns..][..columns];
-            let height = BLOCK.min(h - y / BLOCK * BLOCK);
-            for (mean, block) in means.iter_mut().zip(row.chunks(3 * BLOCK)) {
-                let share = 1.0 / (height * block.len() / 3) as f32;
-                for pixel in block.as_chunks::<3>().0 {
-                    for (mean, value) in mean.iter_mut().zip(pixel) {
-                        *mean += share * value;
-                    }
-                }
-            }
-        }
+        let mut values = vec![[0.0; 3]; rows * columns];
+        let bands = image.par_chunks(BLOCK * 3 * w);
+        let means = values.par_chunks_exact_mut(columns);
+        means
+            .zip(bands)
+            .for_each(|(means, band)| Arch::new().dispatch(Means { means, band, w }));
         let light = Self {
             h: rows,
             w: columns,
@@ -45,7 +45,7 @@ impl Light {
         let mut values = Vec::with_capacity(self.values.len());
         for y in 0..self.h {
             for x in 0..self.w {
-                let mut sum = [0.0; 4];
+                let mut sum = [0.0; 3];
                 for (dy, wy) in [(0, 0.25), (1, 0.5), (2, 0.25)] {
                     for (dx, wx) in [(0, 0.25), (1, 0.5), (2, 0.25)] {
                         let y = (y + dy).saturating_sub(1).min(self.h - 1);
@@ -68,26 +68,82 @@ impl Light {
         pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
-    /// The light on each row of the picture, `[h, columns]`.
-    pub fn rows(&self, h: usize) -> Vec<Vec<Pixel>> {
-        let row = |&(above, below, t): &(usize, usize, f32)| {
-            let at = |y: usize, x: usize| self.values[y * self.w + x];
-            (0..self.w)
-                .map(|x| mixed(at(above, x), at(below, x), t))
-                .collect()
-        };
-        places(h, BLOCK, self.h).iter().map(row).collect()
+    /// That of the picture in grey.
+    pub fn grey(&self) -> Self {
+        let grey = |rgb: &Rgb| [rgb.iter().zip(LUMA).map(|(value, luma)| value * luma).sum(); 3];
+        Self {
+            values: self.values.iter().map(grey).collect(),
+            ..*self
+        }
     }
 
-    /// Where the columns of a picture `w` wide are between those of a row.
-    pub fn columns(&self, w: usize) -> Vec<Place> {
-        places(w, BLOCK, self.w)
+    /// The light on a picture of `h` by `w`.
+    pub fn on(&self, (h, w): (usize, usize)) -> OnPicture {
+        let columns = places(w, BLOCK, self.w);
+        let mut values = Vec::with_capacity(self.h * w);
+        for row in self.values.chunks_exact(self.w) {
+            values.extend(columns.iter().map(|&(before, after, t)| {
+                let (before, after) = (row[before], row[after]);
+                [0, 1, 2].map(|i| before[i] + t * (after[i] - before[i]))
+            }));
+        }
+        OnPicture {
+            w,
+            rows: places(h, BLOCK, self.h),
+            values,
+        }
+    }
+}
+
+/// Light at each column of a picture.
+pub struct OnPicture {
+    w: usize,
+    rows: Vec<Place>,
+    values: Vec<Rgb>,
+}
+
+impl OnPicture {
+    /// The RGB values between which a row of the picture is, and how far it is from the first to
+    /// the second.
+    #[inline(always)]
+    pub fn row(&self, y: usize) -> ([&[f32]; 2], f32) {
+        let (above, below, t) = self.rows[y];
+        let row = |y: usize| self.values[y * self.w..][..self.w].as_flattened();
+        ([row(above), row(below)], t)
+    }
+}
+
+/// The means of the blocks in a band of rows.
+struct Means<'a> {
+    means: &'a mut [Rgb],
+    band: &'a [f32],
+    w: usize,
+}
+
+impl NullaryFnOnce for Means<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let mut sums = vec![0.0; 3 * self.w];
+        let rows = self.band.chunks_exact(3 * self.w);
+        let height = rows.len();
+        for row in rows {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += value;
+            }
+        }
+        for (mean, block) in self.means.iter_mut().zip(sums.chunks(3 * BLOCK)) {
+            for (i, mean) in mean.iter_mut().enumerate() {
+                let sum: f32 = block.iter().skip(i).step_by(3).sum();
+                *mean = sum / (height * block.len() / 3) as f32;
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::between;
     use super::*;
 
     fn light(h: usize, w: usize, value: impl Fn(usize, usize) -> f32) -> Light {
@@ -96,8 +152,10 @@ mod tests {
         Light::new(&image, (h, w))
     }
 
-    fn at(light: &Light, (h, w): (usize, usize), y: usize, x: usize) -> Pixel {
-        between(&light.rows(h)[y], light.columns(w)[x])
+    fn at(light: &Light, size: (usize, usize), y: usize, x: usize) -> Rgb {
+        let light = light.on(size);
+        let ([above, below], t) = light.row(y);
+        [0, 1, 2].map(|i| above[3 * x + i] + t * (below[3 * x + i] - above[3 * x + i]))
     }
 
     #[test]

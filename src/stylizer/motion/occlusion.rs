@@ -4,6 +4,14 @@
 //! transfer for videos" (GCPR 2016), eq. 5 and 6, after Sundaram, Brox and Keutzer (ECCV 2010).
 
 use super::flow::Field;
+use super::grid::Corners;
+use super::planes::{LANES, lanes, load_some};
+use super::pyramid::Level;
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+/// Luma that what is the same differs by at most in frames that are some apart.
+const UNLIKE: f32 = 6.0;
 
 /// A weight of 0 or 1 for each pixel of a flow, `[h, w]`.
 pub struct Mask {
@@ -13,17 +21,16 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// The part of the pixels that count.
+    pub fn share(&self) -> f32 {
+        self.values.iter().sum::<f32>() / self.values.len() as f32
+    }
+
     /// Between pixels, as [`Field::at`].
     #[inline(always)]
     pub fn at(&self, y: f32, x: f32) -> f32 {
-        let y = y.clamp(0.0, (self.h - 1) as f32);
-        let x = x.clamp(0.0, (self.w - 1) as f32);
-        let (y0, x0) = (y as usize, x as usize);
-        let (y1, x1) = ((y0 + 1).min(self.h - 1), (x0 + 1).min(self.w - 1));
-        let (fy, fx) = (y - y0 as f32, x - x0 as f32);
-        let at = |y: usize, x: usize| self.values[y * self.w + x];
-        (1.0 - fy) * ((1.0 - fx) * at(y0, x0) + fx * at(y0, x1))
-            + fy * ((1.0 - fx) * at(y1, x0) + fx * at(y1, x1))
+        let [value] = Corners::new((self.h, self.w), [y], [x]).between(&self.values);
+        value
     }
 }
 
@@ -40,52 +47,166 @@ fn square(u: f32, v: f32, scale: usize) -> f32 {
 pub fn visible(backward: &Field, forward: &Field, scale: usize) -> Mask {
     let (h, w) = (backward.h, backward.w);
     let mut values = vec![0.0; h * w];
-    for (y, row) in values.chunks_exact_mut(w).enumerate() {
-        for (x, value) in row.iter_mut().enumerate() {
-            let (u, v) = (backward.u[y * w + x], backward.v[y * w + x]);
-            let (there_y, there_x) = (y as f32 + v, x as f32 + u);
-            let inside = (-0.5..=h as f32 - 0.5).contains(&there_y)
-                && (-0.5..=w as f32 - 0.5).contains(&there_x);
-            let (back_u, back_v) = forward.at(there_y, there_x);
-            let lengths = square(u, v, scale) + square(back_u, back_v, scale);
-            let apart = square(u + back_u, v + back_v, scale);
-            *value = f32::from(inside && apart <= 0.01 * lengths + 0.5);
+    let rows = values.par_chunks_exact_mut(w).enumerate();
+    rows.for_each(|(y, row)| {
+        Arch::new().dispatch(Visible {
+            y,
+            row,
+            backward,
+            forward,
+            scale,
+        });
+    });
+    Mask { h, w, values }
+}
+
+/// A row of a mask.
+struct Visible<'a> {
+    y: usize,
+    row: &'a mut [f32],
+    backward: &'a Field,
+    forward: &'a Field,
+    scale: usize,
+}
+
+impl NullaryFnOnce for Visible<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self {
+            y,
+            row,
+            backward,
+            forward,
+            scale,
+        } = self;
+        let (h, w) = (backward.h, backward.w);
+        let (bottom, right) = ((h - 1) as f32, (w - 1) as f32);
+        let [us, vs] = [&backward.u, &backward.v].map(|values| &values[y * w..][..w]);
+        for (x, row) in (0..).step_by(LANES).zip(row.chunks_mut(LANES)) {
+            let (u, v) = (
+                load_some(&us[x..], row.len()),
+                load_some(&vs[x..], row.len()),
+            );
+            let there_y = lanes(|i| y as f32 + v[i]);
+            let there_x = lanes(|i| x as f32 + i as f32 + u[i]);
+            let corners = Corners::new((h, w), there_y, there_x);
+            let (back_u, back_v) = (corners.between(&forward.u), corners.between(&forward.v));
+            let seen = lanes(|i| {
+                let beyond_y = (there_y[i] - there_y[i].clamp(0.0, bottom)).abs();
+                let beyond_x = (there_x[i] - there_x[i].clamp(0.0, right)).abs();
+                let lengths = square(u[i], v[i], scale) + square(back_u[i], back_v[i], scale);
+                let apart = square(u[i] + back_u[i], v[i] + back_v[i], scale);
+                let inside = f32::from(beyond_y.max(beyond_x) <= 0.5);
+                inside * f32::from(apart <= 0.01 * lengths + 0.5)
+            });
+            row.copy_from_slice(&seen[..row.len()]);
         }
     }
-    Mask { h, w, values }
 }
 
 /// Which of the `visible` pixels are not where two motions meet: there
 /// |∇u|² + |∇v|² > 0.01 |w|² + 0.002 (eq. 6).
 pub fn reliable(visible: &Mask, backward: &Field, scale: usize) -> Mask {
-    let (h, w) = (backward.h, backward.w);
+    let (h, w) = (visible.h, visible.w);
     let mut values = visible.values.clone();
-    for (y, row) in values.chunks_exact_mut(w).enumerate() {
-        for (x, value) in row.iter_mut().enumerate() {
-            let place = y * w + x;
-            let (left, right) = (place - usize::from(x > 0), place + usize::from(x + 1 < w));
-            let (above, below) = (
-                place - w * usize::from(y > 0),
-                place + w * usize::from(y + 1 < h),
-            );
-            // A slope is the same at each size.
-            let slope = |values: &[f32]| {
-                let across = 0.5 * (values[right] - values[left]);
-                let down = 0.5 * (values[below] - values[above]);
-                across * across + down * down
-            };
-            let length = square(backward.u[place], backward.v[place], scale);
-            if slope(&backward.u) + slope(&backward.v) > 0.01 * length + 0.002 {
-                *value = 0.0;
+    let rows = values.par_chunks_exact_mut(w).enumerate();
+    rows.for_each(|(y, row)| {
+        Arch::new().dispatch(Reliable {
+            y,
+            row,
+            backward,
+            scale,
+        });
+    });
+    Mask { h, w, values }
+}
+
+/// A row of a mask, which shows what is visible.
+struct Reliable<'a> {
+    y: usize,
+    row: &'a mut [f32],
+    backward: &'a Field,
+    scale: usize,
+}
+
+impl NullaryFnOnce for Reliable<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Field { h, w, u, v } = self.backward;
+        let (y, last) = (self.y, w - 1);
+        let ys = [y.saturating_sub(1), y, (y + 1).min(h - 1)];
+        let [u, v] = [u, v].map(|values| ys.map(|y| &values[y * w..][..*w]));
+        let (first, rest) = self.row.split_at_mut(1);
+        first[0] *= steady(u, v, [0, 0, last.min(1)], self.scale);
+        if let Some((end, inner)) = rest.split_last_mut() {
+            *end *= steady(u, v, [last - 1, last, last], self.scale);
+            for (value, x) in inner.iter_mut().zip(1..last) {
+                *value *= steady(u, v, [x - 1, x, x + 1], self.scale);
             }
         }
     }
-    Mask { h, w, values }
+}
+
+/// 0 where two motions meet, else 1: of rows above, at and below a place, and columns around it.
+#[inline(always)]
+fn steady(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
+    // A slope is the same at each size.
+    let (ux, uy) = (u[1][right] - u[1][left], u[2][x] - u[0][x]);
+    let (vx, vy) = (v[1][right] - v[1][left], v[2][x] - v[0][x]);
+    let slopes = 0.25 * ((ux * ux + uy * uy) + (vx * vx + vy * vy));
+    f32::from(slopes <= 0.01 * square(u[1][x], v[1][x], scale) + 0.002)
+}
+
+/// Clears in a mask where a frame does not look like another that the flow leads to: where that is
+/// several frames back, something else may have come into the place of what was hidden, and the
+/// flows still agree.
+pub fn clear_unlike(mask: &mut Mask, backward: &Field, [now, before]: [&Level; 2]) {
+    Arch::new().dispatch(Unlike {
+        mask,
+        backward,
+        now,
+        before,
+    });
+}
+
+struct Unlike<'a> {
+    mask: &'a mut Mask,
+    backward: &'a Field,
+    now: &'a Level,
+    before: &'a Level,
+}
+
+impl NullaryFnOnce for Unlike<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let w = self.mask.w;
+        for (y, row) in self.mask.values.chunks_exact_mut(w).enumerate() {
+            let [u, v] = [&self.backward.u, &self.backward.v].map(|values| &values[y * w..][..w]);
+            for (x, row) in (0..).step_by(LANES).zip(row.chunks_mut(LANES)) {
+                let (u, v) = (load_some(&u[x..], row.len()), load_some(&v[x..], row.len()));
+                let there_y = lanes(|i| y as f32 + v[i]);
+                let there_x = lanes(|i| x as f32 + i as f32 + u[i]);
+                let before = self.before.at(there_y, there_x);
+                let now = load_some(&self.now.row(y)[x..], row.len());
+                for (i, value) in row.iter_mut().enumerate() {
+                    *value *= f32::from((before[i] - now[i]).abs() <= UNLIKE);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::pyramid::Pyramid;
     use super::*;
+    use candle_core::{Device, Tensor};
 
     /// A flow of 20x12 pixels.
     fn field(flow: impl Fn(usize, usize) -> (f32, f32)) -> Field {
@@ -170,5 +291,26 @@ mod tests {
             reliable(&none, &field(|_, _| (0.0, 0.0)), 1).values,
             none.values
         );
+    }
+
+    #[test]
+    fn what_looks_otherwise_is_cleared() {
+        let frame = |luma: fn(usize) -> f32| {
+            let pixels = (0..16 * 20).flat_map(|i| [luma(i % 20) / 255.0; 3]);
+            let image = Tensor::from_vec(pixels.collect(), (16, 20, 3), &Device::Cpu).unwrap();
+            Pyramid::new(&image).unwrap()
+        };
+        let now = frame(|x| 40.0 + 10.0 * x as f32);
+        let before = frame(|x| 10.0 * x as f32 + if x < 8 { 10.0 } else { 20.0 });
+        let mut mask = Mask {
+            h: 16,
+            w: 20,
+            values: vec![1.0; 16 * 20],
+        };
+        let mut flow = Field::zeros(16, 20);
+        flow.u.fill(2.0);
+        clear_unlike(&mut mask, &flow, [&now.levels[0], &before.levels[0]]);
+        let expected = [[0; 6].as_slice(), &[16; 12], &[0; 2]].concat();
+        assert_eq!(columns(&mask), expected);
     }
 }

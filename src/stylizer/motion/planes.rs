@@ -19,6 +19,19 @@ pub fn load(values: &[f32], at: usize) -> Lanes {
     lanes
 }
 
+/// The first `count` values, and zeros.
+#[inline(always)]
+pub fn load_some(values: &[f32], count: usize) -> Lanes {
+    match values.first_chunk() {
+        Some(values) => *values,
+        None => {
+            let mut lanes = [0.0; LANES];
+            lanes[..count].copy_from_slice(&values[..count]);
+            lanes
+        }
+    }
+}
+
 #[inline(always)]
 pub fn store(values: &mut [f32], at: usize, lanes: Lanes) {
     values[at..at + LANES].copy_from_slice(&lanes);
@@ -44,7 +57,7 @@ fn zeros(len: usize) -> AVec<f32> {
 /// are its border, and is filled up to whole lanes, with numbers that mean nothing.
 pub struct Plane {
     h: usize,
-    w: usize,
+    pub w: usize,
     stride: usize,
     pub values: AVec<f32>,
 }
@@ -96,27 +109,36 @@ impl Plane {
     }
 }
 
-/// Values `[h, w]` of which those of even and of odd columns lie apart, so that the pixels of one
-/// colour of a chessboard are side by side. There is one more row on both ends, and before each half
-/// of a row there are whole lanes; they are zero.
+/// Rows `w` wide of which the values of even and of odd columns lie apart, so that the pixels of one
+/// colour of a chessboard are side by side. Before each half of a row there are whole lanes, which
+/// are zero. Row `y` shares its place with `y` + `rows`: a band that moves down an image needs no
+/// more room than its height.
 pub struct Halves {
     pub len: usize,
+    rows: usize,
     pub values: AVec<f32>,
 }
 
 impl Halves {
-    pub fn new(h: usize, w: usize) -> Self {
+    pub fn new(rows: usize, w: usize) -> Self {
         let len = LANES + w.div_ceil(2).next_multiple_of(LANES);
         Self {
             len,
-            values: zeros((h + 2) * 2 * len + LANES),
+            rows,
+            values: zeros(rows * 2 * len + LANES),
         }
     }
 
-    /// Where the even (0) or odd (1) values of a row begin.
+    /// Where the even (0) or odd (1) values of a row begin, which may be one before the image.
     #[inline(always)]
     pub fn place(&self, y: isize, odd: usize) -> usize {
-        ((y + 1) as usize * 2 + odd) * self.len + LANES
+        ((y + 1) as usize % self.rows * 2 + odd) * self.len + LANES
+    }
+
+    /// Sets the row before the first to zero.
+    #[inline(always)]
+    pub fn clear_border(&mut self) {
+        self.values[..2 * self.len].fill(0.0);
     }
 
     /// Sets a row to values in their order.
@@ -174,7 +196,7 @@ mod tests {
             let values: Vec<f32> = (1..=w).map(|value| value as f32).collect();
             let mut row = Row::new(w);
             row.0[LANES..][..w].copy_from_slice(&values);
-            let mut halves = Halves::new(2, w);
+            let mut halves = Halves::new(4, w);
             halves.set_row(1, row.finish(w));
             let [even, odd] = [0, 1].map(|odd| halves.place(1, odd));
             assert_eq!(halves.values[even - 1..even + 3], [0.0, 1.0, 3.0, 5.0]);

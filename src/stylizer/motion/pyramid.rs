@@ -2,9 +2,13 @@
 
 //! The luma of an image at falling sizes.
 
-use super::light::Light;
+use super::grid::Corners;
+use super::light::{self, Light};
+use super::planes::{LANES, lanes};
 use crate::ops::with_values;
 use candle_core::{Result, Tensor};
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
 
 /// Pixels that the edge is repeated by on every side, for patches that reach beyond it.
 pub const PAD: usize = 16;
@@ -20,8 +24,15 @@ const COARSEST_SIDE: usize = 12;
 /// enough there, at a quarter of the time.
 const MAX_PIXELS: usize = 1 << 14;
 
-/// The weights of R, G and B, for values of 0..255 (Rec. 601).
-const LUMA: [f32; 3] = [255.0 * 0.299, 255.0 * 0.587, 255.0 * 0.114];
+/// Rows that are worth a thread.
+const MIN_ROWS: usize = 16;
+
+/// The weights of R, G and B, for values of 0..255.
+const LUMA: [f32; 3] = [
+    255.0 * light::LUMA[0],
+    255.0 * light::LUMA[1],
+    255.0 * light::LUMA[2],
+];
 
 /// Luma 0..255 of one size, `[h, w]`, with its edge repeated [`PAD`] times.
 pub struct Level {
@@ -31,20 +42,17 @@ pub struct Level {
 }
 
 impl Level {
-    fn new(h: usize, w: usize, mut fill: impl FnMut(usize, &mut [f32])) -> Self {
+    fn new(h: usize, w: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let stride = w + 2 * PAD;
         let mut padded = vec![0.0; (h + 2 * PAD) * stride];
-        for (y, row) in padded
-            .chunks_exact_mut(stride)
-            .skip(PAD)
-            .take(h)
-            .enumerate()
-        {
+        let rows = padded[PAD * stride..][..h * stride].par_chunks_exact_mut(stride);
+        let rows = rows.with_min_len(MIN_ROWS).enumerate();
+        rows.for_each(|(y, row)| {
             fill(y, &mut row[PAD..PAD + w]);
             let (first, last) = (row[PAD], row[PAD + w - 1]);
             row[..PAD].fill(first);
             row[PAD + w..].fill(last);
-        }
+        });
         for y in 0..PAD {
             padded.copy_within(PAD * stride..(PAD + 1) * stride, y * stride);
             let last = PAD + h - 1;
@@ -68,6 +76,14 @@ impl Level {
     #[inline(always)]
     pub fn row(&self, y: usize) -> &[f32] {
         &self.from(y as isize, 0)[..self.w]
+    }
+
+    /// The values between pixels, which lie at whole numbers.
+    #[inline(always)]
+    pub fn at<const N: usize>(&self, y: [f32; N], x: [f32; N]) -> [f32; N] {
+        let size = (self.h + 2 * PAD, self.stride());
+        let [y, x] = [y, x].map(|places| places.map(|place| place + PAD as f32));
+        Corners::new(size, y, x).between(&self.padded)
     }
 
     /// Half the size, each pixel the mean of four.
@@ -97,21 +113,22 @@ impl Pyramid {
     /// Of an image `[h, w, 3]`, RGB 0..1 on the CPU, neither side below [`crate::vgg::MIN_SIDE`].
     pub fn new(image: &Tensor) -> Result<Self> {
         let (h, w, _) = image.dims3()?;
-        let mut level = with_values(image, |image: &[f32]| {
-            Level::new(h, w, |y, row| {
-                let pixels = image[3 * w * y..].as_chunks::<3>().0;
-                for (value, rgb) in row.iter_mut().zip(pixels) {
-                    // Held within the range, NaN too, so that every image has a finite flow.
-                    let [r, g, b] = rgb.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
-                    *value = LUMA[0] * r + LUMA[1] * g + LUMA[2] * b;
-                }
-            })
+        let halved = h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE;
+        let (level, light) = with_values(image, |image: &[f32]| {
+            let row = |y: usize| &image[3 * w * y..][..3 * w];
+            let level = match halved {
+                true => Level::new(h / 2, w / 2, |y, half| {
+                    let rows = [row(2 * y), row(2 * y + 1)];
+                    Arch::new().dispatch(HalfLuma { rows, half });
+                }),
+                false => Level::new(h, w, |y, values| {
+                    for (value, rgb) in values.iter_mut().zip(row(y).as_chunks::<3>().0) {
+                        *value = luma(rgb.map(within_range));
+                    }
+                }),
+            };
+            (level, Light::new(image, (h, w)))
         })?;
-        let mut finest = 0;
-        if h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE {
-            level = level.halved();
-            finest = 1;
-        }
         let mut levels = vec![level];
         while let Some(last) = levels.last()
             && last.h.min(last.w) / 2 >= MIN_SIDE
@@ -122,10 +139,48 @@ impl Pyramid {
         }
         Ok(Self {
             size: (h, w),
-            finest,
+            finest: u32::from(halved),
             levels,
-            light: with_values(image, |image: &[f32]| Light::new(image, (h, w)))?,
+            light,
         })
+    }
+}
+
+/// Held within the range, NaN too, so that every image has a finite flow.
+#[inline(always)]
+fn within_range(value: f32) -> f32 {
+    if value > 0.0 { value.min(1.0) } else { 0.0 }
+}
+
+#[inline(always)]
+fn luma([r, g, b]: [f32; 3]) -> f32 {
+    LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+}
+
+/// The luma of two rows of an image at half their size.
+struct HalfLuma<'a> {
+    rows: [&'a [f32]; 2],
+    half: &'a mut [f32],
+}
+
+impl NullaryFnOnce for HalfLuma<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        // RGB of two columns for each value.
+        const VALUES: usize = 6 * LANES;
+        let [above, below] = self.rows.map(|row| row.chunks(VALUES));
+        let parts = self.half.chunks_mut(LANES).zip(above.zip(below));
+        for (half, (above, below)) in parts {
+            let mut sums = [0.0; VALUES];
+            for (sum, (above, below)) in sums.iter_mut().zip(above.iter().zip(below)) {
+                *sum = within_range(*above) + within_range(*below);
+            }
+            let [r, g, b] = [0, 1, 2].map(|c| lanes(|i| sums[6 * i + c] + sums[6 * i + 3 + c]));
+            let values = lanes(|i| 0.25 * luma([r[i], g[i], b[i]]));
+            half.copy_from_slice(&values[..half.len()]);
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! so that w solves a linear system: at each pixel (A + Σ weights) w = b + Σ weights · neighbours.
 
 use super::flow::Field;
+use super::grid::whole;
 use super::planes::{Halves, LANES, Lanes, Plane, Row, lanes, load, store};
 use super::pyramid::{Level, PAD};
 use pulp::Arch;
@@ -25,23 +26,15 @@ const EPSILON_SQUARED: f32 = 1e-3;
 /// ζ²: gradients below ζ, in luma a pixel, say little (ζ is the paper's).
 const ZETA_SQUARED: f32 = 0.01;
 
-/// Sweeps over each linear system, and their over-relaxation.
+/// Sweeps over each linear system, of each colour of a chessboard in turn, and their over-relaxation.
 const SWEEPS: usize = 6;
 const OMEGA: f32 = 1.6;
 
-/// A whole number at most 1 below each value, which is from ½ on and below 2²².
-///
-/// A sum with 2²³ has no bits behind the point, and the number in its last ones. The conversion that
-/// the language has takes care of all values, one by one.
-#[inline(always)]
-fn whole(values: Lanes) -> [u32; LANES] {
-    const SHIFT: f32 = (1 << 23) as f32;
-    let mut whole = [0; LANES];
-    for i in 0..LANES {
-        whole[i] = (values[i] - 0.5 + SHIFT).to_bits() - SHIFT.to_bits();
-    }
-    whole
-}
+/// Each half of a sweep follows one row behind the one before it and the first one row behind the
+/// setting up, so that what they need of the system is a band of so many rows, which stays in the
+/// cache.
+const HALF_SWEEPS: usize = 2 * SWEEPS;
+const BAND: usize = (HALF_SWEEPS + 2).next_power_of_two();
 
 /// `to` where the flow leads.
 #[inline(always)]
@@ -62,7 +55,7 @@ fn warp(to: &Level, field: &Field, plane: &mut Plane) {
             let top = (y + PAD) as f32;
             let at_y = lanes(|i| (top + v[i]).clamp(0.5, last_y));
             let at_x = lanes(|i| ((x + PAD) as f32 + i as f32 + u[i]).clamp(0.5, last_x));
-            let (y0, x0) = (whole(at_y), whole(at_x));
+            let (y0, x0) = (at_y.map(whole), at_x.map(whole));
             let fy = lanes(|i| at_y[i] - y0[i] as i32 as f32);
             let fx = lanes(|i| at_x[i] - x0[i] as i32 as f32);
             let mut places = [0; LANES];
@@ -96,14 +89,35 @@ struct System {
     t: Plane,
     /// The flow around which the system is linear.
     base: [Plane; 2],
-    /// The flow that solves it.
+    /// The flow that solves it, and a row around it.
     flow: [Halves; 2],
-    /// (A + Σ weights)⁻¹: xx, xy, yy.
+    /// Of a band of the rows (A + Σ weights)⁻¹: xx, xy, yy.
     inverse: [Halves; 3],
+    /// The same of b.
     b: [Halves; 2],
-    /// How strongly each pixel is held to the one on its right and the one below it; 0 at the edge.
+    /// And how strongly each pixel is held to the one on its right and the one below it; 0 at the edge.
     right: Halves,
     below: Halves,
+}
+
+/// Rows of the system before their values are parted.
+struct Scratch {
+    rows: [Row; 5],
+    right: Row,
+    above: Row,
+    below: Row,
+}
+
+impl Scratch {
+    fn new(w: usize) -> Self {
+        let row = || Row::new(w);
+        Self {
+            rows: std::array::from_fn(|_| row()),
+            right: row(),
+            above: row(),
+            below: row(),
+        }
+    }
 }
 
 #[inline(always)]
@@ -114,12 +128,13 @@ fn inverse_root(square: f32) -> f32 {
 impl System {
     fn new(h: usize, w: usize) -> Self {
         let plane = || Plane::new(h, w);
-        let halves = || Halves::new(h, w);
+        let flow = || Halves::new(h + 2, w);
+        let halves = || Halves::new(BAND, w);
         Self {
             mean: plane(),
             t: plane(),
             base: [plane(), plane()],
-            flow: [halves(), halves()],
+            flow: [flow(), flow()],
             inverse: [halves(), halves(), halves()],
             b: [halves(), halves()],
             right: halves(),
@@ -150,54 +165,57 @@ impl System {
         }
     }
 
+    /// Sets up row `y` of `h`; those above it are there.
     #[inline(always)]
-    fn set(&mut self, h: usize, w: usize) {
-        let mut rows: [Row; 5] = std::array::from_fn(|_| Row::new(w));
-        let [mut right, mut above, mut below] = std::array::from_fn(|_| Row::new(w));
-        for y in 0..h {
-            let at = y as isize;
-            std::mem::swap(&mut above, &mut below);
-            for x in (0..w).step_by(LANES) {
-                let weights = self.smoothness(at, x as isize);
-                store(&mut right.0, LANES + x, weights);
-                store(&mut below.0, LANES + x, weights);
+    fn set_row(&mut self, y: usize, h: usize, scratch: &mut Scratch) {
+        let Scratch {
+            rows,
+            right,
+            above,
+            below,
+        } = scratch;
+        let (at, w) = (y as isize, self.mean.w);
+        std::mem::swap(above, below);
+        for x in (0..w).step_by(LANES) {
+            let weights = self.smoothness(at, x as isize);
+            store(&mut right.0, LANES + x, weights);
+            store(&mut below.0, LANES + x, weights);
+        }
+        right.0[LANES + w - 1] = 0.0;
+        if y + 1 == h {
+            below.0.fill(0.0);
+        }
+        for x in (0..w).step_by(LANES) {
+            let (a, b) = self.data(at, x as isize);
+            let place = LANES + x;
+            let left = load(&right.0, place - 1);
+            let (right, above, below) = (
+                load(&right.0, place),
+                load(&above.0, place),
+                load(&below.0, place),
+            );
+            let mut inverse = [[0.0; LANES]; 3];
+            for i in 0..LANES {
+                let hold = (left[i] + right[i]) + (above[i] + below[i]);
+                let (p, q, r) = (a[0][i] + hold, a[1][i], a[2][i] + hold);
+                let over = 1.0 / (p * r - q * q);
+                inverse[0][i] = over * r;
+                inverse[1][i] = -over * q;
+                inverse[2][i] = over * p;
             }
-            right.0[LANES + w - 1] = 0.0;
-            if y + 1 == h {
-                below.0.fill(0.0);
+            for (row, values) in rows.iter_mut().zip(inverse.into_iter().chain(b)) {
+                store(&mut row.0, place, values);
             }
-            for x in (0..w).step_by(LANES) {
-                let (a, b) = self.data(at, x as isize);
-                let place = LANES + x;
-                let left = load(&right.0, place - 1);
-                let (right, above, below) = (
-                    load(&right.0, place),
-                    load(&above.0, place),
-                    load(&below.0, place),
-                );
-                let mut inverse = [[0.0; LANES]; 3];
-                for i in 0..LANES {
-                    let hold = (left[i] + right[i]) + (above[i] + below[i]);
-                    let (p, q, r) = (a[0][i] + hold, a[1][i], a[2][i] + hold);
-                    let over = 1.0 / (p * r - q * q);
-                    inverse[0][i] = over * r;
-                    inverse[1][i] = -over * q;
-                    inverse[2][i] = over * p;
-                }
-                for (row, values) in rows.iter_mut().zip(inverse.into_iter().chain(b)) {
-                    store(&mut row.0, place, values);
-                }
-            }
-            let halves = self.inverse.iter_mut().chain(&mut self.b);
-            for (halves, row) in halves.zip(&mut rows) {
-                halves.set_row(y, row.finish(w));
-            }
-            self.right.set_row(y, right.finish(w));
-            self.below.set_row(y, below.finish(w));
-            for (flow, base) in self.flow.iter_mut().zip(&mut self.base) {
-                rows[0].0[LANES..][..w].copy_from_slice(base.row_mut(y));
-                flow.set_row(y, rows[0].finish(w));
-            }
+        }
+        let halves = self.inverse.iter_mut().chain(&mut self.b);
+        for (halves, row) in halves.zip(&mut *rows) {
+            halves.set_row(y, row.finish(w));
+        }
+        self.right.set_row(y, right.finish(w));
+        self.below.set_row(y, below.finish(w));
+        for (flow, base) in self.flow.iter_mut().zip(&mut self.base) {
+            rows[0].0[LANES..][..w].copy_from_slice(base.row_mut(y));
+            flow.set_row(y, rows[0].finish(w));
         }
     }
 
@@ -266,34 +284,36 @@ impl System {
     /// Relaxes the pixels of a row whose columns are even (0) or odd (1).
     #[inline(always)]
     fn relax(&mut self, y: isize, odd: usize) {
-        let layout = &self.right;
-        let here = layout.place(y, odd);
-        let (above, below) = (layout.place(y - 1, odd), layout.place(y + 1, odd));
+        let [flow_u, flow_v] = &mut self.flow;
         // Of an even column the right neighbour has the same place in its half, of an odd one the
         // left.
-        let right = layout.place(y, 1 - odd) + odd;
-        let left = right - 1;
-        let [flow_u, flow_v] = &mut self.flow;
-        for x in (0..layout.len - LANES).step_by(LANES) {
-            let (left, right, above, below, here) =
-                (left + x, right + x, above + x, below + x, here + x);
+        let beside = |halves: &Halves| halves.place(y, 1 - odd) + odd;
+        let band = &self.right;
+        let (own, own_right) = (band.place(y, odd), beside(band));
+        let own_above = band.place(y - 1, odd);
+        let (here, right) = (flow_u.place(y, odd), beside(flow_u));
+        let (above, below) = (flow_u.place(y - 1, odd), flow_u.place(y + 1, odd));
+        for x in (0..band.len - LANES).step_by(LANES) {
+            let (own, own_left, own_above) = (own + x, own_right + x - 1, own_above + x);
             let (wl, wr) = (
-                load(&self.right.values, left),
-                load(&self.right.values, here),
+                load(&self.right.values, own_left),
+                load(&self.right.values, own),
             );
             let (wa, wb) = (
-                load(&self.below.values, above),
-                load(&self.below.values, here),
+                load(&self.below.values, own_above),
+                load(&self.below.values, own),
             );
+            let (here, left, right) = (here + x, right + x - 1, right + x);
+            let (above, below) = (above + x, below + x);
             let (ul, ur) = (load(&flow_u.values, left), load(&flow_u.values, right));
             let (ua, ub) = (load(&flow_u.values, above), load(&flow_u.values, below));
             let (vl, vr) = (load(&flow_v.values, left), load(&flow_v.values, right));
             let (va, vb) = (load(&flow_v.values, above), load(&flow_v.values, below));
             let (u, v) = (load(&flow_u.values, here), load(&flow_v.values, here));
-            let (b1, b2) = (load(&self.b[0].values, here), load(&self.b[1].values, here));
-            let xx = load(&self.inverse[0].values, here);
-            let xy = load(&self.inverse[1].values, here);
-            let yy = load(&self.inverse[2].values, here);
+            let (b1, b2) = (load(&self.b[0].values, own), load(&self.b[1].values, own));
+            let xx = load(&self.inverse[0].values, own);
+            let xy = load(&self.inverse[1].values, own);
+            let yy = load(&self.inverse[2].values, own);
             let (mut new_u, mut new_v) = ([0.0; LANES], [0.0; LANES]);
             for i in 0..LANES {
                 let s = b1[i] + (wl[i] * ul[i] + wr[i] * ur[i]) + (wa[i] * ua[i] + wb[i] * ub[i]);
@@ -338,13 +358,18 @@ impl pulp::NullaryFnOnce for Refine<'_> {
 fn solve(from: &Level, to: &Level, field: &mut Field, rounds: usize) {
     let (h, w) = (field.h, field.w);
     let mut system = System::new(h, w);
+    let mut scratch = Scratch::new(w);
     for _ in 0..rounds {
         system.set_images(from, to, field);
-        system.set(h, w);
-        for _ in 0..SWEEPS {
-            for colour in [0, 1] {
-                for y in 0..h {
-                    system.relax(y as isize, (y + colour) % 2);
+        system.below.clear_border();
+        for front in 0..h + HALF_SWEEPS {
+            if front < h {
+                system.set_row(front, h, &mut scratch);
+            }
+            for half in 0..HALF_SWEEPS.min(front) {
+                let y = front - 1 - half;
+                if y < h {
+                    system.relax(y as isize, (y + half) % 2);
                 }
             }
         }

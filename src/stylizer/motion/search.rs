@@ -11,6 +11,11 @@ use pulp::{Scalar256b, Simd, WithSimd};
 /// patch is a vector.
 const PATCH: usize = 8;
 const STRIDE: usize = 4;
+/// The same for levels of more pixels than this, where most of the time would go: known motions are
+/// missed by 0.46 pixels instead of 0.40.
+const LARGE: usize = 1 << 14;
+const LARGE_STRIDE: usize = 6;
+
 const PIXELS: f32 = (PATCH * PATCH) as f32;
 
 /// A patch that looks this much less like its template may still be it: by a level of luma at each
@@ -48,30 +53,34 @@ pub enum Order {
 pub struct Search<'a> {
     from: &'a Level,
     to: &'a Level,
+    stride: usize,
     /// Patches down and across.
     rows: usize,
     columns: usize,
 }
 
 /// Places of patches along a side: the last ends with it.
-fn count(side: usize) -> usize {
-    (side - PATCH).div_ceil(STRIDE) + 1
+fn count(side: usize, stride: usize) -> usize {
+    (side - PATCH).div_ceil(stride) + 1
 }
 
 impl<'a> Search<'a> {
     pub fn new(from: &'a Level, to: &'a Level) -> Self {
+        let large = from.h * from.w > LARGE;
+        let stride = if large { LARGE_STRIDE } else { STRIDE };
         Self {
             from,
             to,
-            rows: count(from.h),
-            columns: count(from.w),
+            stride,
+            rows: count(from.h, stride),
+            columns: count(from.w, stride),
         }
     }
 
     /// The row and column of the image where a patch begins.
     #[inline(always)]
     fn place(&self, row: usize, column: usize) -> (usize, usize) {
-        let within = |index: usize, side: usize| (index * STRIDE).min(side - PATCH);
+        let within = |index: usize, side: usize| (index * self.stride).min(side - PATCH);
         (within(row, self.from.h), within(column, self.from.w))
     }
 

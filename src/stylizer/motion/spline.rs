@@ -4,6 +4,8 @@
 //! signal and image processing", IEEE Signal Processing Magazine 1999): of what pixels hold they
 //! lose the least, which counts where a picture is moved again for every frame.
 
+use super::grid::{nearest, within};
+use super::light::OnPicture;
 use once_cell::sync::Lazy;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
@@ -11,19 +13,22 @@ use rayon::prelude::*;
 /// Pixels along each axis that a value is made of.
 const TAPS: usize = 4;
 
-/// The pole of the prefilter, √3 − 2 (Unser 1999, table 1).
+/// The pole z of the prefilter, √3 − 2, and its gain (1 − z) (1 − 1/z) (Unser 1999, table 1).
 const POLE: f32 = -0.267_949_2;
+const GAIN: f32 = (1.0 - POLE) * (1.0 - 1.0 / POLE);
 
-/// Terms of the prefilter's start, where the pole's power is below 1e-6.
+/// Pixels before a line's beginning that the prefilter starts at: the pole's power is below 1e-6.
 const START: usize = 11;
 
 /// Red, green, blue and a value that fills a vector up.
 pub type Pixel = [f32; CHANNELS];
 const CHANNELS: usize = 4;
 
-/// Pixels that are filtered down the columns together, and rows that are along.
-const STRIP: usize = 16;
-const ROWS: usize = 4;
+/// Rows that are filtered by one thread; of them so many pixels at a time down the columns, which
+/// stay in the cache, and so many rows at a time along.
+const BAND: usize = 64;
+const STRIP: usize = 64;
+const ROWS: usize = 8;
 
 /// Pixels that the coefficients go on beyond the edge, as the image's mirror image.
 const PAD: usize = 4;
@@ -34,10 +39,14 @@ const EDGE: f32 = 0.1;
 /// Places between two pixels that weights are kept for.
 const PHASES: usize = 256;
 
-static WEIGHTS: Lazy<Vec<[f32; TAPS]>> = Lazy::new(|| {
+/// For each phase the weights of four pixels, and the same for each of their channels.
+type Weights = ([f32; TAPS], [f32; TAPS * CHANNELS]);
+
+static WEIGHTS: Lazy<Vec<Weights>> = Lazy::new(|| {
     let phases = 0..=PHASES;
-    phases
-        .map(|phase| weights(phase as f32 / PHASES as f32))
+    let weights = phases.map(|phase| weights(phase as f32 / PHASES as f32));
+    weights
+        .map(|weights| (weights, std::array::from_fn(|i| weights[i / CHANNELS])))
         .collect()
 });
 
@@ -45,55 +54,37 @@ static WEIGHTS: Lazy<Vec<[f32; TAPS]>> = Lazy::new(|| {
 pub struct Spline {
     h: usize,
     w: usize,
-    weights: &'static [[f32; TAPS]],
+    weights: &'static [Weights],
     /// `[h + 2 PAD, w + 2 PAD]`
     coefficients: Vec<Pixel>,
 }
 
 impl Spline {
-    /// Through the pixels of an image of `h` by `w`; `part(y, x, pixels)` writes those from row
-    /// `y`, column `x` on.
-    pub fn new((h, w): (usize, usize), part: impl Fn(usize, usize, &mut [Pixel]) + Sync) -> Self {
-        // Columns side by side, so that each strip is one piece of memory.
-        let mut strips = vec![[0.0; STRIP * CHANNELS]; w.div_ceil(STRIP) * h];
-        strips
-            .par_chunks_exact_mut(h)
-            .enumerate()
-            .for_each(|(strip, lines)| {
-                let x = strip * STRIP;
-                for (y, line) in lines.iter_mut().enumerate() {
-                    let pixels = line.as_chunks_mut::<CHANNELS>().0;
-                    part(y, x, &mut pixels[..STRIP.min(w - x)]);
-                }
-                Arch::new().dispatch(Prefilter(lines));
-            });
+    /// Through the pixels of an image `[h, w, 3]` less its light. What another spline's
+    /// coefficients are in is used again.
+    pub fn new(
+        image: &[f32],
+        light: &OnPicture,
+        (h, w): (usize, usize),
+        spare: Option<Self>,
+    ) -> Self {
         let stride = w + 2 * PAD;
-        let mut coefficients = vec![[0.0; CHANNELS]; (h + 2 * PAD) * stride];
-        coefficients[PAD * stride..][..h * stride]
-            .par_chunks_mut(ROWS * stride)
-            .enumerate()
-            .for_each(|(group, lines)| {
-                let mut columns = vec![[0.0; ROWS * CHANNELS]; w];
-                let rows = lines.len() / stride;
-                for (x, column) in columns.iter_mut().enumerate() {
-                    let strip = &strips[x / STRIP * h + group * ROWS..];
-                    for (value, line) in column
-                        .as_chunks_mut::<CHANNELS>()
-                        .0
-                        .iter_mut()
-                        .zip(&strip[..rows])
-                    {
-                        *value = line.as_chunks::<CHANNELS>().0[x % STRIP];
-                    }
-                }
-                Arch::new().dispatch(Prefilter(&mut columns));
-                for (row, line) in lines.chunks_exact_mut(stride).enumerate() {
-                    for (x, value) in line.iter_mut().enumerate() {
-                        let x = mirrored(x as isize - PAD as isize, w);
-                        *value = columns[x].as_chunks::<CHANNELS>().0[row];
-                    }
-                }
-            });
+        let mut coefficients = spare.map_or(Vec::new(), |spare| spare.coefficients);
+        coefficients.resize((h + 2 * PAD) * stride, [0.0; CHANNELS]);
+        let bands = coefficients[PAD * stride..][..h * stride].par_chunks_mut(BAND * stride);
+        bands.enumerate().for_each(|(band, rows)| {
+            let columns = Columns {
+                image,
+                light,
+                size: (h, w),
+                start: band * BAND,
+                rows: &mut *rows,
+            };
+            Arch::new().dispatch(columns);
+            for rows in rows.chunks_mut(ROWS * stride) {
+                Arch::new().dispatch(Along { rows, w });
+            }
+        });
         for y in (0..PAD).chain(PAD + h..2 * PAD + h) {
             let from = (PAD + mirrored(y as isize - PAD as isize, h)) * stride;
             coefficients.copy_within(from..from + stride, y * stride);
@@ -110,81 +101,172 @@ impl Spline {
     /// column, which a slow pan would draw out to a smear.
     #[inline(always)]
     pub fn contains(&self, y: f32, x: f32) -> bool {
-        let inside = |at: f32, side: usize| (-EDGE..=(side - 1) as f32 + EDGE).contains(&at);
-        inside(y, self.h) && inside(x, self.w)
+        let inside = |at: f32, side: usize| (at >= -EDGE) & (at <= (side - 1) as f32 + EDGE);
+        inside(y, self.h) & inside(x, self.w)
     }
 
-    /// The image between pixels, which lie at whole numbers; beyond the edge it is the edge's.
+    /// The phase of a place, down and across: beyond the edge that of the edge.
     #[inline(always)]
-    pub fn at(&self, y: f32, x: f32) -> Pixel {
-        let phase = |at: f32, side: usize| {
-            (at.clamp(0.0, (side - 1) as f32) * PHASES as f32 + 0.5) as usize
-        };
-        let (y, x) = (phase(y, self.h), phase(x, self.w));
-        let (wy, wx) = (&self.weights[y % PHASES], &self.weights[x % PHASES]);
+    pub fn phase(&self, y: f32, x: f32) -> [u32; 2] {
+        let phase = |at: f32, side: usize| nearest(within(at, side) * PHASES as f32);
+        [phase(y, self.h), phase(x, self.w)]
+    }
+
+    /// What the four columns around a place add to the image there, channels side by side.
+    #[inline(always)]
+    pub fn parts(&self, phase: [u32; 2]) -> [f32; TAPS * CHANNELS] {
+        let [y, x] = phase.map(|phase| phase as usize);
+        let (wy, _) = &self.weights[y % PHASES];
+        let (_, wx) = &self.weights[x % PHASES];
         let stride = self.w + 2 * PAD;
         let start = (y / PHASES + PAD - 1) * stride + x / PHASES + PAD - 1;
-        // Flat, so that the vector unit takes several pixels of a row at a time.
+        let rows = &self.coefficients[start..][..(TAPS - 1) * stride + TAPS];
         let mut sums = [0.0; TAPS * CHANNELS];
         for (i, wy) in wy.iter().enumerate() {
-            let taps = self.coefficients[start + i * stride..][..TAPS].as_flattened();
+            let taps = rows[i * stride..][..TAPS].as_flattened();
             for (sum, tap) in sums.iter_mut().zip(taps) {
                 *sum += wy * tap;
             }
         }
-        let mut value = [0.0; CHANNELS];
-        for (wx, sums) in wx.iter().zip(sums.as_chunks::<CHANNELS>().0) {
-            for (value, sum) in value.iter_mut().zip(sums) {
-                *value += wx * sum;
-            }
+        for (sum, wx) in sums.iter_mut().zip(wx) {
+            *sum *= wx;
         }
-        value
+        sums
     }
 }
 
-/// Takes lines of values to the coefficients of their splines, each along the lines.
-struct Prefilter<'a, const N: usize>(&'a mut [[f32; N]]);
+/// The sum of the columns' parts.
+#[inline(always)]
+pub fn pixel(parts: &[f32; TAPS * CHANNELS]) -> Pixel {
+    let mut pixel = [0.0; CHANNELS];
+    for i in 0..CHANNELS {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|column| parts[column * CHANNELS + i]);
+        pixel[i] = (a + b) + (c + d);
+    }
+    pixel
+}
 
-impl<const N: usize> NullaryFnOnce for Prefilter<'_, N> {
+/// The prefilter down the columns, for the rows of a band.
+struct Columns<'a> {
+    image: &'a [f32],
+    light: &'a OnPicture,
+    size: (usize, usize),
+    start: usize,
+    rows: &'a mut [Pixel],
+}
+
+impl NullaryFnOnce for Columns<'_> {
     type Output = ();
 
-    /// A causal and an anticausal pass, the line going on as its mirror image (Unser
-    /// 1999, box 2).
+    /// A causal and an anticausal pass, the column going on as its mirror image (Unser 1999, box
+    /// 2), from so far before the band that where they start from does not matter.
     #[inline(always)]
     fn call(self) {
-        let lines = self.0;
-        let n = lines.len();
-        if n == 1 {
-            return;
-        }
-        const Z: f32 = POLE;
-        const GAIN: f32 = (1.0 - Z) * (1.0 - 1.0 / Z);
-        let mut sum = [0.0; N];
-        let mut power = GAIN;
-        for k in 0..=START {
-            let line = &lines[mirrored(k as isize, n)];
-            for (sum, value) in sum.iter_mut().zip(line) {
-                *sum += power * value;
+        let (h, w) = self.size;
+        let stride = w + 2 * PAD;
+        let height = self.rows.len() / stride;
+        let mut lines = vec![[0.0; 3 * STRIP]; height + 2 * START];
+        for x in (0..w).step_by(STRIP) {
+            let width = STRIP.min(w - x);
+            let mut sums = [0.0; 3 * STRIP];
+            for (k, line) in lines.iter_mut().enumerate() {
+                let y = mirrored((self.start + k) as isize - START as isize, h);
+                let ([above, below], t) = self.light.row(y);
+                let image = &self.image[3 * (y * w + x)..][..3 * width];
+                let (above, below) = (&above[3 * x..][..3 * width], &below[3 * x..][..3 * width]);
+                for i in 0..3 * width {
+                    let light = above[i] + t * (below[i] - above[i]);
+                    sums[i] = GAIN * (image[i] - light) + POLE * sums[i];
+                    line[i] = sums[i];
+                }
             }
-            power *= Z;
-        }
-        lines[0] = sum;
-        for line in &mut lines[1..] {
-            for (value, sum) in line.iter_mut().zip(&mut sum) {
-                *sum = GAIN * *value + Z * *sum;
-                *value = *sum;
+            sums.fill(0.0);
+            for (k, line) in lines.iter().enumerate().skip(START).rev() {
+                for (sum, value) in sums.iter_mut().zip(line) {
+                    *sum = POLE * (*sum - value);
+                }
+                if let Some(row) = self.rows.chunks_exact_mut(stride).nth(k - START) {
+                    let pixels = sums.as_chunks::<3>().0;
+                    for (value, [r, g, b]) in row[PAD + x..][..width].iter_mut().zip(pixels) {
+                        *value = [*r, *g, *b, 0.0];
+                    }
+                }
             }
         }
-        const SCALE: f32 = Z / (Z * Z - 1.0);
-        for (i, sum) in sum.iter_mut().enumerate() {
-            *sum = SCALE * (lines[n - 1][i] + Z * lines[n - 2][i]);
-        }
-        lines[n - 1] = sum;
-        for line in lines[..n - 1].iter_mut().rev() {
-            for (value, sum) in line.iter_mut().zip(&mut sum) {
-                *sum = Z * (*sum - *value);
-                *value = *sum;
+    }
+}
+
+/// The prefilter along some rows, which then go on beyond their ends.
+struct Along<'a> {
+    rows: &'a mut [Pixel],
+    w: usize,
+}
+
+impl NullaryFnOnce for Along<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let (w, stride) = (self.w, self.w + 2 * PAD);
+        match self.rows.len() == ROWS * stride {
+            true => filter_along::<ROWS>(self.rows, w),
+            false => {
+                for row in self.rows.chunks_exact_mut(stride) {
+                    filter_along::<1>(row, w);
+                }
             }
+        }
+        for row in self.rows.chunks_exact_mut(stride) {
+            for x in (0..PAD).chain(PAD + w..stride) {
+                row[x] = row[PAD + mirrored(x as isize - PAD as isize, w)];
+            }
+        }
+    }
+}
+
+/// Both passes along `N` rows, side by side, since each pixel of a row waits for the one before.
+#[inline(always)]
+fn filter_along<const N: usize>(rows: &mut [Pixel], w: usize) {
+    if w == 1 {
+        return;
+    }
+    let stride = w + 2 * PAD;
+    let mut rest = rows;
+    let mut rows: [&mut [Pixel]; N] = std::array::from_fn(|_| {
+        let (row, after) = std::mem::take(&mut rest).split_at_mut(stride);
+        rest = after;
+        &mut row[PAD..PAD + w]
+    });
+    let mut sums = [[0.0; CHANNELS]; N];
+    let mut power = GAIN;
+    for k in 0..=START {
+        for (sum, row) in sums.iter_mut().zip(&rows) {
+            let value = row[mirrored(k as isize, w)];
+            (0..CHANNELS).for_each(|i| sum[i] += power * value[i]);
+        }
+        power *= POLE;
+    }
+    for (sum, row) in sums.iter().zip(&mut rows) {
+        row[0] = *sum;
+    }
+    for x in 1..w {
+        for (sum, row) in sums.iter_mut().zip(&mut rows) {
+            let value = row[x];
+            (0..CHANNELS).for_each(|i| sum[i] = GAIN * value[i] + POLE * sum[i]);
+            row[x] = *sum;
+        }
+    }
+    const SCALE: f32 = POLE / (POLE * POLE - 1.0);
+    for (sum, row) in sums.iter_mut().zip(&mut rows) {
+        let (last, before) = (row[w - 1], row[w - 2]);
+        (0..CHANNELS).for_each(|i| sum[i] = SCALE * (last[i] + POLE * before[i]));
+        row[w - 1] = *sum;
+    }
+    for x in (0..w - 1).rev() {
+        for (sum, row) in sums.iter_mut().zip(&mut rows) {
+            let value = row[x];
+            (0..CHANNELS).for_each(|i| sum[i] = POLE * (sum[i] - value[i]));
+            row[x] = *sum;
         }
     }
 }
@@ -207,14 +289,21 @@ fn weights(t: f32) -> [f32; TAPS] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::light::Light;
     use super::*;
 
-    fn spline(h: usize, w: usize, value: impl Fn(f32, f32) -> f32 + Sync) -> Spline {
-        Spline::new((h, w), |y, start, part| {
-            for (x, pixel) in (start..).zip(part) {
-                *pixel = [value(y as f32, x as f32), 0.5, -(x as f32), 0.0];
-            }
-        })
+    fn spline(h: usize, w: usize, value: impl Fn(f32, f32) -> f32) -> Spline {
+        let rgb = |i: usize| {
+            let (y, x) = ((i / w) as f32, (i % w) as f32);
+            [value(y, x), 0.5, -x]
+        };
+        let image: Vec<f32> = (0..h * w).flat_map(rgb).collect();
+        let none = Light::new(&vec![0.0; h * w * 3], (h, w)).on((h, w));
+        Spline::new(&image, &none, (h, w), None)
+    }
+
+    fn at(spline: &Spline, y: f32, x: f32) -> Pixel {
+        pixel(&spline.parts(spline.phase(y, x)))
     }
 
     #[test]
@@ -232,11 +321,11 @@ mod tests {
     #[test]
     fn it_goes_through_the_pixels_at_every_size() {
         let value = |y: f32, x: f32| ((y * 7.3 + x * 3.1).sin() * 43.7).fract();
-        for (h, w) in [(1, 1), (1, 9), (7, 1), (2, 2), (16, 17), (40, 33)] {
+        for (h, w) in [(1, 1), (1, 9), (7, 1), (2, 2), (16, 17), (70, 130)] {
             let spline = spline(h, w, value);
             for y in 0..h {
                 for x in 0..w {
-                    let [red, green, blue, _] = spline.at(y as f32, x as f32);
+                    let [red, green, blue, _] = at(&spline, y as f32, x as f32);
                     let expected = value(y as f32, x as f32);
                     assert!(
                         (red - expected).abs() < 1e-4,
@@ -255,7 +344,7 @@ mod tests {
         let spline = spline(64, 64, wave);
         let worst = (0..400)
             .map(|i| (20.0 + 0.055 * i as f32, 42.0 - 0.053 * i as f32))
-            .map(|(y, x)| (spline.at(y, x)[0] - wave(y, x)).abs())
+            .map(|(y, x)| (at(&spline, y, x)[0] - wave(y, x)).abs())
             .fold(0.0, f32::max);
         assert!(worst < 0.03, "{worst}");
     }
@@ -264,7 +353,7 @@ mod tests {
     fn beyond_the_edge_it_is_the_edges() {
         let spline = spline(5, 6, |y, x| y + 10.0 * x);
         for (beyond, edge) in [((-3.0, 2.0), (0.0, 2.0)), ((2.5, 90.0), (2.5, 5.0))] {
-            assert_eq!(spline.at(beyond.0, beyond.1), spline.at(edge.0, edge.1));
+            assert_eq!(at(&spline, beyond.0, beyond.1), at(&spline, edge.0, edge.1));
         }
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 use super::*;
-use crate::stylizer::motion::flow::flow;
+use crate::stylizer::motion::flow::both;
 use candle_core::{Device, Tensor};
 
 fn pyramid((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
@@ -14,7 +14,7 @@ fn pyramid((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
 }
 
 fn changed(now: &Pyramid, before: &Pyramid) -> f64 {
-    let change = change(now, before, &[flow(now, before), flow(before, now)]);
+    let change = change(now, before, &both(&now.levels, &before.levels));
     assert!((0.0..=1.0).contains(&change), "{change}");
     change
 }
