@@ -20,8 +20,11 @@ const MAX_SHORTENINGS: u32 = 6;
 /// L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5), each step held within 0..1 and the pairs
 /// taken from the displacement that was really made.
 ///
-/// The pairs go on from frame to frame: the next frame's objective curves much like this one's. A
-/// step that raises the loss is shortened; if that does not help, what was learned is dropped.
+/// The pairs go on from frame to frame: the next frame's objective curves much like this one's. They
+/// stay at their pixels where the picture moves: moving them along made the losses of a panning and
+/// a turning clip 0.4 and 1.6 % lower, and their warping errors 7 % lower and 2 % higher.
+///
+/// A step that raises the loss is shortened; if that does not help, what was learned is dropped.
 pub struct Lbfgs {
     history: usize,
     pairs: Pairs,
