@@ -7,6 +7,7 @@
 //! Neural Networks" (CVPR 2016), except that Gram matrices are divided by their number of
 //! positions, so that images of different sizes can be compared.
 
+mod exchange;
 mod gradient_scale;
 
 use super::config::{Config, LayerWeights, LossScale};
@@ -16,7 +17,8 @@ use crate::ops::elementwise::{
 use crate::ops::gram::{gram, gram_backward};
 use crate::ops::record::Recorded;
 use crate::vgg::{Cancel, Error, Features, Layer, Pooling, Vgg};
-use candle_core::{DType, Device, Tensor, TensorId};
+use candle_core::{DType, Tensor, TensorId};
+use exchange::{Exchange, Place};
 use gradient_scale::GradientScale;
 use std::sync::Arc;
 
@@ -127,53 +129,6 @@ fn check_range(features: &Features, deepest: Layer) -> Result<(), Error> {
     }
 }
 
-/// Where a term leaves its sum, `f64` `[1]`, and finds the factor of its gradient, `f32` `[1]`.
-struct Place {
-    index: usize,
-    sum: Tensor,
-    factor: Tensor,
-}
-
-/// The sums and the factors of all terms: each crosses to the device, or back, in one piece.
-struct Exchange {
-    sums: Tensor,
-    factors: Tensor,
-    /// The factors that are on the device.
-    written: Vec<f32>,
-    places: usize,
-}
-
-impl Exchange {
-    fn new(places: usize, device: &Device) -> candle_core::Result<Self> {
-        Ok(Self {
-            sums: Tensor::zeros(places, DType::F64, device)?,
-            factors: Tensor::zeros(places, DType::F32, device)?,
-            written: vec![0.0; places],
-            places: 0,
-        })
-    }
-
-    fn place(&mut self) -> candle_core::Result<Place> {
-        let index = self.places;
-        self.places += 1;
-        Ok(Place {
-            index,
-            sum: self.sums.narrow(0, index, 1)?,
-            factor: self.factors.narrow(0, index, 1)?,
-        })
-    }
-
-    fn write(&mut self, factors: Vec<f32>) -> candle_core::Result<()> {
-        if factors != self.written {
-            let device = self.factors.device();
-            let values = Tensor::from_slice(&factors, factors.len(), device)?;
-            self.factors.slice_set(&values, 0, 0)?;
-            self.written = factors;
-        }
-        Ok(())
-    }
-}
-
 /// The objective for images of one size.
 pub struct Objective {
     vgg: Arc<Vgg>,
@@ -217,9 +172,9 @@ impl Objective {
         let deepest = content_layers.deepest().max(style_layers.deepest());
         let features = vgg.allocate(h, w, deepest)?;
         let gradients = vgg.allocate_gradients(h, w, deepest)?;
-        let vgg_device = vgg.device().clone();
+        let device = vgg.device().clone();
         let terms = content_layers.iter().count() + style_layers.iter().count();
-        let mut exchange = Exchange::new(terms + 3, vgg.device())?;
+        let mut exchange = Exchange::new(terms + 3, &device)?;
         let content = content_layers.iter().map(|(layer, weight)| {
             Ok(ContentTerm {
                 layer,
@@ -251,9 +206,9 @@ impl Objective {
             has_temporal: false,
             gradient_scale: GradientScale::new(vgg.precision()),
             balance: None,
-            frame: match vgg_device.is_cpu() {
+            frame: match device.is_cpu() {
                 true => None,
-                false => Some(Tensor::zeros((h, w, 3), DType::F32, &vgg_device)?),
+                false => Some(Tensor::zeros((h, w, 3), DType::F32, &device)?),
             },
             content_pass: Recorded::default(),
             recordings: Vec::new(),
