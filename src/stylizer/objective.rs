@@ -73,6 +73,11 @@ struct ContentTerm {
 }
 
 impl ContentTerm {
+    /// The layer's weight over what its loss is divided by.
+    fn share(&self, balance: Balance) -> f64 {
+        self.weight / self.scale(balance.loss_scale)
+    }
+
     /// What the loss is divided by.
     fn scale(&self, scale: LossScale) -> f64 {
         match scale {
@@ -101,6 +106,11 @@ struct StyleTerm {
 }
 
 impl StyleTerm {
+    /// The layer's weight over what its loss is divided by.
+    fn share(&self, balance: Balance) -> f64 {
+        self.weight / self.scale(balance.loss_scale)
+    }
+
     /// N²
     fn channels_squared(&self) -> f64 {
         self.target.elem_count() as f64
@@ -330,11 +340,11 @@ impl Objective {
         let scale = self.gradient_scale.value();
         let mut factors = vec![0.0; self.exchange.places];
         for term in &self.content {
-            let weight = term.weight / term.scale(balance.loss_scale);
+            let weight = term.share(balance);
             factors[term.place.index] = (scale * balance.alpha * weight) as f32;
         }
         for term in &self.style {
-            let weight = term.weight / term.scale(balance.loss_scale);
+            let weight = term.share(balance);
             let factor = balance.beta * weight / (term.channels_squared() * term.positions);
             factors[term.place.index] = (scale * factor) as f32;
         }
@@ -349,11 +359,11 @@ impl Objective {
         let sum = |place: &Place| sums[place.index];
         let mut losses = Losses::default();
         for term in &self.content {
-            let weight = term.weight / term.scale(balance.loss_scale);
+            let weight = term.share(balance);
             losses.content += weight * 0.5 * sum(&term.place);
         }
         for term in &self.style {
-            let weight = term.weight / term.scale(balance.loss_scale);
+            let weight = term.share(balance);
             losses.style += weight * sum(&term.place) / (4.0 * term.channels_squared());
         }
         losses.variation = sum(&self.variation_place) / values as f64;

@@ -3,6 +3,7 @@
 //! What L-BFGS has learned, on a GPU: the host decides how long a step is, and waits for nothing
 //! else.
 
+use super::vector::summed;
 use super::{Arg, BLOCKS, Gpu, Work, address, at, blocks};
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -49,18 +50,12 @@ impl Pairs {
 
     /// Σ (trial − image)² and Σ gradient (trial − image) into `sums`, `f64` `[2]`.
     pub fn moved(image: &Tensor, trial: &Tensor, gradient: &Tensor, sums: &Tensor) -> Result<()> {
-        let gpu = Gpu::of(image.device())?;
-        let work = gpu.work()?;
-        let (values, partials) = (image.elem_count(), work.partials()?);
-        let args = [
-            at(image)?,
-            at(trial)?,
-            at(gradient)?,
-            Arg::Address(partials),
-            Arg::Long(values as i64),
-        ];
-        let parts = work.each("lbfgs_moved", values, &args)?;
-        work.finish(partials, parts, 2, address(sums)?)
+        let values = image.elem_count();
+        let count = Arg::Long(values as i64);
+        summed(sums, |work, partials| {
+            let args = [at(image)?, at(trial)?, at(gradient)?, partials, count];
+            work.each("lbfgs_moved", values, &args)
+        })
     }
 
     /// Learns from the step from `image` to `trial`, if its cosine with the change of the gradient

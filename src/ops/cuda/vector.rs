@@ -3,7 +3,7 @@
 //! Sums over tensors and the vector work of the losses and the optimisers, on a GPU.
 
 use super::super::pool::Pooling;
-use super::{Arg, Gpu, address, at, features_at, suffix};
+use super::{Arg, Gpu, Work, address, at, features_at, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::{memcpy_dtod_async, memset_d8_async};
 use candle_core::{Result, Tensor};
@@ -75,19 +75,24 @@ pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor)
     over("adam_step", x, &[at(x)?, rate, at(m)?, correction, at(v)?])
 }
 
+/// Adds up what the blocks of a kernel leave, into `sums`: a row of parts for each, at the address
+/// that `launch` gives the kernel. What comes back from it is the number of blocks.
+pub(super) fn summed(sums: &Tensor, launch: impl FnOnce(&Work, Arg) -> Result<u32>) -> Result<()> {
+    let gpu = Gpu::of(sums.device())?;
+    let work = gpu.work()?;
+    let partials = work.partials()?;
+    let parts = launch(&work, Arg::Address(partials))?;
+    work.finish(partials, parts, sums.elem_count() as u32, address(sums)?)
+}
+
 /// Σ x y into `sum`.
 pub fn dot(x: &Tensor, y: &Tensor, sum: &Tensor) -> Result<()> {
-    let gpu = Gpu::of(x.device())?;
-    let work = gpu.work()?;
-    let (count, partials) = (x.elem_count(), work.partials()?);
-    let args = [
-        at(x)?,
-        at(y)?,
-        Arg::Address(partials),
-        Arg::Long(count as i64),
-    ];
-    let parts = work.each(&format!("dot_{}", suffix(x.dtype())?), count, &args)?;
-    work.finish(partials, parts, 1, address(sum)?)
+    let count = x.elem_count();
+    let kernel = format!("dot_{}", suffix(x.dtype())?);
+    summed(sum, |work, partials| {
+        let args = [at(x)?, at(y)?, partials, Arg::Long(count as i64)];
+        work.each(&kernel, count, &args)
+    })
 }
 
 pub fn content(
@@ -97,21 +102,20 @@ pub fn content(
     (gradient, accumulate): (&Tensor, bool),
     sum: &Tensor,
 ) -> Result<()> {
-    let gpu = Gpu::of(f.device())?;
-    let work = gpu.work()?;
-    let (count, partials) = (f.elem_count(), work.partials()?);
-    let args = [
-        features_at(f)?,
-        features_at(p)?,
-        at(factor)?,
-        features_at(gradient)?,
-        Arg::Int(accumulate.into()),
-        Arg::Address(partials),
-        Arg::Long(count as i64),
-    ];
     let (_, _, n) = f.dims3()?;
-    let parts = work.each_feature("content", f.dtype(), (count, n), &args)?;
-    work.finish(partials, parts, 1, address(sum)?)
+    let count = f.elem_count();
+    summed(sum, |work, partials| {
+        let args = [
+            features_at(f)?,
+            features_at(p)?,
+            at(factor)?,
+            features_at(gradient)?,
+            Arg::Int(accumulate.into()),
+            partials,
+            Arg::Long(count as i64),
+        ];
+        work.each_feature("content", f.dtype(), (count, n), &args)
+    })
 }
 
 pub fn total_variation(
@@ -121,19 +125,18 @@ pub fn total_variation(
     sum: &Tensor,
 ) -> Result<()> {
     let (h, w, _) = image.dims3()?;
-    let gpu = Gpu::of(image.device())?;
-    let work = gpu.work()?;
-    let partials = work.partials()?;
-    let args = [
-        at(image)?,
-        at(factor)?,
-        at(gradient)?,
-        Arg::Address(partials),
-        Arg::Int(h as i32),
-        Arg::Int(w as i32),
-    ];
-    let parts = work.each("total_variation", image.elem_count(), &args)?;
-    work.finish(partials, parts, 1, address(sum)?)
+    let [rows, columns] = [h, w].map(|it| Arg::Int(it as i32));
+    summed(sum, |work, partials| {
+        let args = [
+            at(image)?,
+            at(factor)?,
+            at(gradient)?,
+            partials,
+            rows,
+            columns,
+        ];
+        work.each("total_variation", image.elem_count(), &args)
+    })
 }
 
 pub fn held(
@@ -144,19 +147,18 @@ pub fn held(
     sum: &Tensor,
 ) -> Result<()> {
     let (h, w, _) = image.dims3()?;
-    let gpu = Gpu::of(image.device())?;
-    let work = gpu.work()?;
-    let partials = work.partials()?;
-    let args = [
-        at(image)?,
-        at(target)?,
-        at(factor)?,
-        at(gradient)?,
-        Arg::Address(partials),
-        Arg::Long((h * w) as i64),
-    ];
-    let parts = work.each("held", h * w, &args)?;
-    work.finish(partials, parts, 1, address(sum)?)
+    let pixels = Arg::Long((h * w) as i64);
+    summed(sum, |work, partials| {
+        let args = [
+            at(image)?,
+            at(target)?,
+            at(factor)?,
+            at(gradient)?,
+            partials,
+            pixels,
+        ];
+        work.each("held", h * w, &args)
+    })
 }
 
 pub fn pool(pooling: Pooling, input: &Tensor, output: &Tensor) -> Result<()> {
