@@ -19,7 +19,7 @@ mod start;
 pub mod still;
 
 use flow::{Field, both};
-use occlusion::{Mask, clear_unlike, reliable, visible};
+use occlusion::{Mask, clear_unlike, masks};
 pub use past::Past;
 use pyramid::{Level, Pyramid};
 pub use start::{Frames, Start};
@@ -49,10 +49,10 @@ impl Motion {
     fn from_level(level: usize, now: &Pyramid, before: &Pyramid) -> Self {
         let [backward, forward] = both(&now.levels[level..], &before.levels[level..]);
         let scale = 1 << (now.finest as usize + level);
-        let visible = visible(&backward, &forward, scale);
+        let [visible, reliable] = masks(&backward, &forward, scale);
         Self {
-            reliable: reliable(&visible, &backward, scale),
             visible,
+            reliable,
             flows: [backward, forward],
             scale,
         }

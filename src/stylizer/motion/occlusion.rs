@@ -10,6 +10,9 @@ use super::pyramid::Level;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+/// Rows that are worth a thread.
+const MIN_ROWS: usize = 16;
+
 /// Luma that what is the same differs by at most in frames that are some apart.
 const UNLIKE: f32 = 6.0;
 
@@ -40,51 +43,62 @@ fn square(u: f32, v: f32, scale: usize) -> f32 {
     (scale * scale) as f32 * (u * u + v * v)
 }
 
-/// Which pixels of a frame are seen in another: `backward` is the flow w from the frame to the
-/// other, `forward` the flow ŵ back, both of 1 / `scale` of the frame's size. A pixel is hidden
-/// where |w + ŵ|² > 0.01 (|w|² + |ŵ|²) + 0.5, ŵ being taken where w ends (eq. 5), or beyond the
-/// edge.
-pub fn visible(backward: &Field, forward: &Field, scale: usize) -> Mask {
+/// Which pixels of a frame are seen in another, and which of them reliably: `backward` is the flow w
+/// from the frame to the other, `forward` the flow ŵ back, both of 1 / `scale` of the frame's size.
+/// A pixel is hidden where |w + ŵ|² > 0.01 (|w|² + |ŵ|²) + 0.5, ŵ being taken where w ends (eq. 5),
+/// or beyond the edge. It is not reliable where two motions meet:
+/// |∇u|² + |∇v|² > 0.01 |w|² + 0.002 (eq. 6).
+pub fn masks(backward: &Field, forward: &Field, scale: usize) -> [Mask; 2] {
     let (h, w) = (backward.h, backward.w);
-    let mut values = vec![0.0; h * w];
-    let rows = values.par_chunks_exact_mut(w).enumerate();
-    rows.for_each(|(y, row)| {
-        Arch::new().dispatch(Visible {
+    let [mut visible, mut reliable] = [(); 2].map(|()| Mask {
+        h,
+        w,
+        values: vec![0.0; h * w],
+    });
+    let rows = visible.values.par_chunks_exact_mut(w);
+    let rows = rows.zip(reliable.values.par_chunks_exact_mut(w));
+    let rows = rows.with_min_len(MIN_ROWS).enumerate();
+    rows.for_each(|(y, (visible, reliable))| {
+        Arch::new().dispatch(Row {
             y,
-            row,
+            visible,
+            reliable,
             backward,
             forward,
             scale,
         });
     });
-    Mask { h, w, values }
+    [visible, reliable]
 }
 
-/// A row of a mask.
-struct Visible<'a> {
+/// A row of both masks.
+struct Row<'a> {
     y: usize,
-    row: &'a mut [f32],
+    visible: &'a mut [f32],
+    reliable: &'a mut [f32],
     backward: &'a Field,
     forward: &'a Field,
     scale: usize,
 }
 
-impl NullaryFnOnce for Visible<'_> {
+impl NullaryFnOnce for Row<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        let Self {
-            y,
-            row,
-            backward,
-            forward,
-            scale,
-        } = self;
+    fn call(mut self) {
+        self.set_visible();
+        self.set_reliable();
+    }
+}
+
+impl Row<'_> {
+    #[inline(always)]
+    fn set_visible(&mut self) {
+        let (y, scale, backward) = (self.y, self.scale, self.backward);
         let (h, w) = (backward.h, backward.w);
         let (bottom, right) = ((h - 1) as f32, (w - 1) as f32);
         let [us, vs] = [&backward.u, &backward.v].map(|values| &values[y * w..][..w]);
-        for (x, row) in (0..).step_by(LANES).zip(row.chunks_mut(LANES)) {
+        for (x, row) in (0..).step_by(LANES).zip(self.visible.chunks_mut(LANES)) {
             let (u, v) = (
                 load_some(&us[x..], row.len()),
                 load_some(&vs[x..], row.len()),
@@ -92,7 +106,8 @@ impl NullaryFnOnce for Visible<'_> {
             let there_y = lanes(|i| y as f32 + v[i]);
             let there_x = lanes(|i| x as f32 + i as f32 + u[i]);
             let corners = Corners::new((h, w), there_y, there_x);
-            let (back_u, back_v) = (corners.between(&forward.u), corners.between(&forward.v));
+            let back_u = corners.between(&self.forward.u);
+            let back_v = corners.between(&self.forward.v);
             let seen = lanes(|i| {
                 let beyond_y = (there_y[i] - there_y[i].clamp(0.0, bottom)).abs();
                 let beyond_x = (there_x[i] - there_x[i].clamp(0.0, right)).abs();
@@ -104,43 +119,16 @@ impl NullaryFnOnce for Visible<'_> {
             row.copy_from_slice(&seen[..row.len()]);
         }
     }
-}
 
-/// Which of the `visible` pixels are not where two motions meet: there
-/// |∇u|² + |∇v|² > 0.01 |w|² + 0.002 (eq. 6).
-pub fn reliable(visible: &Mask, backward: &Field, scale: usize) -> Mask {
-    let (h, w) = (visible.h, visible.w);
-    let mut values = visible.values.clone();
-    let rows = values.par_chunks_exact_mut(w).enumerate();
-    rows.for_each(|(y, row)| {
-        Arch::new().dispatch(Reliable {
-            y,
-            row,
-            backward,
-            scale,
-        });
-    });
-    Mask { h, w, values }
-}
-
-/// A row of a mask, which shows what is visible.
-struct Reliable<'a> {
-    y: usize,
-    row: &'a mut [f32],
-    backward: &'a Field,
-    scale: usize,
-}
-
-impl NullaryFnOnce for Reliable<'_> {
-    type Output = ();
-
+    /// Of what is visible.
     #[inline(always)]
-    fn call(self) {
+    fn set_reliable(&mut self) {
         let Field { h, w, u, v } = self.backward;
         let (y, last) = (self.y, w - 1);
         let ys = [y.saturating_sub(1), y, (y + 1).min(h - 1)];
         let [u, v] = [u, v].map(|values| ys.map(|y| &values[y * w..][..*w]));
-        let (first, rest) = self.row.split_at_mut(1);
+        self.reliable.copy_from_slice(self.visible);
+        let (first, rest) = self.reliable.split_at_mut(1);
         first[0] *= steady(u, v, [0, 0, last.min(1)], self.scale);
         if let Some((end, inner)) = rest.split_last_mut() {
             *end *= steady(u, v, [last - 1, last, last], self.scale);
@@ -227,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_comes_from_beyond_the_edge_was_not_seen() {
-        let mask = visible(&field(|_, _| (3.0, 0.0)), &field(|_, _| (-3.0, 0.0)), 1);
+        let [mask, _] = masks(&field(|_, _| (3.0, 0.0)), &field(|_, _| (-3.0, 0.0)), 1);
         let expected = [[12; 17].as_slice(), &[0; 3]].concat();
         assert_eq!(columns(&mask), expected);
     }
@@ -243,7 +231,7 @@ mod tests {
             (3.0, -2.21, 1, true),
             (3.0, -2.19, 1, false),
         ] {
-            let mask = visible(
+            let [mask, _] = masks(
                 &field(|_, _| (0.0, there)),
                 &field(|_, _| (0.0, back)),
                 scale,
@@ -257,7 +245,7 @@ mod tests {
         // The columns from 10 on stand still, those before came from the right: of the two that
         // lead to one place only the ones that stand still are led back to.
         let backward = field(|_, x| (if x < 10 { 4.0 } else { 0.0 }, 0.0));
-        let mask = visible(
+        let [mask, _] = masks(
             &backward,
             &field(|_, x| (if x < 10 { -4.0 } else { 0.0 }, 0.0)),
             1,
@@ -268,29 +256,23 @@ mod tests {
 
     #[test]
     fn where_two_motions_meet_is_not_reliable() {
-        let all = Mask {
-            h: 12,
-            w: 20,
-            values: vec![1.0; 240],
-        };
-        let meeting = field(|_, x| (if x < 10 { 1.0 } else { 0.0 }, 0.0));
+        let meeting = field(|_, x| (if x < 10 { 0.5 } else { 0.0 }, 0.0));
+        let still = field(|_, _| (0.0, 0.0));
+        let [visible, reliable] = masks(&meeting, &still, 1);
+        assert_eq!(columns(&visible), [12; 20]);
         let expected = [[12; 9].as_slice(), &[0; 2], &[12; 9]].concat();
-        assert_eq!(columns(&reliable(&all, &meeting, 1)), expected);
+        assert_eq!(columns(&reliable), expected);
         // |∇u|² + |∇v|² against 0.01 |w|² + 0.002
         for (slope, constant, agree) in [(0.04, 0.0, true), (0.05, 0.0, false), (0.05, 3.0, true)] {
-            let field = field(|_, x| (slope * (x as f32 - 10.0), constant));
-            let mask = reliable(&all, &field, 1);
-            assert_eq!(mask.at(4.0, 10.0) == 1.0, agree, "{slope} {constant}");
+            let motion = |x: usize| slope * (x as f32 - 10.0) + constant;
+            let backward = field(|_, x| (motion(x), 0.0));
+            let [visible, reliable] = masks(&backward, &field(|_, x| (-motion(x), 0.0)), 1);
+            assert_eq!(visible.at(4.0, 10.0), 1.0);
+            assert_eq!(reliable.at(4.0, 10.0) == 1.0, agree, "{slope} {constant}");
         }
-        // What is hidden stays hidden.
-        let none = Mask {
-            values: vec![0.0; 240],
-            ..all
-        };
-        assert_eq!(
-            reliable(&none, &field(|_, _| (0.0, 0.0)), 1).values,
-            none.values
-        );
+        // What is hidden is not.
+        let [_, reliable] = masks(&still, &field(|_, _| (0.0, 0.9)), 1);
+        assert_eq!(columns(&reliable), [0; 20]);
     }
 
     #[test]
