@@ -7,6 +7,7 @@ use super::grid::Corners;
 use super::pyramid::Level;
 use super::refine::refine;
 use super::search::{Found, Order, Search, Sums};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::join;
 
 /// In pixels, how far a patch may miss the dominant motion and still count a quarter, for each fit
@@ -121,36 +122,63 @@ pub fn both(a: &[Level], b: &[Level]) -> [Field; 2] {
 
 /// The movement by whole pixels under which the images are most alike where they overlap.
 fn shift(from: &Level, to: &Level) -> (f32, f32) {
-    let (h, w) = (from.h as isize, from.w as isize);
-    let difference = |dy: isize, dx: isize| {
-        let (mut count, mut total, mut squares) = (0.0, 0.0, 0.0);
+    Arch::new().dispatch(Shift { from, to })
+}
+
+/// A function of its own, which is compiled for each kind of vector unit.
+struct Shift<'a> {
+    from: &'a Level,
+    to: &'a Level,
+}
+
+impl Shift<'_> {
+    /// The variance of the difference at a movement: a flash is no difference.
+    #[inline(always)]
+    fn difference<S: Simd>(&self, simd: S, dy: isize, dx: isize) -> f32 {
+        let (h, w) = (self.from.h as isize, self.from.w as isize);
+        let (start, len) = (0.max(-dx), (w - dx.abs()) as usize);
+        let [mut total, mut squares] = [simd.splat_f32s(0.0); 2];
+        let mut add = |from, to| {
+            let difference = simd.sub_f32s(to, from);
+            total = simd.add_f32s(total, difference);
+            squares = simd.mul_add_e_f32s(difference, difference, squares);
+        };
         for y in 0.max(-dy)..h.min(h - dy) {
-            let (start, end) = (0.max(-dx), w.min(w - dx));
-            let from = from.from(y, start);
-            let to = to.from(y + dy, start + dx);
-            let len = (end - start) as usize;
-            for (from, to) in from[..len].iter().zip(to) {
-                let difference = to - from;
-                total += difference;
-                squares += difference * difference;
+            let (from, from_end) = S::as_simd_f32s(&self.from.from(y, start)[..len]);
+            let (to, to_end) = S::as_simd_f32s(&self.to.from(y + dy, start + dx)[..len]);
+            for (from, to) in from.iter().zip(to) {
+                add(*from, *to);
             }
-            count += len as f32;
+            add(
+                simd.partial_load_f32s(from_end),
+                simd.partial_load_f32s(to_end),
+            );
         }
-        // The variance: a flash is no difference.
-        (squares - total * total / count) / count
-    };
-    let mut least = STAND_STILL * difference(0, 0);
-    let mut best = (0.0, 0.0);
-    let [reach_y, reach_x] = [h, w].map(|side| (side / MAX_SHIFT).min(MAX_REACH));
-    for dy in -reach_y..=reach_y {
-        for dx in -reach_x..=reach_x {
-            let difference = difference(dy, dx);
-            if difference < least {
-                (least, best) = (difference, (dx as f32, dy as f32));
-            }
-        }
+        let count = (len as isize * (h - dy.abs())) as f32;
+        let total = simd.reduce_sum_f32s(total);
+        (simd.reduce_sum_f32s(squares) - total * total / count) / count
     }
-    best
+}
+
+impl WithSimd for Shift<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (f32, f32) {
+        let mut least = STAND_STILL * self.difference(simd, 0, 0);
+        let mut best = (0.0, 0.0);
+        let reach = |side: usize| (side as isize / MAX_SHIFT).min(MAX_REACH);
+        let (reach_y, reach_x) = (reach(self.from.h), reach(self.from.w));
+        for dy in -reach_y..=reach_y {
+            for dx in -reach_x..=reach_x {
+                let difference = self.difference(simd, dy, dx);
+                if difference < least {
+                    (least, best) = (difference, (dx as f32, dy as f32));
+                }
+            }
+        }
+        best
+    }
 }
 
 /// A motion that is linear in the place: of each component the constant, and what x and y add.

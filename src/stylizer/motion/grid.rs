@@ -59,9 +59,12 @@ impl<const N: usize> Corners<N> {
     /// The values at the places.
     #[inline(always)]
     pub fn between(&self, values: &[f32]) -> [f32; N] {
-        let corners = self
-            .places
-            .map(|places| places.map(|place| values[place as usize]));
+        let mut corners = [[0.0; N]; 4];
+        for (corners, places) in corners.iter_mut().zip(&self.places) {
+            for i in 0..N {
+                corners[i] = values[places[i] as usize];
+            }
+        }
         let mut between = [0.0; N];
         for i in 0..N {
             let above = corners[0][i] + self.across[i] * (corners[1][i] - corners[0][i]);

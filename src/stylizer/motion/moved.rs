@@ -5,7 +5,6 @@
 use super::Motion;
 use super::grid::{Corners, Place, places};
 use super::light::OnPicture;
-use super::occlusion::Mask;
 use super::planes::{self, LANES, Lanes, lanes, load, store};
 use super::spline::{Pixel, Spline, pixel};
 use pulp::NullaryFnOnce;
@@ -82,8 +81,9 @@ impl<'a> Source<'a> {
         self.set_known(y, w, scratch);
         for x in (0..w).step_by(LANES) {
             let [u, v, visible, reliable] = &scratch.known;
-            let known = [u, v, visible, reliable].map(|row| load(&row.0, LANES + x));
-            self.add_part(y, x, known, known[2], scratch, |paint, pixel| {
+            let load = |row: &planes::Row| load(&row.0, LANES + x);
+            let (flow, masks) = ((load(u), load(v)), [load(visible), load(reliable)]);
+            self.add_part(y, x, flow, masks, scratch, |paint, pixel| {
                 // What is beside a pixel is overwritten by the next one.
                 paint.copy_from_slice(&pixel);
             });
@@ -93,22 +93,27 @@ impl<'a> Source<'a> {
     /// Adds an older painting where the later ones left something, as far as it is sure.
     #[inline(always)]
     fn add_older(&self, y: usize, w: usize, scratch: &mut Scratch) {
-        let Mask { h, w: across, .. } = self.motion.visible;
-        let within = |at: usize| (at as f32 + 0.5) / self.motion.scale as f32 - 0.5;
+        let Motion {
+            flows: [flow, _],
+            reliable,
+            ..
+        } = self.motion;
+        let scale = self.motion.scale as f32;
+        let within = |at: usize| (at as f32 + 0.5) / scale - 0.5;
         for x in (0..w).step_by(LANES) {
             if load(&scratch.left, x) == NOTHING {
                 continue;
             }
-            let corners = Corners::new((h, across), [within(y); LANES], lanes(|i| within(x + i)));
-            let reliable = corners.between(&self.motion.reliable.values);
+            let size = (reliable.h, reliable.w);
+            let corners = Corners::new(size, [within(y); LANES], lanes(|i| within(x + i)));
+            let reliable = corners.between(&reliable.values);
             if reliable == NOTHING {
                 continue;
             }
-            let known = self.motion.grids().map(|(grid, unit)| {
-                let values = corners.between(grid);
-                lanes(|i| unit * values[i])
-            });
-            self.add_part(y, x, known, known[3], scratch, |paint, pixel| {
+            let [u, v] = [&flow.u, &flow.v];
+            let (u, v) = (corners.between(u), corners.between(v));
+            let flow = (lanes(|i| scale * u[i]), lanes(|i| scale * v[i]));
+            self.add_part(y, x, flow, [reliable; 2], scratch, |paint, pixel| {
                 for (paint, value) in paint.iter_mut().zip(&pixel[..3]) {
                     *paint += value;
                 }
@@ -116,15 +121,15 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Adds the painting to the part of row `y` from `x` on, with what is known there, as far as
-    /// it may show and nothing else does.
+    /// Adds the painting to the part of row `y` from `x` on, with the flow there, as far as it is
+    /// visible and nothing else is.
     #[inline(always)]
     fn add_part(
         &self,
         y: usize,
         x: usize,
-        [u, v, _, reliable]: [Lanes; 4],
-        may: Lanes,
+        (u, v): (Lanes, Lanes),
+        [visible, reliable]: [Lanes; 2],
         scratch: &mut Scratch,
         set: impl Fn(&mut [f32], Pixel),
     ) {
@@ -133,7 +138,7 @@ impl<'a> Source<'a> {
         let from_x = lanes(|i| x as f32 + i as f32 + u[i]);
         let shown = lanes(|i| {
             let inside = self.paint.contains(from_y[i], from_x[i]);
-            left[i] * may[i] * f32::from(inside)
+            left[i] * visible[i] * f32::from(inside)
         });
         if shown == NOTHING {
             return;
@@ -144,7 +149,9 @@ impl<'a> Source<'a> {
         }
         let mut parts = [[0.0; LANES]; LANES];
         for i in 0..LANES {
-            parts[i] = self.paint.parts(phases[i]);
+            if shown[i] > 0.0 {
+                parts[i] = self.paint.parts(phases[i]);
+            }
         }
         for i in 0..LANES {
             let pixel = pixel(&parts[i]).map(|value| shown[i] * value);
@@ -200,25 +207,29 @@ impl NullaryFnOnce for Row<'_> {
             older.add_older(self.y, w, scratch);
         }
         let ([above, below], t) = self.light.row(self.y);
-        let light = |i: usize| above[i] + t * (below[i] - above[i]);
-        let paint = &scratch.paint[..3 * w];
-        for (i, image) in self.image.iter_mut().enumerate() {
-            *image = paint[i] + light(i);
-        }
         let [now, before, result] = self.frames;
-        for x in (0..w).step_by(LANES) {
-            if load(&scratch.left, x) == NOTHING {
+        for (x, image) in (0..).step_by(LANES).zip(self.image.chunks_mut(3 * LANES)) {
+            let place = 3 * x..3 * x + image.len();
+            let (above, below) = (&above[place.clone()], &below[place.clone()]);
+            let paint = &scratch.paint[place.clone()];
+            let light = |i: usize| above[i] + t * (below[i] - above[i]);
+            let left = load(&scratch.left, x);
+            if left == NOTHING {
+                for i in 0..image.len() {
+                    image[i] = (paint[i] + light(i)).clamp(0.0, 1.0);
+                }
                 continue;
             }
-            for x in x..w.min(x + LANES) {
-                for i in 3 * x..3 * x + 3 {
-                    let fill = result[i] + now[i] - before[i];
-                    self.image[i] += scratch.left[x] * (fill - light(i));
-                }
+            let mut parts = [0.0; 3 * LANES];
+            for i in 0..3 * LANES {
+                parts[i] = left[i / 3];
             }
-        }
-        for value in self.image.iter_mut() {
-            *value = value.clamp(0.0, 1.0);
+            let [now, before, result] = [now, before, result].map(|rows| &rows[place.clone()]);
+            for i in 0..image.len() {
+                let fill = result[i] + now[i] - before[i];
+                let shown = paint[i] + (1.0 - parts[i]) * light(i);
+                image[i] = (shown + parts[i] * fill).clamp(0.0, 1.0);
+            }
         }
         self.held.copy_from_slice(&scratch.held[..w]);
     }

@@ -25,7 +25,7 @@ const COARSEST_SIDE: usize = 12;
 const MAX_PIXELS: usize = 1 << 14;
 
 /// Rows that are worth a thread.
-const MIN_ROWS: usize = 16;
+const MIN_ROWS: usize = 64;
 
 /// The weights of R, G and B, for values of 0..255.
 const LUMA: [f32; 3] = [
@@ -177,8 +177,8 @@ impl NullaryFnOnce for HalfLuma<'_> {
             for (sum, (above, below)) in sums.iter_mut().zip(above.iter().zip(below)) {
                 *sum = within_range(*above) + within_range(*below);
             }
-            let [r, g, b] = [0, 1, 2].map(|c| lanes(|i| sums[6 * i + c] + sums[6 * i + 3 + c]));
-            let values = lanes(|i| 0.25 * luma([r[i], g[i], b[i]]));
+            let channel = |i: usize, c: usize| sums[6 * i + c] + sums[6 * i + 3 + c];
+            let values = lanes(|i| 0.25 * luma([channel(i, 0), channel(i, 1), channel(i, 2)]));
             half.copy_from_slice(&values[..half.len()]);
         }
     }

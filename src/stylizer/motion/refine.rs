@@ -55,12 +55,12 @@ fn warp(to: &Level, field: &Field, plane: &mut Plane) {
             let top = (y + PAD) as f32;
             let at_y = lanes(|i| (top + v[i]).clamp(0.5, last_y));
             let at_x = lanes(|i| ((x + PAD) as f32 + i as f32 + u[i]).clamp(0.5, last_x));
-            let (y0, x0) = (at_y.map(whole), at_x.map(whole));
-            let fy = lanes(|i| at_y[i] - y0[i] as i32 as f32);
-            let fx = lanes(|i| at_x[i] - x0[i] as i32 as f32);
-            let mut places = [0; LANES];
+            let (mut fy, mut fx, mut places) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
             for i in 0..LANES {
-                places[i] = y0[i] * stride as u32 + x0[i];
+                let (y0, x0) = (whole(at_y[i]), whole(at_x[i]));
+                fy[i] = at_y[i] - y0 as i32 as f32;
+                fx[i] = at_x[i] - x0 as i32 as f32;
+                places[i] = y0 * stride as u32 + x0;
             }
             let mut corners = [[0.0; LANES]; 4];
             for i in 0..LANES {
