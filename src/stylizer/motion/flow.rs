@@ -318,6 +318,15 @@ mod tests {
     }
 
     #[test]
+    fn a_shift_of_the_whole_picture_is_found_at_every_width() {
+        for w in 16..50 {
+            let [still, moved] = [(0.0, 0.0), (3.0, -2.0)].map(|by| waves((20, w), by));
+            let found = shift(&still.levels[0], &moved.levels[0]);
+            assert_eq!(found, (3.0, -2.0), "{w} wide");
+        }
+    }
+
+    #[test]
     fn nothing_moves_where_nothing_is() {
         let image = (Tensor::ones((50, 70, 3), candle_core::DType::F32, &Device::Cpu).unwrap()
             * 0.3)

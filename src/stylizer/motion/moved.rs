@@ -121,8 +121,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Adds the painting to the part of row `y` from `x` on, with the flow there, as far as it is
-    /// visible and nothing else is.
+    /// Adds to row `y`, from `x` on, the painting from where the flow leads, as far as that is
+    /// visible and something is left.
     #[inline(always)]
     fn add_part(
         &self,

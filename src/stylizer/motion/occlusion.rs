@@ -120,7 +120,7 @@ impl Row<'_> {
         }
     }
 
-    /// Of what is visible.
+    /// What is visible has to be set.
     #[inline(always)]
     fn set_reliable(&mut self) {
         let Field { h, w, u, v } = self.backward;

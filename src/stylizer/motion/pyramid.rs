@@ -25,7 +25,7 @@ const COARSEST_SIDE: usize = 12;
 const MAX_PIXELS: usize = 1 << 14;
 
 /// Rows that are worth a thread.
-const MIN_ROWS: usize = 64;
+const MIN_ROWS: usize = 16;
 
 /// The weights of R, G and B, for values of 0..255.
 const LUMA: [f32; 3] = [

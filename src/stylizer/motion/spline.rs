@@ -69,7 +69,7 @@ pub struct Spline {
 }
 
 impl Spline {
-    /// Through the pixels of an image `[h, w, 3]` of -1..1 less its light. What another spline's
+    /// Through what the pixels of an image `[h, w, 3]` of 0..1 differ from its light. What another spline's
     /// coefficients are in is used again.
     pub fn new(
         image: &[f32],
@@ -287,10 +287,10 @@ fn filter_along<const N: usize>(rows: &mut [Pixel], w: usize) {
 /// Sets coefficients to what is kept of them.
 #[inline(always)]
 fn keep(values: &[f32], kept: &mut [i16]) {
-    const RANGE: f32 = i16::MAX as f32;
+    const LARGEST: i32 = i16::MAX as i32;
     for (kept, value) in kept.iter_mut().zip(values) {
-        let value = (SCALE * value).clamp(-RANGE, RANGE);
-        *kept = (nearest(value + RANGE) as i32 - i32::from(i16::MAX)) as i16;
+        let above = within(SCALE * value + LARGEST as f32, 2 * LARGEST as usize + 1);
+        *kept = (nearest(above) as i32 - LARGEST) as i16;
     }
 }
 
@@ -371,6 +371,13 @@ mod tests {
             let value = at(&spline, y as f32, x as f32)[0];
             assert!((value - expected).abs() < 1e-3, "{y} {x}: {value}");
         }
+    }
+
+    #[test]
+    fn what_is_beyond_the_range_is_at_its_end() {
+        let mut kept = [0; 4];
+        keep(&[1e9, -1e9, 20.0, 0.5], &mut kept);
+        assert_eq!(kept, [i16::MAX, -i16::MAX, i16::MAX, (0.5 * SCALE) as i16]);
     }
 
     #[test]
