@@ -12,6 +12,7 @@ mod common;
 mod data;
 mod features;
 mod frames;
+mod instances;
 mod learning;
 mod losses;
 mod problem;
@@ -37,7 +38,7 @@ pub struct Options {
 }
 
 /// The parts of `checks`.
-const CHECKS: [&str; 7] = [
+const CHECKS: [&str; 8] = [
     "convolutions",
     "pooling",
     "gram",
@@ -45,6 +46,7 @@ const CHECKS: [&str; 7] = [
     "vectors",
     "optimizers",
     "recordings",
+    "instances",
 ];
 const PARTS: [&str; 4] = ["checks", "losses", "times", "throughput"];
 
@@ -142,6 +144,7 @@ fn run(part: &str, bench: &Bench, options: &Options, report: &mut Report) {
             vectors::repeats(bench, report);
             learning::recordings(bench, report);
         }
+        "instances" => instances::instances(bench, options, report),
         "losses" => losses::losses(bench, options, report),
         "times" => times::times(bench, options, report),
         _ => frames::throughput(bench, options, report),

@@ -117,7 +117,7 @@ demand() {
 # Which parts of the checks did not end well.
 failing() {
     local name failed=0
-    for name in convolutions pooling gram content vectors optimizers recordings losses; do
+    for name in convolutions pooling gram content vectors optimizers recordings instances losses; do
         [[ $(cat "$work/$name.status" 2>/dev/null) == 0 ]] || failed=$((failed + 1))
     done
     echo "$failed"
@@ -146,7 +146,7 @@ write() {
         echo "$machine"
         echo
         demands
-        for name in convolutions pooling gram content vectors optimizers recordings losses times throughput peer pipeline; do
+        for name in convolutions pooling gram content vectors optimizers recordings instances losses times throughput peer pipeline; do
             [[ -e $work/$name.status ]] || continue
             status=$(cat "$work/$name.status")
             printf '\n## %s\n\n' "$name"
@@ -196,6 +196,7 @@ gpu content 30
 gpu vectors 30
 gpu optimizers 20
 gpu recordings 40
+gpu instances 40
 gpu losses 60
 gpu times 120
 part pipeline 90 bash -c "set -euo pipefail; source '$work/frames'; rates"

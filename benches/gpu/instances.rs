@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Several stylizers on one GPU, on another one, and on one whose memory runs out.
+
+use crate::Options;
+use crate::common::problem::{made_style, name, picture};
+use crate::data::{Bench, difference, differing};
+use crate::report::{Outcome, Report};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
+use gstgatys::stylizer::config::Config;
+use gstgatys::stylizer::device::DeviceChoice;
+use gstgatys::stylizer::{Error, Stylizer};
+use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::{Precision, Vgg};
+use std::thread;
+
+/// Frames of a clip, and iterations of each.
+const FRAMES: usize = 3;
+const ITERATIONS: u32 = 4;
+
+/// Frames of which a GPU has no room for one, height and width.
+const IMMENSE: (usize, usize) = (1 << 15, 1 << 15);
+
+/// Bytes of what is left of a GPU's memory are taken in pieces of these sizes.
+const PIECES: [usize; 2] = [1 << 30, 1 << 20];
+
+pub fn instances(bench: &Bench, options: &Options, report: &mut Report) {
+    // Of sizes that differ, as streams' do.
+    let clips = match options.quick {
+        true => [Clip::new((67, 45), 1), Clip::new((48, 51), 2)],
+        false => [Clip::new((250, 170), 1), Clip::new((160, 211), 2)],
+    };
+    report.section("Several stylizers");
+    report.head(&["check", "values that differ", "limit", ""]);
+    let alone = report.attempt("one after another", || {
+        Ok([
+            clips[0].painted(&bench.device)?,
+            clips[1].painted(&bench.device)?,
+        ])
+    });
+    let Some(alone) = alone else { return };
+    report.check("two at once, beside each alone", 0.0, || {
+        let together = thread::scope(|scope| {
+            let threads = clips.each_ref().map(|clip| {
+                scope.spawn(|| clip.painted(&bench.device).map_err(|it| it.to_string()))
+            });
+            threads.map(|thread| thread.join().unwrap_or_else(|_| Err("it panicked".into())))
+        });
+        let mut differences = 0.0;
+        for (together, alone) in together.into_iter().zip(&alone) {
+            for (frame, expected) in together?.iter().zip(alone) {
+                differences += differing(frame, expected)?;
+            }
+        }
+        Ok(differences)
+    });
+    if let DeviceLocation::Cuda { gpu_id } = bench.device.location() {
+        other(gpu_id, &clips[0], &alone[0], report);
+        memory(bench, &clips[0], &alone[0], report);
+    }
+}
+
+/// What the camera sees that moves over a picture.
+struct Clip {
+    size: (usize, usize),
+    frames: Vec<Tensor>,
+}
+
+impl Clip {
+    fn new((w, h): (usize, usize), seed: u64) -> Self {
+        let scene = picture((w + 2 * FRAMES, h + FRAMES), seed);
+        let frame = |index| {
+            let rows = scene.narrow(0, index, h)?;
+            rows.narrow(1, 2 * index, w)?.contiguous()
+        };
+        let frames: candle_core::Result<_> = (0..FRAMES).map(frame).collect();
+        Self {
+            size: (w, h),
+            frames: frames.expect("frames"),
+        }
+    }
+
+    fn stylizer(&self, device: &Device) -> Outcome<Stylizer> {
+        let vgg = Vgg::shared(&Source::BuiltIn, device, Precision::Auto)?;
+        let config = Config {
+            iterations: ITERATIONS,
+            initial_iterations: ITERATIONS,
+            max_size: None,
+            ..Config::default()
+        };
+        Ok(Stylizer::new(vgg, made_style(self.size), config)?)
+    }
+
+    fn painted(&self, device: &Device) -> Outcome<Vec<Tensor>> {
+        self.painted_by(&mut self.stylizer(device)?)
+    }
+
+    fn painted_by(&self, stylizer: &mut Stylizer) -> Outcome<Vec<Tensor>> {
+        let mut painted = |frame| Ok(stylizer.stylize(frame, &|| false)?.0);
+        self.frames.iter().map(&mut painted).collect()
+    }
+}
+
+/// The next GPU beside the one that is checked.
+fn other(gpu: usize, clip: &Clip, expected: &[Tensor], report: &mut Report) {
+    report.checks("Another GPU");
+    match DeviceChoice::Cuda(gpu + 1).open() {
+        // It may be another card, with other algorithms.
+        Ok((device, _)) => report.check(&format!("a frame on cuda:{}", gpu + 1), 2e-2, || {
+            difference(&clip.painted(&device)?[0], &expected[0])
+        }),
+        Err(error) => report.row(&["there is none", &error.to_string(), "", ""]),
+    }
+}
+
+/// What a stylizer does that does not fit.
+fn memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) {
+    report.section("Too little memory");
+    report.head(&["check", "values that differ", "limit", ""]);
+    let stylizer = report.attempt("a stylizer", || clip.stylizer(&bench.device));
+    let Some(mut stylizer) = stylizer else { return };
+    report.check(
+        "a frame that cannot fit is refused, with a max-size",
+        0.0,
+        || match stylizer.check_memory(IMMENSE) {
+            Err(error @ Error::Memory(_)) if error.to_string().contains("max-size=") => Ok(0.0),
+            Err(error) => Err(format!("the error is: {error}").into()),
+            Ok(()) => Err("it is not refused".into()),
+        },
+    );
+    let size = name(clip.size);
+    report.check(
+        &format!("{size} where nothing is left is an error"),
+        0.0,
+        || {
+            let taken = rest_of_memory(&bench.device);
+            let painted = stylizer.stylize(&clip.frames[0], &|| false);
+            drop(taken);
+            match painted {
+                Err(Error::Memory(_)) => Ok(0.0),
+                Err(error) => Err(format!("the error is: {error}").into()),
+                Ok(_) => Err("it fitted".into()),
+            }
+        },
+    );
+    report.check("with room again it paints as before", 0.0, || {
+        let painted = clip.painted_by(&mut stylizer)?;
+        let pairs = painted.iter().zip(expected);
+        pairs
+            .map(|(frame, expected)| differing(frame, expected))
+            .sum()
+    });
+}
+
+/// Takes what is left of a GPU's memory.
+fn rest_of_memory(device: &Device) -> Vec<Tensor> {
+    let pieces = PIECES.into_iter().flat_map(|bytes| {
+        let piece = move || Tensor::zeros(bytes, DType::U8, device).ok();
+        std::iter::from_fn(piece)
+    });
+    pieces.collect()
+}
