@@ -489,4 +489,6 @@ impl Objective {
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

@@ -1,229 +1,15 @@
 // SPDX-License-Identifier: MPL-2.0
 
+use super::reference::{CONTENT, MEAN, Network, Reference, STD, STYLE, add, layers};
 use super::*;
-use crate::ops::conv::Border;
-use crate::ops::reference::{Array, Kernel, gram, pool, pool_backward, relative_error};
+use crate::ops::reference::{Array, relative_error};
 use crate::ops::with_both_sides;
 use crate::stylizer::config::LossScale;
-use crate::vgg::weights::preprocessing::Preprocessing;
 use crate::vgg::weights::{Source, Weights};
 use candle_core::Device;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const CHANNELS: [usize; 16] = [4, 4, 6, 6, 8, 8, 8, 8, 10, 10, 10, 10, 10, 10, 10, 10];
-const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-const STD: [f64; 3] = [0.229, 0.224, 0.225];
-/// Layers with both losses, with one, and with none.
-const CONTENT: &str = "conv1_2:0.2,conv2_1:0.3,conv4_2:0.5";
-const STYLE: &str = "conv1_1:0.2,conv2_1:0.3,conv3_1:0.1,conv3_4:0.2,conv5_2:0.2";
 const SIZE: (usize, usize) = (35, 38);
-
-/// A network as nested loops in `f64`.
-struct Network(Vec<Kernel>);
-
-/// The input and the output of each layer, normalised image and pooled features among them.
-type Passed = Vec<(Array, Array)>;
-
-impl Network {
-    fn new() -> Self {
-        let mut inputs = 3;
-        let kernels = CHANNELS.iter().enumerate().map(|(i, &outputs)| {
-            let mut kernel = Kernel::random(outputs, inputs, 100 + 2 * i as u64);
-            let bound = (6.0 / (9 * inputs) as f64).sqrt();
-            for weight in &mut kernel.weights {
-                *weight = f64::from((*weight * bound) as f32);
-            }
-            for bias in &mut kernel.bias {
-                *bias = f64::from((*bias * 0.1) as f32);
-            }
-            inputs = outputs;
-            kernel
-        });
-        Self(kernels.collect())
-    }
-
-    fn of(weights: &Weights) -> Self {
-        let values = |tensor: &Tensor| -> Vec<f64> {
-            let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            values.into_iter().map(f64::from).collect()
-        };
-        let kernels = weights.convs.iter().map(|(kernel, bias)| Kernel {
-            n_out: kernel.dims()[0],
-            n_in: kernel.dims()[1],
-            weights: values(kernel),
-            bias: values(bias),
-        });
-        Self(kernels.collect())
-    }
-
-    fn vgg(&self) -> Arc<Vgg> {
-        let preprocessing = Preprocessing {
-            mean: MEAN,
-            std: STD,
-            ..Preprocessing::NONE
-        };
-        let convs = self.0.iter().map(Kernel::tensors);
-        let weights = Weights::new(convs.collect(), preprocessing);
-        Arc::new(Vgg::new(&weights, &Device::Cpu).unwrap())
-    }
-
-    fn border(layer: Layer) -> Border {
-        match layer {
-            Layer::FIRST => Border::Replicate,
-            _ => Border::Zeros,
-        }
-    }
-
-    fn forward(&self, image: &Array, pooling: Pooling) -> Passed {
-        let mut image = image.clone();
-        for (i, value) in image.values.iter_mut().enumerate() {
-            *value = (*value - MEAN[i % 3]) / STD[i % 3];
-        }
-        let mut passed: Passed = Vec::new();
-        let mut block = 0;
-        for (layer, kernel) in Layer::all().zip(&self.0) {
-            let input = match passed.last() {
-                None => image.clone(),
-                Some((_, before)) if layer.block() > block => pool(pooling, before),
-                Some((_, before)) => before.clone(),
-            };
-            block = layer.block();
-            let output = kernel.forward(&input, Self::border(layer));
-            passed.push((input, output));
-        }
-        passed
-    }
-
-    /// The gradient with respect to the image; `gradients` has that of each layer's own loss.
-    fn backward(&self, passed: &Passed, mut gradients: Vec<Array>, pooling: Pooling) -> Array {
-        let layers: Vec<Layer> = Layer::all().take(self.0.len()).collect();
-        for layer in layers.into_iter().rev() {
-            let i = layer.index();
-            let (input, output) = &passed[i];
-            let mut gradient = self.0[i].backward(&gradients[i], output, Self::border(layer));
-            if i == 0 {
-                for (j, value) in gradient.values.iter_mut().enumerate() {
-                    *value /= STD[j % 3];
-                }
-                return gradient;
-            }
-            let before = &passed[i - 1].1;
-            if input.h != before.h {
-                gradient = pool_backward(pooling, &gradient, before);
-            }
-            add(&mut gradients[i - 1], 1.0, &gradient);
-        }
-        unreachable!("the first layer returns")
-    }
-}
-
-fn add(sum: &mut Array, factor: f64, term: &Array) {
-    for (sum, term) in sum.values.iter_mut().zip(&term.values) {
-        *sum += factor * term;
-    }
-}
-
-fn half_square(values: &[f64]) -> f64 {
-    0.5 * values.iter().map(|value| value * value).sum::<f64>()
-}
-
-/// The objective, from the formulas of the paper.
-struct Reference {
-    network: Network,
-    pooling: Pooling,
-    balance: Balance,
-    content: Passed,
-    style: Passed,
-}
-
-impl Reference {
-    fn new(pooling: Pooling, balance: Balance) -> Self {
-        let network = Network::new();
-        Self {
-            content: network.forward(&content(), pooling),
-            style: network.forward(&style(), pooling),
-            network,
-            pooling,
-            balance,
-        }
-    }
-
-    fn evaluate(&self, image: &Array) -> (Losses, Array) {
-        let passed = self.network.forward(image, self.pooling);
-        let mut gradients: Vec<Array> = passed
-            .iter()
-            .map(|(_, f)| Array::zeros(f.h, f.w, f.n))
-            .collect();
-        let balance = self.balance;
-        let mut losses = Losses::default();
-        for (layer, weight) in layers(CONTENT).iter() {
-            let (f, p) = (&passed[layer.index()].1, &self.content[layer.index()].1);
-            let scale = match balance.loss_scale {
-                LossScale::Paper => 1.0,
-                LossScale::Mean => f.values.len() as f64,
-                LossScale::Relative => half_square(&p.values),
-            };
-            let mut error = f.clone();
-            add(&mut error, -1.0, p);
-            losses.content += weight / scale * half_square(&error.values);
-            add(
-                &mut gradients[layer.index()],
-                balance.alpha * weight / scale,
-                &error,
-            );
-        }
-        for (layer, weight) in layers(STYLE).iter() {
-            let f = &passed[layer.index()].1;
-            let target = gram(&self.style[layer.index()].1);
-            let n_squared = (f.n * f.n) as f64;
-            let scale = match balance.loss_scale {
-                LossScale::Relative => half_square(&target) / (2.0 * n_squared),
-                _ => 1.0,
-            };
-            let error: Vec<f64> = gram(f).iter().zip(&target).map(|(g, a)| g - a).collect();
-            losses.style += weight / scale * half_square(&error) / (2.0 * n_squared);
-            let factor = balance.beta * weight / (scale * n_squared * (f.h * f.w) as f64);
-            let gradient = &mut gradients[layer.index()].values;
-            for (gradient, f) in gradient.chunks_mut(f.n).zip(f.values.chunks(f.n)) {
-                for (i, gradient) in gradient.iter_mut().enumerate() {
-                    let row = &error[i * f.len()..][..f.len()];
-                    *gradient += factor * row.iter().zip(f).map(|(e, f)| e * f).sum::<f64>();
-                }
-            }
-        }
-        let mut gradient = self.network.backward(&passed, gradients, self.pooling);
-        losses.variation = self.variation(image, &mut gradient);
-        losses.total = balance.alpha * losses.content
-            + balance.beta * losses.style
-            + balance.tv_weight * losses.variation;
-        (losses, gradient)
-    }
-
-    fn variation(&self, image: &Array, gradient: &mut Array) -> f64 {
-        let count = image.values.len() as f64;
-        let mut sum = 0.0;
-        for y in 0..image.h {
-            for x in 0..image.w {
-                for c in 0..3 {
-                    for (to_y, to_x) in [(y + 1, x), (y, x + 1)] {
-                        if to_y < image.h && to_x < image.w {
-                            let d = image.at(to_y, to_x, c) - image.at(y, x, c);
-                            sum += d * d / count;
-                            let slope = 2.0 * self.balance.tv_weight * d / count;
-                            *gradient.at_mut(to_y, to_x, c) += slope;
-                            *gradient.at_mut(y, x, c) -= slope;
-                        }
-                    }
-                }
-            }
-        }
-        sum
-    }
-}
-
-fn layers(list: &str) -> LayerWeights {
-    list.parse().unwrap()
-}
 
 /// A smooth image whose values `f32` holds exactly.
 fn smooth((h, w): (usize, usize), phase: f64) -> Array {
@@ -286,7 +72,7 @@ fn objective(pooling: Pooling) -> Objective {
 #[test]
 fn reference_against_finite_differences() {
     for (pooling, loss_scale) in cases() {
-        let reference = Reference::new(pooling, balance(loss_scale));
+        let reference = Reference::new(pooling, balance(loss_scale), [&content(), &style()]);
         let (_, gradient) = reference.evaluate(&image());
         for seed in 0..3 {
             let direction = Array::random(SIZE.0, SIZE.1, 3, seed);
@@ -315,7 +101,7 @@ fn reference_against_finite_differences() {
 fn losses_and_gradient_against_the_reference() {
     for (pooling, loss_scale) in cases() {
         let (expected, expected_gradient) =
-            Reference::new(pooling, balance(loss_scale)).evaluate(&image());
+            Reference::new(pooling, balance(loss_scale), [&content(), &style()]).evaluate(&image());
         with_both_sides(|side| {
             let image = image().tensor();
             let gradient = image.ones_like().unwrap();
