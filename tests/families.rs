@@ -190,12 +190,12 @@ fn the_compact_form_is_the_same_network() {
     }
 }
 
-/// The Python with the packages that `tests/python.sh` installs.
+/// The Python with the packages that `tests/run.sh` installs.
 fn python() -> Command {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python3");
     assert!(
         python.exists(),
-        "{}: tests/python.sh makes it",
+        "{}: tests/run.sh makes it",
         python.display()
     );
     Command::new(python)

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 pipelines/setup.sh python3-venv curl
-tests/python.sh
+.ci/python.sh weights/requirements.txt target/python
 if [[ -d ../shared/data ]]; then
     echo "../shared/data is there: the tests on its files run too"
 else

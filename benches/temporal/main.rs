@@ -24,7 +24,32 @@ mod starts;
 use common::timing::flag;
 use std::process::ExitCode;
 
+/// What may be asked for, and what cargo adds.
+const OPTIONS: [&str; 13] = [
+    "--drift",
+    "--memory",
+    "--flow",
+    "--frames",
+    "--iterations",
+    "--converged",
+    "--width",
+    "--temporal-weight",
+    "--clip",
+    "--csv",
+    "--sigma",
+    "--threads",
+    "--bench",
+];
+
 fn main() -> ExitCode {
+    let unknown = |text: &String| text.starts_with("--") && !OPTIONS.contains(&text.as_str());
+    if let Some(option) = std::env::args().find(unknown) {
+        eprintln!(
+            "temporal: there is no ‘{option}’; there are {}",
+            OPTIONS[..12].join(", ")
+        );
+        return ExitCode::from(2);
+    }
     if flag("--drift") {
         return lasting::drift();
     }

@@ -5,23 +5,12 @@
 # run.sh --flow [OPTION ...]: compares what is done about motion with OpenCV's flow; the options go to flow.py (--help lists them).
 # TEMPORAL_PYTHON=PYTHON takes a Python that has the packages in requirements.txt instead of making target/temporal/python.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cd "$here/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 made=target/temporal
 mkdir -p "$made"
 
-make_environment() {
-    local python=$made/python
-    ! cmp --quiet "$here/requirements.txt" "$python/made-from" || return 0
-    echo "Getting matplotlib and OpenCV into $python" >&2
-    rm -rf "$python"
-    python3 -m venv "$python"
-    "$python/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt" >&2
-    cp "$here/requirements.txt" "$python/made-from"
-}
-
 if [[ -z ${TEMPORAL_PYTHON:-} ]]; then
-    make_environment
+    .ci/python.sh benches/temporal/requirements.txt "$made/python"
     TEMPORAL_PYTHON=$made/python/bin/python
 fi
 # flow.py starts it, and is to find it built.

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MPL-2.0
+# python.sh REQUIREMENTS FOLDER: makes FOLDER a Python with the packages that the file REQUIREMENTS names, unless it is one.
+set -euo pipefail
+[[ $# == 2 ]] || { echo "usage: ${0##*/} REQUIREMENTS FOLDER" >&2; exit 2; }
+
+! cmp --quiet "$1" "$2/made-from" || exit 0
+echo "Getting the Python packages of $1 into $2" >&2
+rm -rf "$2"
+python3 -m venv "$2"
+"$2/bin/pip" install --quiet --disable-pip-version-check --requirement "$1" >&2
+cp "$1" "$2/made-from"
