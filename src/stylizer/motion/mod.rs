@@ -69,15 +69,14 @@ impl Motion {
         motion
     }
 
-    /// The flow to the frame before across and down, where it is visible and where reliably, with
-    /// the unit of each in pixels of the frame.
+    /// The flow to the frame before across and down, and where it is reliable, with the unit of each
+    /// in pixels of the frame.
     #[inline(always)]
-    fn grids(&self) -> [(&[f32], f32); 4] {
+    fn grids(&self) -> [(&[f32], f32); 3] {
         let ([flow, _], unit) = (&self.flows, self.scale as f32);
         [
             (&flow.u, unit),
             (&flow.v, unit),
-            (&self.visible.values, 1.0),
             (&self.reliable.values, 1.0),
         ]
     }

@@ -6,7 +6,7 @@ use super::Motion;
 use super::grid::{Corners, Place, places};
 use super::light::OnPicture;
 use super::planes::{self, LANES, Lanes, lanes, load, store};
-use super::spline::{Pixel, Spline, pixel};
+use super::spline::{Pixel, Spline, inside, pixel};
 use pulp::NullaryFnOnce;
 
 const NOTHING: Lanes = [0.0; LANES];
@@ -21,13 +21,12 @@ pub struct Source<'a> {
 
 /// What rows are made in.
 pub struct Scratch {
-    /// The flow across and down in pixels of the frame, whether pixels are visible where it leads
-    /// and whether reliably.
-    known: [planes::Row; 4],
+    /// Of the latest painting the flow across and down in pixels of the frame, and whether it is
+    /// reliable.
+    known: [planes::Row; 3],
     spare: planes::Row,
     /// The part of each pixel that no painting has shown yet.
     left: Vec<f32>,
-    held: Vec<f32>,
     /// What the paintings show, and room for what is beside the last pixel.
     paint: Vec<f32>,
 }
@@ -38,10 +37,9 @@ impl Scratch {
         let row = || planes::Row::new(w);
         let len = w.next_multiple_of(LANES);
         Self {
-            known: [row(), row(), row(), row()],
+            known: [row(), row(), row()],
             spare: row(),
             left: vec![0.0; len],
-            held: vec![0.0; len],
             paint: vec![0.0; 3 * len + 1],
         }
     }
@@ -80,10 +78,10 @@ impl<'a> Source<'a> {
     fn add(&self, y: usize, w: usize, scratch: &mut Scratch) {
         self.set_known(y, w, scratch);
         for x in (0..w).step_by(LANES) {
-            let [u, v, visible, reliable] = &scratch.known;
+            let [u, v, reliable] = &scratch.known;
             let load = |row: &planes::Row| load(&row.0, LANES + x);
-            let (flow, masks) = ((load(u), load(v)), [load(visible), load(reliable)]);
-            self.add_part(y, x, flow, masks, scratch, |paint, pixel| {
+            let (flow, reliable) = ([load(u), load(v)], load(reliable));
+            self.add_part(y, x, flow, reliable, scratch, |paint, pixel| {
                 // What is beside a pixel is overwritten by the next one.
                 paint.copy_from_slice(&pixel);
             });
@@ -112,8 +110,8 @@ impl<'a> Source<'a> {
             }
             let [u, v] = [&flow.u, &flow.v];
             let (u, v) = (corners.between(u), corners.between(v));
-            let flow = (lanes(|i| scale * u[i]), lanes(|i| scale * v[i]));
-            self.add_part(y, x, flow, [reliable; 2], scratch, |paint, pixel| {
+            let flow = [lanes(|i| scale * u[i]), lanes(|i| scale * v[i])];
+            self.add_part(y, x, flow, reliable, scratch, |paint, pixel| {
                 for (paint, value) in paint.iter_mut().zip(&pixel[..3]) {
                     *paint += value;
                 }
@@ -122,14 +120,15 @@ impl<'a> Source<'a> {
     }
 
     /// Adds to row `y`, from `x` on, the painting from where the flow leads, as far as that is
-    /// visible and something is left.
+    /// reliable and something is left. Where two motions meet it is not: frame by frame the strokes
+    /// would be drawn out there.
     #[inline(always)]
     fn add_part(
         &self,
         y: usize,
         x: usize,
-        (u, v): (Lanes, Lanes),
-        [visible, reliable]: [Lanes; 2],
+        [u, v]: [Lanes; 2],
+        reliable: Lanes,
         scratch: &mut Scratch,
         set: impl Fn(&mut [f32], Pixel),
     ) {
@@ -138,7 +137,7 @@ impl<'a> Source<'a> {
         let from_x = lanes(|i| x as f32 + i as f32 + u[i]);
         let shown = lanes(|i| {
             let inside = self.paint.contains(from_y[i], from_x[i]);
-            left[i] * visible[i] * f32::from(inside)
+            left[i] * reliable[i] * f32::from(inside)
         });
         if shown == NOTHING {
             return;
@@ -157,9 +156,6 @@ impl<'a> Source<'a> {
             let pixel = pixel(&parts[i]).map(|value| shown[i] * value);
             set(&mut scratch.paint[3 * (x + i)..][..4], pixel);
         }
-        let held = load(&scratch.held, x);
-        let held = lanes(|i| held[i] + left[i] * reliable[i] * f32::from(shown[i] > 0.0));
-        store(&mut scratch.held, x, held);
         store(&mut scratch.left, x, lanes(|i| left[i] - shown[i]));
     }
 }
@@ -177,13 +173,27 @@ fn double(row: &mut planes::Row, len: usize, to: &mut planes::Row, doubled: usiz
     }
 }
 
+/// Pixels into the picture that the strokes come from for what comes into it: those at the edge
+/// would be drawn out, frame by frame.
+const INWARD: usize = 24;
+
+/// Where strokes are taken from for a place along an axis that the flow leads `by` away.
+#[inline(always)]
+fn strokes(at: usize, by: f32, side: usize) -> usize {
+    match inside(at as f32 + by, side) {
+        true => at,
+        false if by < 0.0 => (at + INWARD).min(side - 1),
+        false => at.saturating_sub(INWARD),
+    }
+}
+
 /// One row of a start.
 pub struct Row<'a> {
     pub y: usize,
     pub light: &'a OnPicture,
     pub latest: Option<&'a Source<'a>>,
     pub older: &'a [Source<'a>],
-    /// The frame, the one before and its painting.
+    /// All rows of the frame, the one before and its painting.
     pub frames: [&'a [f32]; 3],
     pub image: &'a mut [f32],
     pub held: &'a mut [f32],
@@ -194,43 +204,84 @@ impl NullaryFnOnce for Row<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        let (w, scratch) = (self.held.len(), self.scratch);
-        scratch.left.fill(0.0);
-        scratch.left[..w].fill(1.0);
-        scratch.held.fill(0.0);
-        scratch.paint.fill(0.0);
+    fn call(mut self) {
+        let w = self.held.len();
+        self.scratch.left.fill(0.0);
+        self.scratch.left[..w].fill(1.0);
+        self.scratch.paint.fill(0.0);
         if let Some(latest) = self.latest {
-            latest.add(self.y, w, scratch);
+            latest.add(self.y, w, self.scratch);
         }
         for older in self.older {
-            older.add_older(self.y, w, scratch);
+            older.add_older(self.y, w, self.scratch);
         }
+        for x in (0..w).step_by(LANES) {
+            self.finish(x, LANES.min(w - x));
+        }
+        for (held, left) in self.held.iter_mut().zip(&self.scratch.left) {
+            *held = 1.0 - left;
+        }
+    }
+}
+
+impl Row<'_> {
+    /// Sets `count` pixels of the image from `x` on.
+    #[inline(always)]
+    fn finish(&mut self, x: usize, count: usize) {
+        let place = 3 * x..3 * (x + count);
         let ([above, below], t) = self.light.row(self.y);
-        let [now, before, result] = self.frames;
-        for (x, image) in (0..).step_by(LANES).zip(self.image.chunks_mut(3 * LANES)) {
-            let place = 3 * x..3 * x + image.len();
-            let (above, below) = (&above[place.clone()], &below[place.clone()]);
-            let paint = &scratch.paint[place.clone()];
-            let light = |i: usize| above[i] + t * (below[i] - above[i]);
-            let left = load(&scratch.left, x);
-            if left == NOTHING {
-                for i in 0..image.len() {
-                    image[i] = (paint[i] + light(i)).clamp(0.0, 1.0);
-                }
-                continue;
-            }
-            let mut parts = [0.0; 3 * LANES];
-            for i in 0..3 * LANES {
-                parts[i] = left[i / 3];
-            }
-            let [now, before, result] = [now, before, result].map(|rows| &rows[place.clone()]);
+        let (above, below) = (&above[place.clone()], &below[place.clone()]);
+        let light = |i: usize| above[i] + t * (below[i] - above[i]);
+        let paint = &self.scratch.paint[place.clone()];
+        let left = load(&self.scratch.left, x);
+        if left == NOTHING {
+            let image = &mut self.image[place];
             for i in 0..image.len() {
-                let fill = result[i] + now[i] - before[i];
-                let shown = paint[i] + (1.0 - parts[i]) * light(i);
-                image[i] = (shown + parts[i] * fill).clamp(0.0, 1.0);
+                image[i] = (paint[i] + light(i)).clamp(0.0, 1.0);
+            }
+            return;
+        }
+        let fill = self.fill(x, count);
+        let image = &mut self.image[place];
+        let mut lefts = [0.0; 3 * LANES];
+        for i in 0..3 * LANES {
+            lefts[i] = left[i / 3];
+        }
+        for i in 0..image.len() {
+            let value = paint[i] + (1.0 - lefts[i]) * light(i) + lefts[i] * fill[i];
+            image[i] = value.clamp(0.0, 1.0);
+        }
+    }
+
+    /// The frame with strokes of the last painting, for `count` pixels from `x` on.
+    #[inline(always)]
+    fn fill(&self, x: usize, count: usize) -> [f32; 3 * LANES] {
+        let [now, before, result] = self.frames;
+        let w = self.held.len();
+        let h = now.len() / 3 / w;
+        let place = 3 * (self.y * w + x)..3 * (self.y * w + x + count);
+        let now = &now[place.clone()];
+        let [u, v, _] = &self.scratch.known;
+        let (u, v) = (load(&u.0, LANES + x), load(&v.0, LANES + x));
+        let comes_in = lanes(|i| {
+            let (from_y, from_x) = (self.y as f32 + v[i], (x + i) as f32 + u[i]);
+            f32::from(!inside(from_y, h) | !inside(from_x, w))
+        });
+        let mut fill = [0.0; 3 * LANES];
+        if comes_in == NOTHING {
+            let (before, result) = (&before[place.clone()], &result[place]);
+            for i in 0..now.len() {
+                fill[i] = result[i] - before[i] + now[i];
+            }
+            return fill;
+        }
+        for (i, pixel) in fill.as_chunks_mut::<3>().0[..count].iter_mut().enumerate() {
+            let (y, x) = (strokes(self.y, v[i], h), strokes(x + i, u[i], w));
+            let from = 3 * (y * w + x);
+            for (c, value) in pixel.iter_mut().enumerate() {
+                *value = result[from + c] - before[from + c] + now[3 * i + c];
             }
         }
-        self.held.copy_from_slice(&scratch.held[..w]);
+        fill
     }
 }

@@ -109,11 +109,9 @@ impl Spline {
         }
     }
 
-    /// Whether a place is in the image. What comes from just beyond the edge would be its last
-    /// column, which a slow pan would draw out to a smear.
+    /// Whether a place is in the image.
     #[inline(always)]
     pub fn contains(&self, y: f32, x: f32) -> bool {
-        let inside = |at: f32, side: usize| (at >= -EDGE) & (at <= (side - 1) as f32 + EDGE);
         inside(y, self.h) & inside(x, self.w)
     }
 
@@ -145,6 +143,13 @@ impl Spline {
         }
         sums
     }
+}
+
+/// Whether a place along an axis is in an image. What comes from just beyond the edge would be its
+/// last column, which a slow pan would draw out to a smear.
+#[inline(always)]
+pub fn inside(at: f32, side: usize) -> bool {
+    (at >= -EDGE) & (at <= (side - 1) as f32 + EDGE)
 }
 
 /// The sum of the columns' parts.

@@ -35,8 +35,8 @@ pub struct Frames<'a> {
 
 impl Start {
     /// The paintings of the `past`, moved to where they are in a frame whose `motion` since the
-    /// latest is known. What none of them shows is filled with the last painting, changed as the
-    /// frame has changed there.
+    /// latest is known. What none of them shows is the frame with strokes of the last painting: those
+    /// that were there, or, of what comes into the picture, those some way into it.
     pub fn new(
         frames: Frames,
         pyramid: &Pyramid,
@@ -75,8 +75,7 @@ impl Start {
                             light: &light,
                             latest: latest.as_ref(),
                             older: &older,
-                            frames: [now, before, result]
-                                .map(|values| &values[3 * w * y..][..3 * w]),
+                            frames: [now, before, result],
                             image,
                             held,
                             scratch,

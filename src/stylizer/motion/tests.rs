@@ -165,3 +165,56 @@ fn what_no_painting_shows_is_filled_with_paint() {
     assert!((mean(&start.image) - mean(&fill)).abs() < 0.05);
     assert!(mean(&start.held) < 0.3, "{}", mean(&start.held));
 }
+
+/// Strokes that change from pixel to pixel.
+fn strokes(y: usize, x: usize) -> f32 {
+    0.1 * ((1.3 * x as f32).sin() + (1.1 * y as f32 + 0.4 * x as f32).cos())
+}
+
+/// What the last of some frames starts from where each result is a start, the first one's being the
+/// frame with strokes.
+fn carried_along(frames: &[Tensor]) -> Tensor {
+    let strokes = tensor(|y, x, _| strokes(y, x));
+    let first = (&frames[0] + strokes).unwrap().clamp(0f32, 1f32).unwrap();
+    frames.windows(2).fold(first, |result, pair| {
+        start(&pair[1], &[(&pair[0], &result)]).1.image
+    })
+}
+
+#[test]
+fn strokes_are_not_drawn_out_where_a_pan_goes() {
+    for by in [1.3, -1.3] {
+        let frames: Vec<_> = (0..16).map(|i| scene(i as f32 * by)).collect();
+        let last = carried_along(&frames);
+        let strokes = values(&(last - frames.last().unwrap()).unwrap());
+        // Of the columns that came in since, and as many others.
+        let rough = |columns: std::ops::Range<usize>| {
+            let places = (8..H - 8).flat_map(|y| columns.clone().map(move |x| (y, x)));
+            let steps = places.map(|(y, x)| {
+                let at = |x: usize| strokes[(y * W + x) * 3];
+                (at(x) - at(x + 1)).powi(2)
+            });
+            steps.sum::<f32>()
+        };
+        let (came, stayed) = match by > 0.0 {
+            true => (W - 19..W - 3, 40..56),
+            false => (2..18, 40..56),
+        };
+        let part = rough(came) / rough(stayed);
+        assert!(part > 0.3, "{by} a frame: {part}");
+    }
+}
+
+#[test]
+fn what_passes_slowly_leaves_the_frame_behind() {
+    let frames: Vec<_> = (0..16).map(|i| covered(24 + i)).collect();
+    let last = carried_along(&frames);
+    // Beside strokes of 0.07 on average.
+    let behind = |image: &Tensor| image.narrow(0, 20, 24).unwrap().narrow(1, 26, 12).unwrap();
+    let difference = (behind(&last) - behind(&frames[15]))
+        .unwrap()
+        .abs()
+        .unwrap();
+    let mean: f32 = difference.mean_all().unwrap().to_scalar().unwrap();
+    assert!(mean < 0.1, "{mean}");
+}
