@@ -3,10 +3,10 @@
 //! How long evaluations, iterations and frames take.
 
 use crate::Options;
-use crate::common::problem::{Pictures, Problem, made_style, name, picture};
+use crate::common::problem::{Pictures, Problem, made_style, name};
 use crate::common::timing::{median, ms, timed};
 use crate::data::{Bench, noise};
-use crate::problem::{on, problem};
+use crate::problem::{on, pan, problem};
 use crate::report::{Outcome, Report};
 use crate::times::{Size, flops_of_all, share};
 use candle_core::Device;
@@ -137,7 +137,9 @@ pub fn throughput(bench: &Bench, options: &Options, report: &mut Report) {
         "ms a frame, median",
         "of them on motion",
     ]);
-    let scene = picture((w + 2 * count, h + count), 1);
+    let Some(frames) = report.attempt("frames", || pan((w, h), count, 1)) else {
+        return;
+    };
     for iterations in [5, 10, 20] {
         report.attempt(&format!("{iterations} iterations"), || {
             let vgg = Vgg::shared(&Source::BuiltIn, &bench.device, Precision::Auto)?;
@@ -148,12 +150,8 @@ pub fn throughput(bench: &Bench, options: &Options, report: &mut Report) {
             };
             let mut stylizer = Stylizer::new(vgg, made_style((w, h)), config)?;
             let (mut times, mut motion) = (Vec::new(), Vec::new());
-            for index in 0..count {
-                let frame = scene
-                    .narrow(0, index, h)?
-                    .narrow(1, 2 * index, w)?
-                    .contiguous()?;
-                let (time, painted) = timed(|| stylizer.stylize(&frame, &|| false));
+            for (index, frame) in frames.iter().enumerate() {
+                let (time, painted) = timed(|| stylizer.stylize(frame, &|| false));
                 let (_, done) = painted?;
                 if done.scene_cut || (index > 0 && done.iterations != iterations) {
                     return Err(format!("frame {index} had {} iterations", done.iterations).into());

@@ -3,8 +3,9 @@
 //! Several stylizers on one GPU, on another one, and on one whose memory runs out.
 
 use crate::Options;
-use crate::common::problem::{made_style, name, picture};
+use crate::common::problem::{made_style, name};
 use crate::data::{Bench, difference, differing};
+use crate::problem::pan;
 use crate::report::{Outcome, Report};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gstgatys::stylizer::config::Config;
@@ -25,13 +26,17 @@ const IMMENSE: (usize, usize) = (1 << 15, 1 << 15);
 const PIECES: [usize; 2] = [1 << 30, 1 << 20];
 
 pub fn instances(bench: &Bench, options: &Options, report: &mut Report) {
-    // Of sizes that differ, as streams' do.
-    let clips = match options.quick {
-        true => [Clip::new((67, 45), 1), Clip::new((48, 51), 2)],
-        false => [Clip::new((250, 170), 1), Clip::new((160, 211), 2)],
+    // They differ, as streams' do.
+    let [first, second] = match options.quick {
+        true => [(67, 45), (48, 51)],
+        false => [(250, 170), (160, 211)],
     };
     report.section("Several stylizers");
     report.head(&["check", "values that differ", "limit", ""]);
+    let clips = report.attempt("clips", || {
+        Ok([Clip::new(first, 1)?, Clip::new(second, 2)?])
+    });
+    let Some(clips) = clips else { return };
     let alone = report.attempt("one after another", || {
         Ok([
             clips[0].painted(&bench.device)?,
@@ -67,17 +72,9 @@ struct Clip {
 }
 
 impl Clip {
-    fn new((w, h): (usize, usize), seed: u64) -> Self {
-        let scene = picture((w + 2 * FRAMES, h + FRAMES), seed);
-        let frame = |index| {
-            let rows = scene.narrow(0, index, h)?;
-            rows.narrow(1, 2 * index, w)?.contiguous()
-        };
-        let frames: candle_core::Result<_> = (0..FRAMES).map(frame).collect();
-        Self {
-            size: (w, h),
-            frames: frames.expect("frames"),
-        }
+    fn new(size: (usize, usize), seed: u64) -> Outcome<Self> {
+        let frames = pan(size, FRAMES, seed)?;
+        Ok(Self { size, frames })
     }
 
     fn stylizer(&self, device: &Device) -> Outcome<Stylizer> {

@@ -2,9 +2,9 @@
 
 //! The objective on any device.
 
-use crate::common::problem::{Pictures, Problem};
+use crate::common::problem::{Pictures, Problem, picture};
 use crate::report::Outcome;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
 
@@ -21,4 +21,14 @@ pub fn on(device: &Device, pictures: &Pictures) -> Outcome<Pictures> {
 pub fn problem(device: &Device, precision: Precision, pictures: &Pictures) -> Outcome<Problem> {
     let vgg = Vgg::shared(&Source::BuiltIn, device, precision)?;
     Ok(Problem::new(vgg, pictures))
+}
+
+/// What a camera of a width and height sees in so many frames while it moves over a picture.
+pub fn pan((w, h): (usize, usize), frames: usize, seed: u64) -> Outcome<Vec<Tensor>> {
+    let scene = picture((w + 2 * frames, h + frames), seed);
+    let frame = |index| {
+        let rows = scene.narrow(0, index, h)?;
+        Ok(rows.narrow(1, 2 * index, w)?.contiguous()?)
+    };
+    (0..frames).map(frame).collect()
 }
