@@ -160,14 +160,19 @@ fn a_discontinuity_alone_goes_on() {
     }
 }
 
-/// Says that the frame before was late by `lateness`, and gives the number of frames that are
-/// dropped for it.
-fn be_late(painter: &mut Painter, lateness: gst::ClockTime) -> u32 {
+/// Says downstream of the element that the frame before was late by `lateness`.
+fn say_late(painter: &mut Painter, lateness: gst::ClockTime) {
     let timestamp = painter.index * DURATION;
     let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness.nseconds() as i64)
         .timestamp(timestamp)
         .build();
     painter.harness.push_upstream_event(event);
+}
+
+/// Says that the frame before was late by `lateness`, and gives the number of frames that are
+/// dropped for it.
+fn be_late(painter: &mut Painter, lateness: gst::ClockTime) -> u32 {
+    say_late(painter, lateness);
     let before = painter.harness.buffers_received();
     let mut dropped = 0;
     loop {
@@ -208,6 +213,32 @@ fn however_many_frames_are_dropped_the_next_goes_on() {
     let dropped = be_late(&mut painter, 3 * gst::ClockTime::SECOND);
     assert!(dropped >= 30, "{dropped}");
     assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
+}
+
+/// A decoder drops what is too late, as far on as twice the time that a frame came too late by.
+#[test]
+fn frames_dropped_before_the_element_start_nothing_anew() {
+    let files = Files::new();
+    let element = element(&files);
+    // The picture moves on meanwhile, to what might be another scene.
+    element.set_property("scene-cut", 1.0);
+    let mut painter = Painter::new(&element);
+    painter.iterations();
+    say_late(&mut painter, 2 * gst::ClockTime::SECOND);
+    painter.jump(4);
+    assert_eq!(painter.iterations(), LATER);
+    // Beyond what is dropped it is a jump.
+    say_late(&mut painter, gst::ClockTime::SECOND);
+    painter.jump(5);
+    assert_eq!(painter.iterations(), FIRST);
+    // After a flush the running time is another.
+    say_late(&mut painter, 100 * gst::ClockTime::SECOND);
+    painter.harness.push_event(gst::event::FlushStart::new());
+    painter.harness.push_event(gst::event::FlushStop::new(true));
+    painter.harness.push_event(segment());
+    assert_eq!(painter.iterations(), FIRST);
+    painter.jump(10);
+    assert_eq!(painter.iterations(), FIRST);
 }
 
 /// From a live source, frames are lost while one is painted: that is no jump, or a slow machine would never get

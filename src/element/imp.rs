@@ -219,7 +219,8 @@ impl BaseTransformImpl for Gatys {
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        *lock(&self.state) = State::default();
+        // What it held is given back without the lock.
+        drop(std::mem::take(&mut *lock(&self.state)));
         let mut shared = lock(&self.shared);
         shared.started = false;
         shared.style = None;
@@ -238,6 +239,17 @@ impl BaseTransformImpl for Gatys {
             _ => (),
         }
         self.parent_sink_event(event)
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        if let gst::EventView::Qos(qos) = event.view()
+            && let (_, _, lateness, Some(timestamp)) = qos.get()
+            && let Ok(lateness) = u64::try_from(lateness)
+        {
+            let lateness = gst::ClockTime::from_nseconds(lateness);
+            lock(&self.state).position.late(timestamp, lateness);
+        }
+        self.parent_src_event(event)
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
@@ -326,11 +338,13 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        let fits = {
+        let stylizer = {
             let mut state = lock(&self.state);
             state.info = Some(in_info.clone());
-            state.stylizer.as_ref().map(|it| it.check_memory(size))
+            state.stylizer.take()
         };
+        let fits = stylizer.as_ref().map(|it| it.check_memory(size));
+        lock(&self.state).stylizer = stylizer;
         if let Some(Err(error)) = fits {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));
@@ -373,10 +387,15 @@ impl Gatys {
         );
     }
 
+    /// Starts anew with the next frame, wherever that is in time.
     fn reset(&self) {
+        lock(&self.state).position = Position::default();
+        self.start_anew();
+    }
+
+    fn start_anew(&self) {
         let mut state = lock(&self.state);
         state.first = true;
-        state.position = Position::default();
         if let Some(stylizer) = &mut state.stylizer {
             stylizer.reset();
         }
@@ -432,12 +451,18 @@ impl Gatys {
 
     /// Starts anew where a frame does not follow the last one in time.
     fn follow(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
-        let mut position = lock(&self.state).position;
-        if position.follow(pts, duration, || is_live(self.obj().sink_pad())) {
+        let segment = self.obj().segment();
+        let segment = segment.downcast_ref::<gst::ClockTime>();
+        let running_time = segment.and_then(|segment| segment.to_running_time(pts));
+        let mut state = lock(&self.state);
+        let jump = state.position.follow(pts, duration, running_time);
+        drop(state);
+        if let Some(jump) = jump
+            && !(jump.is_elapsed() && is_live(self.obj().sink_pad()))
+        {
             gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
-            self.reset();
+            self.start_anew();
         }
-        lock(&self.state).position = position;
     }
 
     fn cancelled(&self) -> bool {
