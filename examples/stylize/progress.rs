@@ -36,7 +36,8 @@ impl Progress {
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
         self.frames += 1;
-        self.pts = message.get("pts").ok().map(gst::ClockTime::from_nseconds);
+        let pts = message.get::<gst::ClockTime>("pts");
+        self.pts = pts.ok();
         if self.frames > 1 {
             let pace = self.pace.unwrap_or(seconds);
             self.pace = Some(0.8 * pace + 0.2 * seconds);
