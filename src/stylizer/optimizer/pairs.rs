@@ -37,6 +37,7 @@ impl Pairs {
             _ => Ok(Self::Host(Host {
                 history,
                 pairs: VecDeque::new(),
+                spare: None,
                 curvature: None,
             })),
         }
@@ -155,6 +156,8 @@ struct Pair {
 pub struct Host {
     history: usize,
     pairs: VecDeque<Pair>,
+    /// What the next pair is made in.
+    spare: Option<Pair>,
     /// sᵀy / yᵀy of the last pair: the scale of the inverse Hessian, which outlives the pairs.
     curvature: Option<f64>,
 }
@@ -194,22 +197,52 @@ impl Host {
     }
 
     fn learn(&mut self, (image, gradient): Point, (trial, trial_gradient): Point) -> Result<()> {
-        // The oldest pair makes room, in its own tensors.
-        let mut oldest = None;
-        while self.pairs.len() >= self.history {
-            oldest = self.pairs.pop_front();
-        }
-        let (s, y) = match oldest {
-            Some(pair) => (pair.s, pair.y),
+        let (s, y) = match self.spare.take() {
+            Some(Pair { s, y, .. }) => (s, y),
             None => (image.zeros_like()?, image.zeros_like()?),
         };
         difference(&s, trial, image)?;
         difference(&y, trial_gradient, gradient)?;
         let (sy, ss, yy) = (dot(&s, &y)?, dot(&s, &s)?, dot(&y, &y)?);
+        let pair = Pair { s, y, sy };
         if sy > MIN_COSINE * (ss * yy).sqrt() {
             self.curvature = Some(sy / yy);
-            self.pairs.push_back(Pair { s, y, sy });
+            self.pairs.push_back(pair);
+            while self.pairs.len() > self.history {
+                self.spare = self.pairs.pop_front();
+            }
+        } else {
+            self.spare = Some(pair);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn image(values: [f32; 3]) -> Tensor {
+        Tensor::from_slice(&values, (1, 1, 3), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_pair_that_teaches_nothing_takes_no_others_place() {
+        let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
+        let mut pairs = Pairs::new(1, &from).unwrap();
+        let direction = |pairs: &Pairs| {
+            let direction = from.zeros_like().unwrap();
+            pairs.direction((&from, &gradient), &direction).unwrap();
+            direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let mut learn = |change: [f32; 3]| {
+            let to = (&image([0.6, 0.5, 0.5]), &image(change));
+            pairs.learn((&from, &image([0.0; 3])), to).unwrap();
+            direction(&pairs)
+        };
+        let curved = learn([1.0, 0.5, 0.0]);
+        assert_eq!(learn([-1.0, 0.5, 0.0]), curved);
+        assert_ne!(learn([2.0, 0.5, 0.0]), curved);
     }
 }
