@@ -50,36 +50,70 @@ const HDF5: &[u8] = b"\x89HDF\r\n\x1a\n";
 const NPY: &[u8] = b"\x93NUMPY";
 const MATLAB: &[u8] = b"MATLAB ";
 
+/// A format that tensors are read from.
+#[derive(Clone, Copy)]
+pub enum Format {
+    LegacyPytorch,
+    Zip,
+    Hdf5,
+    Safetensors,
+}
+
+impl Format {
+    /// Bytes of a file's beginning that tell its format.
+    pub const BEGINNING: u64 = 4096;
+
+    /// That of a file which begins so.
+    pub fn of(beginning: &[u8]) -> std::result::Result<Self, Error> {
+        if beginning.is_empty() {
+            Err(Error::Empty)
+        } else if pth::is_legacy(beginning) {
+            Ok(Self::LegacyPytorch)
+        } else if beginning.starts_with(ZIP) {
+            Ok(Self::Zip)
+        } else if beginning.starts_with(HDF5) {
+            Ok(Self::Hdf5)
+        } else if beginning.starts_with(NPY) {
+            Err(Error::Convert("a NumPy file of pickled objects"))
+        } else if beginning.starts_with(MATLAB) {
+            Err(Error::Convert("a MATLAB file"))
+        } else if beginning.trim_ascii_start().starts_with(b"<") {
+            Err(Error::WebPage)
+        } else if is_safetensors(beginning) {
+            Ok(Self::Safetensors)
+        } else {
+            Err(Error::UnknownFormat)
+        }
+    }
+}
+
 impl<'a> Archive<'a> {
     pub fn open(file: &'a [u8]) -> std::result::Result<Self, Error> {
         let damaged = |format| move |cause| Error::Damaged { format, cause };
-        let (entries, metadata) = if pth::is_legacy(file) {
-            let entries = pth::legacy_entries(file).map_err(damaged("a PyTorch file"))?;
-            (entries, HashMap::new())
-        } else if file.starts_with(ZIP) {
-            let zip = ZipArchive::new(std::io::Cursor::new(file))
-                .map_err(|error| damaged("a zip archive")(error.to_string()))?;
-            let entries = if npz::is_npz(&zip) {
-                npz::entries(zip).map_err(damaged("NumPy's arrays"))?
-            } else if pth::is_pytorch(&zip) {
-                pth::zip_entries(file, zip).map_err(damaged("a PyTorch file"))?
-            } else {
-                return Err(Error::UnknownFormat);
-            };
-            (entries, HashMap::new())
-        } else if file.starts_with(HDF5) {
-            let entries = hdf5::entries(file).map_err(damaged("an HDF5 file"))?;
-            (entries, HashMap::new())
-        } else if file.starts_with(NPY) {
-            return Err(Error::Convert("a NumPy file of pickled objects"));
-        } else if file.starts_with(MATLAB) {
-            return Err(Error::Convert("a MATLAB file"));
-        } else if file.trim_ascii_start().starts_with(b"<") {
-            return Err(Error::WebPage);
-        } else if is_safetensors(file) {
-            safetensors_entries(file).map_err(damaged("a safetensors file"))?
-        } else {
-            return Err(Error::UnknownFormat);
+        let (entries, metadata) = match Format::of(file)? {
+            Format::LegacyPytorch => {
+                let entries = pth::legacy_entries(file).map_err(damaged("a PyTorch file"))?;
+                (entries, HashMap::new())
+            }
+            Format::Zip => {
+                let zip = ZipArchive::new(std::io::Cursor::new(file))
+                    .map_err(|error| damaged("a zip archive")(error.to_string()))?;
+                let entries = if npz::is_npz(&zip) {
+                    npz::entries(zip).map_err(damaged("NumPy's arrays"))?
+                } else if pth::is_pytorch(&zip) {
+                    pth::zip_entries(file, zip).map_err(damaged("a PyTorch file"))?
+                } else {
+                    return Err(Error::UnknownFormat);
+                };
+                (entries, HashMap::new())
+            }
+            Format::Hdf5 => {
+                let entries = hdf5::entries(file).map_err(damaged("an HDF5 file"))?;
+                (entries, HashMap::new())
+            }
+            Format::Safetensors => {
+                safetensors_entries(file).map_err(damaged("a safetensors file"))?
+            }
         };
         Ok(Self { entries, metadata })
     }

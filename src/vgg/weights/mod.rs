@@ -13,7 +13,7 @@ pub mod preprocessing;
 mod pth;
 
 use super::Layer;
-use archive::{Archive, Entries};
+use archive::{Archive, Entries, Format};
 use candle_core::{DType, Device, Tensor};
 use family::{Family, Located, Names};
 use preprocessing::Preprocessing;
@@ -138,6 +138,10 @@ impl Weights {
                     return Err(Error::TooLarge(len));
                 }
                 let mut bytes = Vec::new();
+                let mut beginning = file.by_ref().take(Format::BEGINNING);
+                beginning.read_to_end(&mut bytes)?;
+                // A film, say, is not read to its end.
+                Format::of(&bytes)?;
                 file.read_to_end(&mut bytes)?;
                 Self::from_bytes(&bytes)
             }
@@ -146,9 +150,6 @@ impl Weights {
 
     /// Reads and checks the weights in a file of these bytes.
     pub fn from_bytes(file: &[u8]) -> Result<Self, Error> {
-        if file.is_empty() {
-            return Err(Error::Empty);
-        }
         let archive = Archive::open(file)?;
         let located = Located::new(&archive)?;
         let said = Preprocessing::from_metadata(&archive.metadata)?;
