@@ -3,7 +3,7 @@
 //! The table of properties, and what is made of their values.
 
 use super::{Color, Init, LossScale, Motion, Optimizer, Pooling, Precision};
-use crate::stylizer::config::{Config, LayerWeights};
+use crate::stylizer::config::{Config, LayerWeights, MAX_WEIGHT};
 use crate::stylizer::device::DeviceChoice;
 use crate::vgg::weights::Source;
 use gst::glib::{self, ParamFlags, ParamSpec, Value};
@@ -142,9 +142,9 @@ properties! {
         "style-scale", "Style scale",
         "Longest side of the style image as a multiple of the longest side that is optimised: smaller makes finer \
          strokes. The image is enlarged to twice its own size at most", CONTROLLABLE;
-    alpha: f64 = config.alpha, (0.0, 1e12),
+    alpha: f64 = config.alpha, (0.0, MAX_WEIGHT),
         "alpha", "Content weight", "Weight of the content loss: higher keeps more of the frame", CONTROLLABLE;
-    beta: f64 = config.beta, (0.0, 1e12),
+    beta: f64 = config.beta, (0.0, MAX_WEIGHT),
         "beta", "Style weight", "Weight of the style loss: higher paints more freely", CONTROLLABLE;
     content_layers: Option<String> = Some(config.content_layers.to_string()), (),
         "content-layers", "Content layers",
@@ -179,10 +179,10 @@ properties! {
         "Part of noise in a start from the frame itself (0 = none, 1 = nothing else)", CONTROLLABLE;
     seed: u64 = config.seed, (0, u64::MAX),
         "seed", "Seed", "Seed of the noise", CONTROLLABLE;
-    tv_weight: f64 = config.tv_weight, (0.0, 1e12),
+    tv_weight: f64 = config.tv_weight, (0.0, MAX_WEIGHT),
         "tv-weight", "Total variation weight",
         "Weight of the mean squared difference between neighbouring pixels: higher makes it smoother", CONTROLLABLE;
-    temporal_weight: f64 = config.temporal_weight, (0.0, 1e12),
+    temporal_weight: f64 = config.temporal_weight, (0.0, MAX_WEIGHT),
         "temporal-weight", "Temporal weight",
         "Weight of the mean squared difference to the last result moved along the motion, where that is known: higher \
          flickers less. Needs motion=flow", CONTROLLABLE;

@@ -61,6 +61,9 @@ pub enum Color {
     Content,
 }
 
+/// The largest weight of a loss, or of a layer in it: far larger ones leave the range of f32.
+pub const MAX_WEIGHT: f64 = 1e12;
+
 /// Layers and the weight of each: `conv4_2` or `conv1_1:0.5,conv2_1:0.5`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerWeights(Vec<(Layer, f64)>);
@@ -101,7 +104,9 @@ pub enum LayersError {
     Unknown(#[from] UnknownLayer),
     #[error("{0} is listed twice")]
     Twice(Layer),
-    #[error("‘{weight}’ is not a weight for {layer}: a number above 0 is needed")]
+    #[error(
+        "‘{weight}’ is not a weight for {layer}: a number above 0 is needed, at most {MAX_WEIGHT:e}"
+    )]
     Weight { layer: Layer, weight: String },
 }
 
@@ -127,7 +132,7 @@ impl FromStr for LayerWeights {
             let weight = match weight {
                 None => 1.0 / items.len() as f64,
                 Some(text) => match text.parse::<f64>() {
-                    Ok(weight) if weight.is_finite() && weight > 0.0 => weight,
+                    Ok(weight) if weight > 0.0 && weight <= MAX_WEIGHT => weight,
                     _ => {
                         let weight = text.into();
                         return Err(LayersError::Weight { layer, weight });
