@@ -131,19 +131,19 @@ impl Stylizer {
         if config == self.config {
             return Ok(());
         }
-        if config.n_threads != self.config.n_threads {
-            self.threads = threads(&config)?;
-        }
-        let before = std::mem::replace(&mut self.config, config);
-        let config = &self.config;
+        let before = &self.config;
+        let threads = match config.n_threads == before.n_threads {
+            true => self.threads.clone(),
+            false => threads(&config)?,
+        };
         if let Some(canvas) = &mut self.canvas {
+            if before.optimizer == config.optimizer {
+                canvas.optimizer.configure(&config);
+            } else {
+                canvas.renew_optimizer(&config)?;
+            }
             canvas.settling = Settling::default();
             canvas.comparable &= before.color == config.color;
-            if before.optimizer == config.optimizer {
-                canvas.optimizer.configure(config);
-            } else {
-                canvas.renew_optimizer(config)?;
-            }
             let same_network = before.pooling == config.pooling
                 && before.content_layers == config.content_layers
                 && before.style_layers == config.style_layers;
@@ -153,6 +153,7 @@ impl Stylizer {
                 canvas.objective = None;
             }
         }
+        (self.threads, self.config) = (threads, config);
         Ok(())
     }
 
