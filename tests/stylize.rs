@@ -118,6 +118,26 @@ fn stylize_makes_a_whole_file() {
     assert_eq!(listing(folder.path()).len(), 3);
 }
 
+/// Pictures one behind the other have no times.
+#[test]
+fn stylize_paints_frames_without_a_time() {
+    init();
+    let clip = Clip::sample();
+    let folder = TempDir::with_prefix("gatys test ").unwrap();
+    let [input, output] = ["in.mjpeg", "out.mkv"].map(|name| folder.path().join(name));
+    let made = gst::parse::launch("videotestsrc num-buffers=3 ! jpegenc ! filesink name=file");
+    let pipeline = made.unwrap().downcast::<gst::Pipeline>().unwrap();
+    let file = pipeline.by_name("file").unwrap();
+    file.set_property("location", &input);
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let bus = pipeline.bus().unwrap();
+    bus.timed_pop_filtered(gst::ClockTime::NONE, &[gst::MessageType::Eos]);
+    pipeline.set_state(gst::State::Null).unwrap();
+    let ended = stylize(&[&input, &clip.style, &output], &FAST);
+    ended.assert_succeeded("frames without a time");
+    assert!(ended.stderr.contains("3 frames"), "{ended}");
+}
+
 #[test]
 fn stylize_says_what_it_cannot_do() {
     let clip = Clip::sample();
