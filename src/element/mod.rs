@@ -60,16 +60,16 @@ enumeration!(
 enumeration!(
     /// Where a frame starts.
     Init, "GstGatysInit", config::Init, {
-        Previous = Previous, "previous", "The result of the frame before, moved as motion says";
+        Previous = Previous, "previous", "The result of the frame before, brought along as motion says";
         Content = Content, "content", "The frame itself";
         Noise = Noise, "noise", "Uniform noise, the same for each frame";
     }
 );
 
 enumeration!(
-    /// How the last result is moved.
+    /// How the last result is brought along.
     Motion, "GstGatysMotion", config::MotionKind, {
-        None = None, "none", "Not at all: brush strokes stay in place";
+        None = None, "none", "Brush strokes stay in place, and what changed in the frame is added under them";
         Flow = Flow, "flow", "Along the optical flow: brush strokes go with what they paint";
     }
 );

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// Takes effect on the next frame and may be driven by a controller.
 const CONTROLLABLE: ParamFlags = LIVE.union(gst::PARAM_FLAG_CONTROLLABLE);
-/// Takes effect on the next frame.
+/// Takes effect on the next frame, but for a style image, which is loaded first.
 const LIVE: ParamFlags = ParamFlags::READWRITE.union(gst::PARAM_FLAG_MUTABLE_PLAYING);
 /// May change in READY at the latest.
 const READY: ParamFlags = ParamFlags::READWRITE.union(gst::PARAM_FLAG_MUTABLE_READY);
@@ -137,7 +137,7 @@ properties! {
     style_image: Option<PathBuf> = None, (),
         "style-image", "Style image",
         "Path of the image whose style is painted: PNG, JPEG or WebP. Required. Changed while playing, \
-         it is loaded beside the stream and taken up by the next frame", LIVE;
+         it is loaded beside the stream and taken up by the first frame after that", LIVE;
     style_scale: f64 = config.style_scale, (0.05, 4.0),
         "style-scale", "Style scale",
         "Longest side of the style image as a multiple of the longest side that is optimised: smaller makes finer \
@@ -149,7 +149,8 @@ properties! {
     content_layers: Option<String> = Some(config.content_layers.to_string()), (),
         "content-layers", "Content layers",
         "Layers that the frame is recognised by, separated by commas, each with a weight or none: conv4_2 or \
-         conv3_1:0.3,conv4_2:0.7. Without weights they share 1 equally. The layers are conv1_1 to conv5_4", LIVE;
+         conv3_1:0.3,conv4_2:0.7. Without weights they share 1 equally. The layers are conv1_1 to conv5_4, and \
+         end at conv5_1 in the weights built in", LIVE;
     style_layers: Option<String> = Some(config.style_layers.to_string()), (),
         "style-layers", "Style layers",
         "Layers whose correlations make the style, written as content-layers are. The deeper, the larger the \
@@ -187,10 +188,10 @@ properties! {
         "Weight of the mean squared difference to the last result moved along the motion, where that is known: higher \
          flickers less. Needs motion=flow", CONTROLLABLE;
     motion: Motion = config.motion.into(), (),
-        "motion", "Motion", "How the last result is moved to where a frame starts", LIVE;
+        "motion", "Motion", "How the last result is brought along to where a frame starts", LIVE;
     scene_cut: f64 = config.scene_cut, (0.0, 1.0),
         "scene-cut", "Scene cut",
-        "Change beyond which a frame begins another scene, which is painted anew with initial-iterations (1 = none \
+        "Change from which a frame begins another scene, which is painted anew with initial-iterations (1 = none \
          does)", CONTROLLABLE;
     skip_still: bool = config.skip_still, (),
         "skip-still", "Skip still frames",
@@ -219,7 +220,8 @@ properties! {
          or the name of one in the data directory gst-plugin-gatys (empty = those built in). weights-info says what \
          was recognised", READY;
     n_threads: u32 = config.n_threads, (0, 1024),
-        "n-threads", "Threads", "CPU threads of this element (0 = one for each core)", CONTROLLABLE;
+        "n-threads", "Threads",
+        "CPU threads of this element (0 = one for each core, or as many as RAYON_NUM_THREADS says)", CONTROLLABLE;
     post_messages: bool = true, (),
         "post-messages", "Post messages",
         "Post an element message named gatys for each frame, with the fields of stats", LIVE;

@@ -31,8 +31,8 @@ pub enum OptimizerKind {
 /// The image that the optimisation of a frame starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Init {
-    /// The result of the frame before, changed by what changed in the frame since; the frame itself
-    /// where there is none.
+    /// The result of the frame before, brought along as [`MotionKind`] says; the frame itself where
+    /// there is none.
     #[default]
     Previous,
     /// The frame itself.
@@ -41,10 +41,10 @@ pub enum Init {
     Noise,
 }
 
-/// How the last result is moved to where a frame starts.
+/// How the last result is brought along to where a frame starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum MotionKind {
-    /// Not at all.
+    /// Its strokes stay where they are, and what changed in the frame is added under them.
     None,
     /// Along the optical flow.
     #[default]
@@ -166,7 +166,7 @@ pub struct Config {
     pub tv_weight: f64,
     pub temporal_weight: f64,
     pub motion: MotionKind,
-    /// A frame that changed more than this begins another scene; 1 turns it off.
+    /// A frame that changed by this or more begins another scene; 1 turns it off.
     pub scene_cut: f64,
     /// Whether the painting of a picture that stays the same is repeated once it has converged.
     pub skip_still: bool,
@@ -176,7 +176,8 @@ pub struct Config {
     pub color: Color,
     pub loss_scale: LossScale,
     pub frame_interval: u32,
-    /// 0 is one for each core.
+    /// 0 is one for each core that the process may use, or as many as the environment variable
+    /// `RAYON_NUM_THREADS` says.
     pub n_threads: u32,
 }
 
