@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! One frame's journey, in the order of these modules: scaled down, stripped of its colours where
-//! they are to stay, optimised, and brought back.
+//! One frame's journey: scaled down, stripped of its colours where they are to stay, optimised from
+//! what the frames before it became, and brought back.
 
 mod canvas;
 pub mod color;

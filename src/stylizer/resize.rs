@@ -8,7 +8,7 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{F32x3, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
-/// Width and height scaled by `scale`, at least a pixel each.
+/// Height and width scaled by `scale`, at least a pixel each.
 pub fn scaled((h, w): (usize, usize), scale: f64) -> (usize, usize) {
     let side = |side: usize| ((side as f64 * scale).round() as usize).max(1);
     (side(h), side(w))

@@ -2,7 +2,8 @@
 
 //! Values between those of a grid.
 
-/// The whole number that is nearest to a value, which is from 0 on and below 2²².
+/// The whole number that is nearest to a value, which is from 0 on and below 2²³: places on the
+/// longest side that `max-size` lets through, 2¹⁵ pixels, are below that in 256ths of a pixel too.
 ///
 /// A sum with 2²³ has no bits behind the point, and the number in its last ones. The conversion that
 /// the language has takes care of all values, one by one.
@@ -12,7 +13,7 @@ pub fn nearest(value: f32) -> u32 {
     (value + SHIFT).to_bits() - SHIFT.to_bits()
 }
 
-/// A whole number at most 1 below a value, which is from 0 on and below 2²².
+/// A whole number at most 1 below a value, which is from 0 on and below 2²³.
 #[inline(always)]
 pub fn whole(value: f32) -> u32 {
     nearest((value - 0.5).max(0.0))
@@ -88,4 +89,21 @@ pub fn places(pixels: usize, scale: usize, side: usize) -> Vec<Place> {
         (before, (before + 1).min(side - 1), at - before as f32)
     };
     (0..pixels).map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_whole_up_to_the_bound() {
+        for number in [0, 1, 255, 1 << 22, (1 << 23) - 256, (1 << 23) - 1] {
+            assert_eq!(nearest(number as f32), number);
+            assert!((number.max(1) - 1..=number).contains(&whole(number as f32)));
+        }
+        for value in [0.4f32, 0.6, 1000.3, 4_194_303.3, 4_194_303.8] {
+            assert_eq!(nearest(value), value.round() as u32);
+            assert!((0.0..=1.0).contains(&(value - whole(value) as f32)));
+        }
+    }
 }

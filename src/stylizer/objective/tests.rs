@@ -237,7 +237,6 @@ fn the_style_image_itself_has_no_style_loss() {
     assert!(losses.content > 0.0);
 }
 
-/// A network whose features are all zero: there is nothing to be relative to.
 /// It adds its mean, and its gradient to the others'.
 #[test]
 fn the_temporal_term_holds_pixels_to_the_target() {
@@ -284,6 +283,7 @@ fn the_temporal_term_holds_pixels_to_the_target() {
     }
 }
 
+/// A network whose features are all zero: there is nothing to be relative to.
 #[test]
 fn dead_layers_give_finite_losses() {
     let mut network = Network::new();
