@@ -20,8 +20,9 @@ use std::process::ExitCode;
 /// being taken.
 const ITERATIONS: u32 = 14;
 
-/// Tensors of the image's size that L-BFGS has beside its history, and for each pair of that.
-const LBFGS_TENSORS: usize = 4;
+/// Tensors of the image's size that L-BFGS has beside its pairs, and for each of them; one pair more
+/// than the history is kept to be written over.
+const LBFGS_TENSORS: usize = 5;
 const PAIR_TENSORS: usize = 2;
 
 fn main() -> ExitCode {
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     let activations = activations(&vgg, &config);
     let packed = vgg.packed_bytes();
     let history = config.lbfgs_history as usize;
-    let state = (LBFGS_TENSORS + PAIR_TENSORS * history) * h * w * 3 * size_of::<f32>();
+    let state = (LBFGS_TENSORS + PAIR_TENSORS * (history + 1)) * h * w * 3 * size_of::<f32>();
     let mut stylizer = Stylizer::new(vgg, made_style(MIDDLE), config).expect("stylizer");
     for seed in [1, 3] {
         let frame = picture(MIDDLE, seed);
