@@ -361,19 +361,18 @@ fn latency_is_the_largest_frame_time() {
     assert!(painter.messages(gst::MessageType::Latency).is_empty());
     painter.reports();
 
-    let mut largest = gst::ClockTime::ZERO;
+    let (mut largest, mut announced) = (gst::ClockTime::ZERO, gst::ClockTime::ZERO);
     for number in 0..20 {
         let time = painter.report().get::<u64>("time").unwrap();
         largest = largest.max(gst::ClockTime::from_nseconds(time));
         let own = latency(&painter) - upstream - gst::ClockTime::SECOND;
-        assert!(
-            own >= largest,
-            "{number}: {own} where a frame took {largest}"
-        );
+        assert_eq!(own, largest, "{number}");
+        // A message says so where it grew by more than a tenth.
+        let moved = largest > announced + announced / 10;
         let posted = painter.messages(gst::MessageType::Latency).len();
-        assert!(
-            posted <= 1 && (number > 0 || posted == 1),
-            "{number}: {posted}"
-        );
+        assert_eq!(posted, usize::from(moved), "{number}");
+        if moved {
+            announced = largest;
+        }
     }
 }

@@ -146,8 +146,7 @@ fn play(files: &Files, other_style: &Path, round: u32) {
         filter.set_property("caps", caps(round, step));
         await_width(32 + 8 * step as i32);
     }
-    change_all(&gatys);
-    gatys.set_property("style-image", other_style.to_str().unwrap());
+    change_all(&gatys, other_style);
     for _ in 0..3 {
         next();
     }
@@ -189,27 +188,34 @@ fn stop_within_a_frame(pipeline: &gst::Pipeline, filter: &gst::Element, gatys: &
 }
 
 /// Sets every property that may change while playing to another value.
-fn change_all(gatys: &gst::Element) {
+fn change_all(gatys: &gst::Element, other_style: &Path) {
     for spec in gatys.list_properties() {
         if !spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) {
             continue;
         }
         let name = spec.name();
+        let before = gatys.property_value(name);
         let value = if let Some(spec) = spec.downcast_ref::<glib::ParamSpecDouble>() {
             (spec.default_value() / 2.0 + 0.25).to_value()
         } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecUInt>() {
-            (spec.default_value() / 2 + 1).to_value()
+            (spec.default_value() / 2 + 2).to_value()
         } else if spec.downcast_ref::<glib::ParamSpecUInt64>().is_some() {
             1_000_000_000u64.to_value()
-        } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecEnum>() {
-            let class = spec.enum_class();
-            let last = class.values().last().unwrap();
-            class.to_value_by_nick(last.nick()).unwrap()
-        } else if name.ends_with("-layers") {
-            "conv2_1,conv3_1".to_value()
+        } else if spec.downcast_ref::<glib::ParamSpecBoolean>().is_some() {
+            (!before.get::<bool>().unwrap()).to_value()
+        } else if spec.downcast_ref::<glib::ParamSpecEnum>().is_some() {
+            let (class, now) = glib::EnumValue::from_value(&before).unwrap();
+            let other = class.values().iter().find(|value| *value != now);
+            class.to_value_by_nick(other.unwrap().nick()).unwrap()
         } else {
-            continue;
+            match name {
+                "content-layers" | "style-layers" => "conv2_1,conv3_1".to_value(),
+                "style-image" => other_style.to_value(),
+                "motion-dump" => other_style.with_extension("motion").to_value(),
+                _ => panic!("{name} has no other value"),
+            }
         };
+        assert_ne!(format!("{value:?}"), format!("{before:?}"), "{name}");
         gatys.set_property_from_value(name, &value);
     }
 }

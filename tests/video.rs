@@ -29,7 +29,8 @@ fn play(clip: &Clip, filter: &str) -> Played {
     init();
     let pipeline = gst::parse::launch(&format!(
         "filesrc name=file ! qtdemux name=demuxer
-         demuxer.video_0 ! queue ! decodebin ! videoconvert ! identity name=first ! {filter} ! fakesink name=video
+         demuxer.video_0 ! queue ! decodebin ! videoconvert ! video/x-raw,format=RGB ! identity name=first !
+         {filter} ! fakesink name=video
          demuxer.audio_0 ! queue max-size-buffers=0 max-size-bytes=0 max-size-time=0 ! fakesink name=sound"
     ));
     let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
@@ -87,7 +88,7 @@ fn paint(properties: &str) -> Vec<(f64, f64)> {
 
     let painted = play(
         &clip,
-        &format!("gatys name=gatys max-size=256 {properties} ! videoconvert"),
+        &format!("gatys name=gatys max-size=256 {properties}"),
     );
     assert_eq!(times(&painted.video), times(&plain.video));
     assert_eq!(painted.sound, plain.sound);
