@@ -16,11 +16,12 @@ use gstgatys::vgg::Precision;
 /// Paints `frames` frames and gives them one after the other.
 fn run(element: &gst::Element, frames: u32) -> Vec<Pixels> {
     let mut painter = Painter::with_info(element, info(VideoFormat::Rgb, 64, 48));
-    let painted = |_| {
-        let frame = painter.next_frame();
-        painter.paint(frame)
-    };
-    (0..frames).map(painted).collect()
+    (0..frames).map(|_| next(&mut painter)).collect()
+}
+
+fn next(painter: &mut Painter) -> Pixels {
+    let frame = painter.next_frame();
+    painter.paint(frame)
 }
 
 #[test]
@@ -287,6 +288,24 @@ fn a_budget_that_is_spent_leaves_two_iterations() {
 }
 
 #[test]
+fn a_budget_that_is_spent_on_the_way_sends_what_there_is() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("initial-iterations", 100_000u32);
+    element.set_property("time-budget", gst::ClockTime::from_mseconds(50).nseconds());
+    let content = picture(256, 192, 0);
+    let mut painter = Painter::with_info(&element, info(VideoFormat::Rgb, 256, 192));
+    let frame = painter.frame(&content);
+    assert!(painter.paint(frame) != content);
+    let report = painter.stats();
+    assert_eq!(report.get::<&str>("reason").unwrap(), "budget");
+    let iterations = report.get::<u32>("iterations").unwrap();
+    assert!((2..100_000).contains(&iterations), "{iterations}");
+    let loss = |name: &str| report.get::<f64>(name).unwrap();
+    assert!(loss("total-loss") < loss("initial-loss"), "{report}");
+}
+
+#[test]
 fn a_frame_that_can_be_no_better_ends_early() {
     let files = Files::new();
     let element = element(&files);
@@ -375,4 +394,37 @@ fn latency_is_the_largest_frame_time() {
             announced = largest;
         }
     }
+}
+
+/// Sets a property of an element that has painted a frame, waits for a warning that has these
+/// words, and asserts that the painting goes on as it was.
+fn check_refused(property: &str, value: &str, words: &[&str]) {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let mut reference = Painter::new(&element(&files));
+    assert!(next(&mut painter) == next(&mut reference));
+    painter.element.set_property(property, value);
+    let patience = 60 * gst::ClockTime::SECOND;
+    let warning = painter
+        .bus
+        .timed_pop_filtered(patience, &[gst::MessageType::Warning])
+        .expect("no warning came");
+    let text = common::painter::warning(&warning);
+    for word in words {
+        assert!(text.contains(word), "{text}");
+    }
+    for _ in 0..3 {
+        assert!(next(&mut painter) == next(&mut reference), "{property}");
+    }
+    assert_eq!(painter.warnings(), [""; 0]);
+}
+
+#[test]
+fn a_style_image_that_is_taken_away_stays_in_use() {
+    check_refused("style-image", "", &["style-image", "stays in use"]);
+}
+
+#[test]
+fn weights_stay_in_use_until_it_stops() {
+    check_refused("weights", "imagenet", &["weights", "READY", "stays in use"]);
 }

@@ -129,6 +129,11 @@ struct Endless {
 
 impl Endless {
     fn new() -> Self {
+        Self::with_iterations(100_000)
+    }
+
+    /// Whose frames end, if nothing ends them before.
+    fn with_iterations(iterations: u32) -> Self {
         init();
         let files = Files::new();
         let make = gst::ElementFactory::make;
@@ -144,7 +149,7 @@ impl Endless {
             .unwrap();
         let gatys = element(&files);
         gatys.set_property("initial-iterations", 1u32);
-        gatys.set_property("iterations", 100_000u32);
+        gatys.set_property("iterations", iterations);
         let sink = make("fakesink").build().unwrap();
         let pipeline = gst::Pipeline::new();
         pipeline
@@ -248,4 +253,28 @@ fn seeking_does_not_wait_for_the_frame() {
         endless.await_endless(position);
     }
     endless.stop();
+}
+
+/// An end of the stream is no end of the frame: that is wanted still.
+#[test]
+fn the_end_of_the_stream_waits_for_the_frame() {
+    let frames = Endless::with_iterations(20);
+    let (sender, arrived) = mpsc::channel();
+    let sink = frames.pipeline.iterate_sinks().next().unwrap().unwrap();
+    let pad = sink.static_pad("sink").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        sender.send(info.buffer().unwrap().pts().unwrap()).unwrap();
+        gst::PadProbeReturn::Ok
+    })
+    .unwrap();
+    frames.play();
+    assert!(frames.at_once(|pipeline| pipeline.send_event(gst::event::Eos::new())));
+    let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let end = frames.bus.timed_pop_filtered(patience, &ends).unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+    let late: Vec<gst::ClockTime> = frames.started.try_iter().collect();
+    let arrived: Vec<gst::ClockTime> = arrived.try_iter().collect();
+    assert_eq!(arrived.len(), 2 + late.len());
+    frames.stop();
 }

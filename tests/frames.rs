@@ -9,9 +9,10 @@ use common::Files;
 use common::painter::{Painter, element, init};
 use common::video::{Pixels, bytes, frame, grey, info, picture, pixels, write};
 use gst::prelude::*;
+use gst_video::prelude::*;
 use gst_video::{
-    VideoColorMatrix, VideoColorPrimaries, VideoColorRange, VideoColorimetry, VideoFormat,
-    VideoFrameRef, VideoInfo, VideoTransferFunction,
+    VideoAlignment, VideoColorMatrix, VideoColorPrimaries, VideoColorRange, VideoColorimetry,
+    VideoFormat, VideoFrameRef, VideoInfo, VideoTransferFunction,
 };
 
 const COLOURED: [VideoFormat; 10] = [
@@ -204,6 +205,85 @@ fn rows_may_lie_anywhere() {
             let painted = painter.paint(frame);
             assert_eq!(painted, expected, "{format}, {offset}, {stride}");
         }
+    }
+}
+
+/// Downstream may have memory of its own, with rows of its own.
+#[test]
+fn rows_may_go_anywhere() {
+    let files = Files::new();
+    for format in [VideoFormat::Rgb, VideoFormat::Argb, VideoFormat::Gray8] {
+        let info = info(format, 33, 24);
+        let content = grey(&picture(33, 24, 0));
+        let expected = paint(&files, &info, &content);
+        for [top, bottom, left, right] in [[0, 0, 0, 7], [2, 3, 16, 32]] {
+            let mut painter = Painter::with_info(&element(&files), info.clone());
+            let padding = VideoAlignment::new(top, bottom, left, right, &[0; 4]);
+            let answered = info.clone();
+            let sink = painter.harness.sinkpad().unwrap();
+            sink.add_probe(
+                gst::PadProbeType::QUERY_DOWNSTREAM,
+                move |_, info| match info.query_mut().map(gst::QueryRef::view_mut) {
+                    Some(gst::QueryViewMut::Allocation(query)) => {
+                        let pool = padded_pool(&answered, &padding);
+                        query.add_allocation_pool(Some(&pool), answered.size() as u32, 0, 0);
+                        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+                        gst::PadProbeReturn::Handled
+                    }
+                    _ => gst::PadProbeReturn::Ok,
+                },
+            );
+            painter
+                .harness
+                .push_upstream_event(gst::event::Reconfigure::new());
+            let frame = painter.frame(&content);
+            let painted = painter.harness.push_and_pull(frame).unwrap();
+            let meta = painted.meta::<gst_video::VideoMeta>().unwrap();
+            assert!(
+                meta.stride()[0] > info.stride()[0],
+                "{format}, {left}, {right}"
+            );
+            assert_eq!(
+                pixels(&info, &painted),
+                expected,
+                "{format}, {left}, {right}"
+            );
+        }
+    }
+}
+
+/// A pool whose frames lie in larger ones.
+fn padded_pool(info: &VideoInfo, padding: &VideoAlignment) -> gst::BufferPool {
+    let pool = gst_video::VideoBufferPool::new();
+    let mut config = pool.config();
+    let caps = info.to_caps().unwrap();
+    config.set_params(Some(&caps), info.size() as u32, 0, 0);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+    config.set_video_alignment(padding);
+    pool.set_config(config).unwrap();
+    pool.upcast()
+}
+
+#[test]
+fn a_buffer_that_is_too_small_is_an_error() {
+    let files = Files::new();
+    for missing in [1, 32 * 24 * 3 - 1] {
+        let mut painter = Painter::new(&element(&files));
+        painter.report();
+        let mut frame = painter.next_frame();
+        let size = frame.size() - missing;
+        frame.get_mut().unwrap().set_size(size);
+        assert_eq!(painter.harness.push(frame), Err(gst::FlowError::Error));
+        let errors = painter.messages(gst::MessageType::Error);
+        assert_eq!(errors.len(), 1);
+        let gst::MessageView::Error(error) = errors[0].view() else {
+            unreachable!("only errors were asked for")
+        };
+        let text = error.error().message().to_owned();
+        assert!(text.contains("memory cannot be used"), "{text}");
+        // And goes on with the next one.
+        painter.report();
     }
 }
 

@@ -10,6 +10,8 @@ use common::painter::{FIRST, LATER, Painter, element};
 use common::video::{DURATION, Pixels, info, picture};
 use gst::prelude::*;
 use gst_video::VideoFormat;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 fn segment() -> gst::Event {
     gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())
@@ -249,8 +251,177 @@ fn frames_lost_while_one_is_painted_start_nothing_anew() {
     // The harness is a live source.
     let mut painter = Painter::new(&element(&files));
     assert_eq!(painter.iterations(), FIRST);
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     // The next frame comes 1.2 s after the last one in the video.
     painter.index += 11;
     assert_eq!(painter.iterations(), LATER);
+}
+
+/// A pipeline of ten frames a second.
+struct Playing {
+    pipeline: gst::Pipeline,
+    /// The times of the frames that go into the element.
+    taken: mpsc::Receiver<gst::ClockTime>,
+    /// The times and iterations of those that come out of it.
+    given: mpsc::Receiver<(gst::ClockTime, u32)>,
+}
+
+fn playing(files: &Files) -> Playing {
+    let make = gst::ElementFactory::make;
+    let gatys = element(files);
+    let caps = info(VideoFormat::Rgb, 32, 24).to_caps().unwrap();
+    let filter = make("capsfilter").property("caps", caps).build();
+    let elements = [
+        &make("videotestsrc").build().unwrap(),
+        &filter.unwrap(),
+        &gatys,
+        &make("fakesink").build().unwrap(),
+    ];
+    let pipeline = gst::Pipeline::new();
+    pipeline.add_many(elements).unwrap();
+    gst::Element::link_many(elements).unwrap();
+    let (sender, taken) = mpsc::channel();
+    let sink = gatys.static_pad("sink").unwrap();
+    sink.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        // The test may have ended.
+        let _ = sender.send(info.buffer().unwrap().pts().unwrap());
+        gst::PadProbeReturn::Ok
+    });
+    let (sender, given) = mpsc::channel();
+    let source = gatys.static_pad("src").unwrap();
+    source.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let gatys = pad.parent_element().unwrap();
+        let stats: gst::Structure = gatys.property("stats");
+        let pts = info.buffer().unwrap().pts().unwrap();
+        let _ = sender.send((pts, stats.get("iterations").unwrap()));
+        gst::PadProbeReturn::Ok
+    });
+    Playing {
+        pipeline,
+        taken,
+        given,
+    }
+}
+
+impl Playing {
+    fn next(&self) -> (gst::ClockTime, u32) {
+        self.given.recv_timeout(PATIENCE).unwrap()
+    }
+
+    fn stop(&self) {
+        self.pipeline.set_state(gst::State::Null).unwrap();
+        self.pipeline.bus().unwrap().set_flushing(true);
+    }
+}
+
+/// Long enough for anything but a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_seek_without_a_flush_starts_anew() {
+    let files = Files::new();
+    let playing = playing(&files);
+    playing.pipeline.set_state(gst::State::Playing).unwrap();
+    let mut given = vec![playing.next()];
+    // Before it plays, a seek without a flush would wait for a sink that waits for it.
+    let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
+    let (reached, ..) = playing.pipeline.state(patience);
+    assert_eq!(reached, Ok(gst::StateChangeSuccess::Success));
+    let goal = 30 * gst::ClockTime::SECOND;
+    playing
+        .pipeline
+        .seek(
+            1.0,
+            gst::SeekFlags::empty(),
+            gst::SeekType::Set,
+            goal,
+            gst::SeekType::None,
+            gst::ClockTime::NONE,
+        )
+        .unwrap();
+    while given.last().unwrap().0 < goal + 2 * DURATION {
+        given.push(playing.next());
+    }
+    playing.stop();
+    let taken: Vec<_> = playing.taken.try_iter().take(given.len()).collect();
+    assert!(given.iter().map(|(pts, _)| pts).eq(&taken), "{given:?}");
+    let before = given.iter().filter(|(pts, _)| *pts < goal).count();
+    for (start, given) in [
+        (gst::ClockTime::ZERO, &given[..before]),
+        (goal, &given[before..]),
+    ] {
+        for (number, frame) in (0..).zip(given) {
+            let iterations = if number == 0 { FIRST } else { LATER };
+            assert_eq!(*frame, (start + number * DURATION, iterations));
+        }
+    }
+}
+
+#[test]
+fn backwards_each_frame_comes_once_and_goes_on() {
+    let files = Files::new();
+    let playing = playing(&files);
+    playing.pipeline.set_state(gst::State::Paused).unwrap();
+    // What is shown before the seek.
+    assert_eq!(playing.next().0, playing.taken.recv().unwrap());
+    playing
+        .pipeline
+        .seek(
+            -1.0,
+            gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE,
+            gst::SeekType::Set,
+            gst::ClockTime::ZERO,
+            gst::SeekType::Set,
+            gst::ClockTime::SECOND,
+        )
+        .unwrap();
+    playing.pipeline.set_state(gst::State::Playing).unwrap();
+    let bus = playing.pipeline.bus().unwrap();
+    let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let end = bus.timed_pop_filtered(patience, &ends).unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+    playing.stop();
+    let given: Vec<_> = playing.given.try_iter().collect();
+    let taken: Vec<_> = playing.taken.try_iter().collect();
+    assert!(taken.len() >= 10 && taken.is_sorted_by(|one, next| one > next));
+    let expected = taken.iter().enumerate().map(|(number, &pts)| {
+        let iterations = if number == 0 { FIRST } else { LATER };
+        (pts, iterations)
+    });
+    assert_eq!(given, expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_style_image_comes_in_while_caps_change() {
+    let files = Files::new();
+    let style = files.style(1);
+    let other = element(&files);
+    other.set_property("style-image", style.to_str().unwrap());
+    let small = info(VideoFormat::Rgb, 24, 32);
+    let expected = first(
+        &mut Painter::with_info(&other, small.clone()),
+        &picture(24, 32, 0),
+    );
+
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    painter
+        .element
+        .set_property("style-image", style.to_str().unwrap());
+    let begun = Instant::now();
+    loop {
+        for info in [small.clone(), info(VideoFormat::Rgb, 32, 24)] {
+            let caps = gst::event::Caps::new(&info.to_caps().unwrap());
+            assert!(painter.harness.push_event(caps));
+            painter.info = info;
+            let content = picture(painter.info.width(), painter.info.height(), 0);
+            let painted = first(&mut painter, &content);
+            if painted == expected {
+                assert_eq!(painter.warnings(), [""; 0]);
+                return;
+            }
+        }
+        assert!(begun.elapsed() < PATIENCE, "the style did not come");
+    }
 }
