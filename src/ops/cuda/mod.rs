@@ -139,20 +139,6 @@ impl Gpu {
         let start = self.constants.device_ptr(self.constants.stream()).0;
         start + if one { size_of::<f32>() as u64 } else { 0 }
     }
-
-    /// Memory of `bytes` for a purpose, of no particular content. The device's work is done in
-    /// order, so that whatever comes next may have it.
-    fn scratch(&self, purpose: &'static str, bytes: usize) -> Result<u64> {
-        let mut scratch = lock(&self.scratch);
-        let bytes = bytes.max(1);
-        if let Some(slice) = scratch.get(&(purpose, bytes)) {
-            return Ok(slice.device_ptr(slice.stream()).0);
-        }
-        let slice = self.device.alloc_zeros::<u8>(bytes)?;
-        let address = slice.device_ptr(slice.stream()).0;
-        scratch.insert((purpose, bytes), slice);
-        Ok(address)
-    }
 }
 
 /// An operation's turn on the GPU.
@@ -162,8 +148,20 @@ pub(super) struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// Memory of `bytes` for a purpose, of no particular content. The device's work is done in
+    /// order, so that whatever comes next may have it.
     fn scratch(&self, purpose: &'static str, bytes: usize) -> Result<u64> {
-        self.gpu.scratch(purpose, bytes)
+        let mut scratch = lock(&self.gpu.scratch);
+        let bytes = bytes.max(1);
+        if let Some(slice) = scratch.get(&(purpose, bytes)) {
+            return Ok(slice.device_ptr(slice.stream()).0);
+        }
+        let slice = self.gpu.device.alloc_zeros::<u8>(bytes)?;
+        // It is made in the device's own stream, of which the one that is recorded knows nothing.
+        self.lane.stream.join(slice.stream()).w()?;
+        let address = slice.device_ptr(slice.stream()).0;
+        scratch.insert((purpose, bytes), slice);
+        Ok(address)
     }
 
     /// Parts of up to [`ROWS`] sums.
