@@ -99,18 +99,16 @@ fn prepared(device: Device) -> candle_core::Result<Device> {
 fn prepared(device: Device) -> candle_core::Result<Device> {
     let gpu = device.as_cuda_device()?;
     let mut threshold = u64::MAX;
-    // SAFETY: the attribute's value is a u64. All that uses a tensor is in the device's one stream,
-    // so that it comes in order without events.
-    unsafe {
-        sys::cuMemPoolSetAttribute(
-            pool(gpu)?,
-            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
-            from_mut(&mut threshold).cast(),
-        )
-        .result()
-        .w()?;
-        gpu.disable_event_tracking();
+    // Some GPUs have no pools, as virtual ones: there memory is taken anew each time.
+    if let Ok(pool) = pool(gpu) {
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute's value is a u64.
+        let _ =
+            unsafe { sys::cuMemPoolSetAttribute(pool, attribute, from_mut(&mut threshold).cast()) };
     }
+    // SAFETY: all that uses a tensor is in the device's one stream, so that it comes in order
+    // without events.
+    unsafe { gpu.disable_event_tracking() };
     Ok(device)
 }
 
@@ -169,8 +167,7 @@ pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
     let Device::Cuda(gpu) = device else {
         return Ok(None);
     };
-    let pool = pool(gpu)?;
-    let attribute = |attribute| {
+    let attribute = |pool, attribute| {
         let mut bytes = 0u64;
         // SAFETY: these attributes' values are u64.
         unsafe { sys::cuMemPoolGetAttribute(pool, attribute, from_mut(&mut bytes).cast()) }
@@ -178,10 +175,11 @@ pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
             .w()?;
         candle_core::Result::Ok(bytes as usize)
     };
-    // What was freed is kept, and is free all the same.
-    let kept = attribute(RESERVED)?.saturating_sub(attribute(USED)?);
+    // What was freed is kept, where there is a pool, and is free all the same.
+    let kept = pool(gpu)
+        .and_then(|pool| Ok(attribute(pool, RESERVED)?.saturating_sub(attribute(pool, USED)?)));
     let (free, _) = gpu.cuda_stream().context().mem_get_info().w()?;
-    Ok(Some(free + kept))
+    Ok(Some(free + kept.unwrap_or(0)))
 }
 
 /// How a device is called in reports: `cpu` or `cuda:N`.
