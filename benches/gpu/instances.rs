@@ -9,7 +9,7 @@ use crate::problem::pan;
 use crate::report::{Outcome, Report};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gstgatys::stylizer::config::Config;
-use gstgatys::stylizer::device::DeviceChoice;
+use gstgatys::stylizer::device::{DeviceChoice, give_back_memory};
 use gstgatys::stylizer::{Error, Stylizer};
 use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
@@ -133,6 +133,7 @@ fn memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) 
             let taken = rest_of_memory(&bench.device);
             let painted = stylizer.stylize(&clip.frames[0], &|| false);
             drop(taken);
+            give_back_memory(&bench.device);
             match painted {
                 Err(Error::Memory(_)) => Ok(0.0),
                 Err(error) => Err(format!("the error is: {error}").into()),

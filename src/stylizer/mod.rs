@@ -240,10 +240,12 @@ impl Stylizer {
             Error::Tensor(cause) => cause.to_string().contains("OUT_OF_MEMORY"),
             _ => false,
         };
-        match ran_out.then(|| self.compare_memory(frame)) {
-            Some(Err(shortage)) => shortage,
-            _ => error,
+        if !ran_out {
+            return error;
         }
+        // Else the pool keeps what the frame had so far from all that takes memory elsewhere.
+        device::give_back_memory(self.device());
+        self.compare_memory(frame).err().unwrap_or(error)
     }
 
     /// What the optimisation of an image of a height and width takes of the device's memory, about.
