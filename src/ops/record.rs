@@ -3,6 +3,7 @@
 //! Work that is the same each time.
 
 use candle_core::{Device, Error};
+use std::fmt::Display;
 use std::result::Result;
 
 /// Operations on the same tensors each time, which a GPU records when they are done for the second
@@ -29,7 +30,7 @@ const TRIES: u32 = 3;
 
 impl Recorded {
     #[cfg(not(feature = "cudnn"))]
-    pub fn run<E: From<Error>>(
+    pub fn run<E: From<Error> + Display>(
         &mut self,
         _: &Device,
         mut work: impl FnMut() -> Result<(), E>,
@@ -39,7 +40,7 @@ impl Recorded {
 
     /// Does `work` on `device`. Where it is replayed, it ends when it is given to the device.
     #[cfg(feature = "cudnn")]
-    pub fn run<E: From<Error>>(
+    pub fn run<E: From<Error> + Display>(
         &mut self,
         device: &Device,
         mut work: impl FnMut() -> Result<(), E>,

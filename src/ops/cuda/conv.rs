@@ -5,6 +5,7 @@
 use super::super::Format;
 use super::super::remembered::{Remembered, file};
 use super::cudnn::{Algorithm, Convolution, Operands};
+use super::notes::{Note, note};
 use super::{Arg, BLOCKS, Gpu, Work, address, at, features_at, lock, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
@@ -142,8 +143,12 @@ fn compute(
     let mut remembered = lock(&REMEMBERED);
     for _ in 0..2 {
         let name = remembered.of(of, || {
-            let fastest = convolution.fastest(work, operands, &after);
-            fastest.map(Algorithm::name)
+            let (fastest, tried) = convolution.fastest(work, operands, &after);
+            note(Note::Found(format!("{of}{tried}")));
+            match fastest {
+                Some(algorithm) => Ok(algorithm.name()),
+                None => bail!("cuDNN has no such convolution{tried}"),
+            }
         })?;
         let known = Algorithm::all(Format::F32).find(|algorithm| algorithm.name() == name);
         if let Some(algorithm) = known

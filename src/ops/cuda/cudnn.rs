@@ -250,16 +250,16 @@ impl Convolution {
         })
     }
 
-    /// The fastest algorithm that computes it, with `after` done after those that are plain. It is
-    /// computed in the course of it.
+    /// The fastest algorithm that computes it, with `after` done after those that are plain, and
+    /// what became of each that was tried. It is computed in the course of it.
     pub fn fastest(
         &self,
         work: &Work,
         operands: Operands,
         mut after: impl FnMut(&Work) -> Result<()>,
-    ) -> Result<Algorithm> {
+    ) -> (Option<Algorithm>, String) {
         let mut fastest: Option<(f32, Algorithm)> = None;
-        let mut refused = String::new();
+        let mut tried = String::new();
         for algorithm in Algorithm::all(self.format) {
             let fits = match algorithm {
                 Algorithm::Fused(_) => operands.bias.is_some(),
@@ -271,27 +271,26 @@ impl Convolution {
             if !fits {
                 continue;
             }
-            match self.time(work, algorithm, operands, &mut after) {
-                Ok(time) if fastest.is_none_or(|(shortest, _)| time < shortest) => {
-                    fastest = Some((time, algorithm));
+            let shortest = fastest.map_or(f32::INFINITY, |(time, _)| time);
+            let became = match self.time(work, (algorithm, shortest), operands, &mut after) {
+                Ok(time) => {
+                    if time < shortest {
+                        fastest = Some((time, algorithm));
+                    }
+                    format!("{time:.4} ms")
                 }
-                Ok(_) => (),
-                Err(error) => refused += &format!("; {}: {error}", algorithm.name()),
-            }
+                Err(error) => error.to_string(),
+            };
+            tried += &format!("; {}: {became}", algorithm.name());
         }
-        match fastest {
-            Some((_, algorithm)) => Ok(algorithm),
-            None => Err(Error::msg(format!(
-                "cuDNN has no such convolution{refused}"
-            ))),
-        }
+        (fastest.map(|(_, algorithm)| algorithm), tried)
     }
 
-    /// Milliseconds.
+    /// Milliseconds of an algorithm, only roughly where it takes more than twice `limit`.
     fn time(
         &self,
         work: &Work,
-        algorithm: Algorithm,
+        (algorithm, limit): (Algorithm, f32),
         operands: Operands,
         after: &mut impl FnMut(&Work) -> Result<()>,
     ) -> Result<f32> {
@@ -309,6 +308,9 @@ impl Convolution {
             stream.synchronize().w()?;
             if round > 0 {
                 shortest = shortest.min(begun.elapsed_ms(&ended).w()?);
+                if shortest > 2.0 * limit {
+                    break;
+                }
             }
         }
         Ok(shortest)

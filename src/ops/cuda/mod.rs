@@ -9,6 +9,7 @@
 pub mod conv;
 mod cudnn;
 pub mod gram;
+pub mod notes;
 pub mod pairs;
 pub mod record;
 pub mod transfer;

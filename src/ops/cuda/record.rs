@@ -2,6 +2,7 @@
 
 //! Work that is recorded once, as a CUDA graph, and replayed.
 
+use super::notes::{Note, note};
 use super::{Gpu, RECORDING, lock};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{
@@ -9,6 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result};
 use candle_core::{Device, Error, Result};
+use std::fmt::Display;
 use std::sync::Arc;
 
 /// A graph of operations on tensors that stay where they are.
@@ -21,8 +23,9 @@ pub struct Recording {
 unsafe impl Send for Recording {}
 
 impl Recording {
-    /// Does `work`, and records what it does. None where the driver would not record it.
-    pub fn new<E: From<Error>>(
+    /// Does `work`, and records what it does. None where the driver would not record it, which is
+    /// noted.
+    pub fn new<E: From<Error> + Display>(
         device: &Device,
         mut work: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<Option<Self>, E> {
@@ -39,9 +42,16 @@ impl Recording {
             done?;
         }
         stream.synchronize().w()?;
-        let graph = record(&stream, || diverted(&mut work).is_ok());
-        let gpu = gpu.clone();
-        Ok(graph.map(|graph| Self { graph, gpu }))
+        match record(&stream, || diverted(&mut work)) {
+            Ok(graph) => {
+                let gpu = gpu.clone();
+                Ok(Some(Self { graph, gpu }))
+            }
+            Err(error) => {
+                note(Note::Unrecorded(error));
+                Ok(None)
+            }
+        }
     }
 
     /// Does it, in the device's stream.
@@ -53,14 +63,20 @@ impl Recording {
     }
 }
 
-fn record(stream: &Arc<CudaStream>, work: impl FnOnce() -> bool) -> Option<CudaGraph> {
+fn record<E: Display>(
+    stream: &Arc<CudaStream>,
+    work: impl FnOnce() -> std::result::Result<(), E>,
+) -> std::result::Result<CudaGraph, String> {
     // Other threads' calls of the driver are none of this recording's business.
     let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    stream.begin_capture(mode).ok()?;
+    let begun = stream.begin_capture(mode);
+    begun.map_err(|error| format!("it does not begin: {error}"))?;
     let worked = work();
     // It ends, whatever became of it.
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).ok()?;
-    graph.filter(|_| worked)
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    worked.map_err(|error| format!("an operation refuses: {error}"))?;
+    let graph = graph.map_err(|error| format!("it does not end: {error}"))?;
+    graph.ok_or("it has nothing".into())
 }
 
 /// Does `work` on the stream that is recorded.
