@@ -151,13 +151,14 @@ fn compute(
             }
         })?;
         let known = Algorithm::all(Format::F32).find(|algorithm| algorithm.name() == name);
-        if let Some(algorithm) = known
-            && convolution.run(work, algorithm, operands).is_ok()
-        {
-            return match algorithm.is_fused() {
-                true => Ok(()),
-                false => after(work),
-            };
+        if let Some(algorithm) = known {
+            match convolution.run(work, algorithm, operands) {
+                Ok(()) if algorithm.is_fused() => return Ok(()),
+                Ok(()) => return after(work),
+                // It is the recording that does not work; nor could anything be measured there.
+                Err(error) if work.is_captured()? => return Err(error),
+                Err(_) => (),
+            }
         }
         // A line that somebody else wrote, or another driver's.
         remembered.forget(of);

@@ -16,6 +16,7 @@ pub mod transfer;
 pub mod vector;
 
 use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
+use candle_core::cuda_backend::cudarc::driver::sys::CUstreamCaptureStatus;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
@@ -163,6 +164,12 @@ impl Work<'_> {
         let address = slice.device_ptr(slice.stream()).0;
         scratch.insert((purpose, bytes), slice);
         Ok(address)
+    }
+
+    /// Whether what is given is recorded rather than done.
+    fn is_captured(&self) -> Result<bool> {
+        let status = self.lane.stream.capture_status().w()?;
+        Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
     /// Parts of up to [`ROWS`] sums.

@@ -13,7 +13,8 @@ static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
 
 /// What was found out.
 pub enum Note {
-    /// How long convolutions take by which algorithm, and why others do not compute them.
+    /// How long convolutions take by which algorithm, why others do not compute them, and what was
+    /// recorded at the second attempt only.
     Found(String),
     /// Why work is not recorded.
     Unrecorded(String),

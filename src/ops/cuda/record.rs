@@ -13,6 +13,13 @@ use candle_core::{Device, Error, Result};
 use std::fmt::Display;
 use std::sync::Arc;
 
+/// Other threads' calls of the driver are none of a recording's business. The second mode also bears
+/// with calls that are no part of it, as where a library gets memory.
+const MODES: [CUstreamCaptureMode; 2] = [
+    CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+    CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED,
+];
+
 /// A graph of operations on tensors that stay where they are.
 pub struct Recording {
     graph: CudaGraph,
@@ -42,16 +49,24 @@ impl Recording {
             done?;
         }
         stream.synchronize().w()?;
-        match record(&stream, || diverted(&mut work)) {
-            Ok(graph) => {
-                let gpu = gpu.clone();
-                Ok(Some(Self { graph, gpu }))
-            }
-            Err(error) => {
-                note(Note::Unrecorded(error));
-                Ok(None)
+        let mut refused = Vec::new();
+        for mode in MODES {
+            match record(&stream, mode, || diverted(&mut work)) {
+                Ok(graph) => {
+                    if !refused.is_empty() {
+                        note(Note::Found(format!(
+                            "not recorded as {}",
+                            refused.join("; ")
+                        )));
+                    }
+                    let gpu = gpu.clone();
+                    return Ok(Some(Self { graph, gpu }));
+                }
+                Err(error) => refused.push(format!("{mode:?}: {error}")),
             }
         }
+        note(Note::Unrecorded(refused.join("; ")));
+        Ok(None)
     }
 
     /// Does it, in the device's stream.
@@ -65,10 +80,9 @@ impl Recording {
 
 fn record<E: Display>(
     stream: &Arc<CudaStream>,
+    mode: CUstreamCaptureMode,
     work: impl FnOnce() -> std::result::Result<(), E>,
 ) -> std::result::Result<CudaGraph, String> {
-    // Other threads' calls of the driver are none of this recording's business.
-    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     let begun = stream.begin_capture(mode);
     begun.map_err(|error| format!("it does not begin: {error}"))?;
     let worked = work();
