@@ -6,7 +6,7 @@ use crate::data::{
     Bench, difference, factor, features, kernel, name, noise, pixels, sum, tolerance,
 };
 use crate::report::{Outcome, Report};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::elementwise::{content, dot, squares};
@@ -65,12 +65,10 @@ fn convolution(
         label(&what, format, [h, w, n_in])
     };
     let convs = || -> Outcome<_> {
-        let (kernel, there) = bench.both(kernel([n_in, n_out], 2), stored)?;
-        let (bias, bias_there) = bench.both(noise(n_out, 3), stored)?;
-        let (there, bias_there) = (
-            there.to_dtype(DType::F32)?,
-            bias_there.to_dtype(DType::F32)?,
-        );
+        let (kernel, _) = bench.both(kernel([n_in, n_out], 2), stored)?;
+        let (bias, _) = bench.both(noise(n_out, 3), stored)?;
+        let there = kernel.to_device(&bench.device)?;
+        let bias_there = bias.to_device(&bench.device)?;
         Ok((
             Conv3x3::new(&kernel, &bias, border)?,
             Conv3x3::with_format(&there, &bias_there, border, format)?,
