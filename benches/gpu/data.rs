@@ -5,8 +5,7 @@
 use crate::report::Outcome;
 use candle_core::{DType, Device, Shape, Tensor};
 use gstgatys::ops::Format;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
 
 /// The device that is checked, and the formats that it has.
 pub struct Bench {
@@ -67,8 +66,16 @@ pub fn name(format: Format) -> &'static str {
 /// Values within -1..1 on the CPU, others for each seed.
 pub fn noise(shape: impl Into<Shape>, seed: u64) -> Tensor {
     let shape = shape.into();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let values = (0..shape.elem_count()).map(|_| rng.random_range(-1.0..1.0f32));
+    // SplitMix64, as there are hundreds of millions of values.
+    let value = |index: usize| {
+        let mut bits = (seed << 40)
+            .wrapping_add(index as u64 + 1)
+            .wrapping_mul(0x9e3779b97f4a7c15);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d049bb133111eb);
+        ((bits ^ (bits >> 31)) as i64 >> 40) as f32 / (1 << 23) as f32
+    };
+    let values = (0..shape.elem_count()).into_par_iter().map(value);
     Tensor::from_vec(values.collect(), shape, &Device::Cpu).expect("values of that shape")
 }
 
@@ -96,9 +103,9 @@ pub fn factor(value: f32, device: &Device) -> Outcome<Tensor> {
     Ok(Tensor::new(&[value], device)?)
 }
 
-/// Where an operation leaves a sum: what was there before is overwritten.
+/// Where an operation leaves a sum, or finds one: what was there before is overwritten.
 pub fn sum(device: &Device) -> Outcome<Tensor> {
-    Ok(Tensor::new(&[-3f64], device)?)
+    Ok(Tensor::new(&[3f64], device)?)
 }
 
 /// The values of a tensor on whatever device.

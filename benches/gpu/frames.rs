@@ -9,16 +9,20 @@ use crate::data::{Bench, noise};
 use crate::problem::{on, pan, problem};
 use crate::report::{Outcome, Report};
 use crate::times::{Size, flops_of_all, share};
-use candle_core::Device;
 use gstgatys::ops::Format;
 use gstgatys::ops::elementwise::copy;
+use gstgatys::ops::transfer::Transfer;
 use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
+use std::time::{Duration, Instant};
 
 const ITERATIONS: u32 = 20;
+
+/// After that a few rounds have to do.
+const LONG: Duration = Duration::from_secs(1);
 
 /// Value and gradient, and iterations of L-BFGS.
 pub fn evaluations(
@@ -49,10 +53,10 @@ pub fn evaluations(
             report.attempt(&format!("{} {precision}", name(size)), || {
                 let problem = problem(&bench.device, precision, &on(&bench.device, &pictures)?)?;
                 // It ends with the losses on the host.
-                let mut times: Vec<_> = (0..4 + 3 * rounds)
-                    .map(|_| ms(timed(|| problem.evaluate()).0))
-                    .collect();
-                let time = median(times.split_off(4));
+                for _ in 0..4 {
+                    problem.evaluate();
+                }
+                let time = typical(3 * rounds, || Ok(timed(|| problem.evaluate()).0))?;
                 let iteration = iteration(&problem, rounds)?;
                 let rate = flops_of_all(size) / (time * 1e9);
                 println!(
@@ -74,17 +78,25 @@ fn iteration(problem: &Problem, rounds: usize) -> Outcome<f64> {
         iterations: ITERATIONS,
         deadline: None,
     };
-    let mut times = Vec::new();
-    for round in 0..=rounds.div_ceil(2) {
+    let mut once = || {
         copy(&image, &problem.image)?;
         let (time, outcome) = timed(|| {
             optimizer.minimize(&image, budget, &mut |image, gradient| {
                 Ok(problem.evaluate_at(image, gradient))
             })
         });
-        if round > 0 {
-            times.push(ms(time) / f64::from(outcome?.iterations));
-        }
+        Ok(time / outcome?.iterations)
+    };
+    once()?;
+    typical(rounds.div_ceil(2), once)
+}
+
+/// The median milliseconds of some rounds; of fewer where they take long.
+fn typical(rounds: usize, mut once: impl FnMut() -> Outcome<Duration>) -> Outcome<f64> {
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < rounds && (times.len() < 3 || begun.elapsed() < LONG) {
+        times.push(ms(once()?));
     }
     Ok(median(times))
 }
@@ -96,16 +108,17 @@ pub fn transfers(bench: &Bench, sizes: &[Size], rounds: usize, report: &mut Repo
     for &(w, h) in sizes {
         report.attempt(&name((w, h)), || {
             let frame = noise((h, w, 3), 1);
+            let mut transfer = Transfer::default();
             let (mut up, mut down) = (Vec::new(), Vec::new());
             for _ in 0..=rounds {
                 let (time, there) = timed(|| {
-                    let there = frame.to_device(&bench.device)?;
+                    let there = transfer.upload(&frame, &bench.device)?;
                     bench.device.synchronize()?;
                     candle_core::Result::Ok(there)
                 });
                 up.push(ms(time));
                 let there = there?;
-                let (time, back) = timed(|| there.to_device(&Device::Cpu));
+                let (time, back) = timed(|| transfer.download(&there));
                 back?;
                 down.push(ms(time));
             }

@@ -104,28 +104,25 @@ pub fn times(bench: &Bench, options: &Options, report: &mut Report) {
     };
     let peaks = peaks(bench, &timer, product, report);
     evaluations(bench, sizes, rounds, &peaks, report);
-    transfers(bench, sizes, rounds, report);
-    for &size in sizes {
-        operations(bench, &timer, size, &peaks, report);
-    }
     remembered(report);
+    transfers(bench, sizes, rounds, report);
+    operations(bench, &timer, sizes[0], &peaks, report);
 }
 
 /// TFLOP/s of a large product in each format.
 fn peaks(bench: &Bench, timer: &Timer, n: usize, report: &mut Report) -> Vec<Option<f64>> {
     report.section(&format!("Products of {n}x{n} matrices, cuBLAS"));
     report.head(&["format", "ms", "TFLOP/s"]);
+    let operand = noise((n, n), 1);
     let measure = |&format: &Format| {
         let name = data::name(format);
         let time = report.attempt(name, || {
-            let matrix = || noise((n, n), 1).to_dtype(format.dtype());
-            let [a, b] = [matrix()?, matrix()?].map(|it| it.to_device(&bench.device));
-            let (a, b) = (a?, b?);
+            let matrix = operand.to_dtype(format.dtype())?.to_device(&bench.device)?;
             set_gemm_reduced_precision_f32(format == Format::Tf32);
             let mut times = Vec::new();
             for round in 0..=timer.rounds {
                 let (time, done) = timed(|| {
-                    let product = a.matmul(&b)?;
+                    let product = matrix.matmul(&matrix)?;
                     bench.device.synchronize()?;
                     candle_core::Result::Ok(product)
                 });
@@ -181,7 +178,7 @@ fn operations(
         report.row(&cells);
     };
     let dims = |block: usize, n: usize| (size.1 >> block, size.0 >> block, n);
-    let there = |tensor: Tensor, format: Format| -> Outcome<Tensor> {
+    let there = |tensor: &Tensor, format: Format| -> Outcome<Tensor> {
         Ok(tensor.to_dtype(format.dtype())?.to_device(&bench.device)?)
     };
     for (layer, block, [n_in, n_out], _) in CONVS {
@@ -190,6 +187,9 @@ fn operations(
         } else {
             Border::Zeros
         };
+        let input = features(dims(block, n_in), 3);
+        let output = features(dims(block, n_out), 4);
+        let upstream = noise(dims(block, n_out), 5);
         for forward in [true, false] {
             let title = format!("{layer} {}", if forward { "forward" } else { "backward" });
             let flops = flops(size, block, [n_in, n_out]);
@@ -198,9 +198,9 @@ fn operations(
                 let bias = noise(n_out, 2).to_device(&bench.device)?;
                 let conv = Conv3x3::with_format(&kernel, &bias, border, format)?;
                 let stored = if n_in == 3 { Format::F32 } else { format };
-                let input = there(features(dims(block, n_in), 3), stored)?;
-                let output = there(features(dims(block, n_out), 4), format)?;
-                let upstream = there(noise(dims(block, n_out), 5), format)?;
+                let input = there(&input, stored)?;
+                let output = there(&output, format)?;
+                let upstream = there(&upstream, format)?;
                 Ok(Some(match forward {
                     true => timer.time(|| conv.forward(&input, &output))?,
                     false => timer.time(|| conv.backward(&upstream, &output, &input))?,
@@ -211,6 +211,8 @@ fn operations(
     // Where tf32 is the same as f32.
     let differs = |format: Format| format != Format::Tf32;
     for (block, n) in CHANNELS.into_iter().enumerate().take(4) {
+        let input = features(dims(block, n), 1);
+        let output = features(dims(block + 1, n), 2);
         for (pooling, kind) in [(Pooling::Avg, "avg"), (Pooling::Max, "max")] {
             for forward in [true, false] {
                 let way = if forward { "forward" } else { "backward" };
@@ -221,8 +223,7 @@ fn operations(
                         if !differs(format) {
                             return Ok(None);
                         }
-                        let input = there(features(dims(block, n), 1), format)?;
-                        let output = there(features(dims(block + 1, n), 2), format)?;
+                        let (input, output) = (there(&input, format)?, there(&output, format)?);
                         let gradient = input.zeros_like()?;
                         Ok(Some(match forward {
                             true => timer.time(|| pooling.forward(&input, &output))?,
@@ -234,14 +235,14 @@ fn operations(
         }
     }
     for (block, n) in CHANNELS.into_iter().enumerate() {
+        let (of, matrix) = (features(dims(block, n), 1), noise((n, n), 2));
         for forward in [true, false] {
             let way = if forward { "" } else { " backward" };
             row(&format!("Gram conv{}_1{way}", block + 1), None, &|format| {
                 if !differs(format) {
                     return Ok(None);
                 }
-                let of = there(features(dims(block, n), 1), format)?;
-                let matrix = there(noise((n, n), 2), Format::F32)?;
+                let (of, matrix) = (there(&of, format)?, there(&matrix, Format::F32)?);
                 let gradient = of.zeros_like()?;
                 let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
                 Ok(Some(match forward {
@@ -256,8 +257,8 @@ fn operations(
         if !differs(format) {
             return Ok(None);
         }
-        let f = there(features(dims(3, 512), 1), format)?;
-        let p = there(features(dims(3, 512), 2), format)?;
+        let f = there(&features(dims(3, 512), 1), format)?;
+        let p = there(&features(dims(3, 512), 2), format)?;
         let gradient = f.zeros_like()?;
         let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
         let content = || vector::content(&f, &p, &factor, &gradient, true, &sum);
@@ -285,7 +286,7 @@ fn operations(
             if format != Format::F32 {
                 return Ok(None);
             }
-            let image = |seed| there(features(dims(0, 3), seed), Format::F32);
+            let image = |seed| there(&features(dims(0, 3), seed), Format::F32);
             let operands = [image(1)?, image(2)?, image(3)?];
             let (sum, factor) = (sum(&bench.device)?, factor(1e-9, &bench.device)?);
             Ok(Some(timer.time(|| op(&operands, &factor, &sum))?))
