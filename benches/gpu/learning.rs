@@ -2,9 +2,10 @@
 
 //! The optimisers beside the CPU's, and recordings beside what they record.
 
-use crate::common::problem::Pictures;
+use crate::Options;
+use crate::common::problem::{Pictures, name};
 use crate::data::{Bench, difference, differing, noise, pixels, values};
-use crate::problem::{on, problem};
+use crate::problem::{on, problem, unrecorded};
 use crate::report::{Outcome, Report};
 use candle_core::{DType, Device, Tensor};
 use gstgatys::ops::elementwise::copy;
@@ -101,12 +102,17 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
 }
 
 /// An evaluation is recorded when it is made for the second time, and replayed from then on.
-pub fn recordings(bench: &Bench, report: &mut Report) {
+pub fn recordings(bench: &Bench, options: &Options, report: &mut Report) {
     report.section("Recorded and replayed");
     report.head(&["check", "values that differ", "limit", ""]);
     if bench.device.is_cuda() {
         report.check("the driver records an operation", 0.0, || {
             driver_records(&bench.device)
+        });
+        report.check("the driver records a step of L-BFGS", 0.0, || {
+            unrecorded();
+            quadratic(&bench.device, OptimizerKind::Lbfgs)?;
+            unrecorded().map_or(Ok(0.0), |why| Err(why.into()))
         });
     }
     let precisions = match bench.device.is_cpu() {
@@ -118,35 +124,41 @@ pub fn recordings(bench: &Bench, report: &mut Report) {
             Precision::F32,
         ],
     };
+    let (w, h) = if options.quick { (67, 45) } else { (250, 170) };
     for precision in precisions {
-        report.check(&format!("gradients at 250x170, {precision}"), 0.0, || {
-            let pictures = on(&bench.device, &Pictures::made((250, 170)))?;
+        let title = format!("gradients at {}, {precision}", name((w, h)));
+        report.check(&title, 0.0, || {
+            let pictures = on(&bench.device, &Pictures::made((w, h)))?;
             let problem = problem(&bench.device, precision, &pictures)?;
             let replayed = || -> Outcome<Tensor> {
                 problem.evaluate();
                 Ok(problem.gradient.to_device(&Device::Cpu)?.copy()?)
             };
             // What is recorded is so for these tensors alone.
-            let unrecorded = || -> Outcome<Tensor> {
+            let anew = || -> Outcome<Tensor> {
                 let gradient = problem.image.zeros_like()?;
                 problem.evaluate_at(&problem.image.copy()?, &gradient);
                 Ok(gradient.to_device(&Device::Cpu)?)
             };
+            unrecorded();
             for _ in 0..3 {
                 problem.evaluate();
             }
+            if let Some(why) = unrecorded() {
+                return Err(why.into());
+            }
             let first = replayed()?;
-            let mut differences = differing(&first, &unrecorded()?)?;
+            let mut differences = differing(&first, &anew()?)?;
             // It computes with what is in the image now.
             copy(
                 &problem.image,
-                &pixels((170, 250, 3), 9).to_device(&bench.device)?,
+                &pixels((h, w, 3), 9).to_device(&bench.device)?,
             )?;
             let second = replayed()?;
             if differing(&second, &first)? == 0.0 {
                 return Err("another image has the same gradient".into());
             }
-            differences += differing(&second, &unrecorded()?)?;
+            differences += differing(&second, &anew()?)?;
             Ok(differences)
         });
     }
@@ -163,8 +175,8 @@ fn driver_records(device: &Device) -> Outcome<f64> {
         axpy(0.3, &x, &expected)?;
     }
     // Once as it is recorded, and twice after that.
-    let mut recording =
-        Recording::new(device, || axpy(0.3, &x, &y))?.ok_or("the driver does not record it")?;
+    let mut recording = Recording::new(device, || axpy(0.3, &x, &y))?
+        .ok_or_else(|| unrecorded().unwrap_or_default())?;
     recording.replay()?;
     recording.replay()?;
     differing(&y, &expected)

@@ -141,8 +141,8 @@ fn run(part: &str, bench: &Bench, options: &Options, report: &mut Report) {
         "vectors" => vectors::vectors(bench, report),
         "optimizers" => learning::optimizers(bench, report),
         "recordings" => {
-            vectors::repeats(bench, report);
-            learning::recordings(bench, report);
+            vectors::repeats(bench, options, report);
+            learning::recordings(bench, options, report);
         }
         "instances" => instances::instances(bench, options, report),
         "losses" => losses::losses(bench, options, report),

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The objective on any device.
+//! The objective on any device, and what was noted about it.
 
 use crate::common::problem::{Pictures, Problem, picture};
 use crate::report::Outcome;
 use candle_core::{Device, Tensor};
+use gstgatys::ops::cuda::notes::{self, Note};
 use gstgatys::vgg::weights::Source;
 use gstgatys::vgg::{Precision, Vgg};
 
@@ -31,4 +32,16 @@ pub fn pan((w, h): (usize, usize), frames: usize, seed: u64) -> Outcome<Vec<Tens
         Ok(rows.narrow(1, 2 * index, w)?.contiguous()?)
     };
     (0..frames).map(frame).collect()
+}
+
+/// Why work was not recorded since this was asked last; prints that and what else was noted.
+pub fn unrecorded() -> Option<String> {
+    let mut unrecorded = Vec::new();
+    for note in notes::take() {
+        eprintln!("{note}");
+        if let Note::Unrecorded(_) = note {
+            unrecorded.push(note.to_string());
+        }
+    }
+    (!unrecorded.is_empty()).then(|| unrecorded.join("; "))
 }

@@ -2,6 +2,7 @@
 
 //! What is printed: tables in Markdown, a row as soon as it is known, and what failed.
 
+use crate::problem::unrecorded;
 use candle_core::{Device, Tensor};
 use gstgatys::ops::elementwise::dot;
 use std::error::Error;
@@ -79,7 +80,10 @@ impl Report {
             self.left_out += 1;
             return None;
         }
-        let failure = match catch_unwind(AssertUnwindSafe(action)) {
+        let ended = catch_unwind(AssertUnwindSafe(action));
+        // Printed, for whoever looks for the cause of something.
+        unrecorded();
+        let failure = match ended {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error.to_string(),
             Err(panic) => match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {

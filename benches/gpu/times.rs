@@ -7,6 +7,7 @@ use crate::common::problem::name;
 use crate::common::timing::{median, ms, timed};
 use crate::data::{self, Bench, factor, features, noise, sum};
 use crate::frames::{evaluations, transfers};
+use crate::problem::unrecorded;
 use crate::report::{Outcome, Report};
 use candle_core::cuda_backend::set_gemm_reduced_precision_f32;
 use candle_core::{Device, Tensor};
@@ -71,7 +72,8 @@ impl Timer<'_> {
         let many = || (0..count).try_for_each(|_| op());
         let mut recording = match self.device.is_cuda() {
             true => {
-                Some(Recording::new(self.device, many)?.ok_or("the driver does not record it")?)
+                let recording = Recording::new(self.device, many)?;
+                Some(recording.ok_or_else(|| unrecorded().unwrap_or_default())?)
             }
             false => None,
         };

@@ -2,6 +2,7 @@
 
 //! What is done with images and gradients, beside the CPU's.
 
+use crate::Options;
 use crate::data::{Bench, difference, differing, factor, noise, pixels, sum};
 use crate::report::{Outcome, Report};
 use candle_core::{Device, Tensor};
@@ -116,14 +117,17 @@ fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
 }
 
 /// Whether the same operands give the same, bit for bit, each time.
-pub fn repeats(bench: &Bench, report: &mut Report) {
+pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
     use crate::data::{features, kernel, name};
     use gstgatys::ops::conv::{Border, Conv3x3};
     use gstgatys::ops::gram::{gram, gram_backward};
     report.section("Repeated");
     report.head(&["check", "values that differ", "limit", ""]);
+    let (h, w, n) = match options.quick {
+        true => (13, 9, 40),
+        false => (45, 80, 512),
+    };
     for &format in &bench.formats {
-        let (h, w, n) = (45, 80, 512);
         report.check(&format!("layer and losses, {}", name(format)), 0.0, || {
             let once = || -> Outcome<Vec<Tensor>> {
                 let there = |tensor: Tensor| bench.both(tensor, format).map(|it| it.1);
