@@ -10,9 +10,10 @@ cd "$here/../.."
 made=target/gpu
 folder=$made/gatys-gpu
 archive=$made/gatys-gpu.tar.xz
-limit=60000000
+# Small enough to be sent beside a checkout, of 30 MB, where no more than 64 MiB can be.
+limit=36000000
 # Elements of run.sh's pipeline.
-elements=(filesrc matroskademux jpegdec identity videoconvert x264enc matroskamux)
+elements=(filesrc matroskademux jpegdec identity videoconvert queue x264enc matroskamux)
 # Of any system with Python and PyTorch, in versions that fit each other.
 theirs='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|gcc_s|stdc\+\+))\.so'
 cuda='^lib(cuda|cublas|cublasLt|curand|nvrtc|cudnn|cudart|nvJitLink)[._-]'
@@ -45,9 +46,9 @@ print(*[it["executable"] for it in built if it.get("executable") and it["target"
 # A clip, and a picture to paint in the manner of.
 make_pictures() {
     local raw=(fdsrc ! rawvideoparse format=rgb width=640 height=360 framerate=30/1 ! videoconvert)
-    python3 "$here/clip.py" 640 360 300 1 |
-        gst-launch-1.0 -q "${raw[@]}" ! video/x-raw,format=I420 ! jpegenc quality=75 ! matroskamux ! filesink location="$folder/clip.mkv"
-    python3 "$here/clip.py" 640 360 1 2 | gst-launch-1.0 -q "${raw[@]}" ! pngenc ! filesink location="$folder/style.png"
+    python3 "$here/clip.py" 640 360 120 1 |
+        gst-launch-1.0 -q "${raw[@]}" ! video/x-raw,format=I420 ! jpegenc quality=40 ! matroskamux ! filesink location="$folder/clip.mkv"
+    python3 "$here/clip.py" 640 360 1 2 | gst-launch-1.0 -q "${raw[@]}" ! jpegenc ! filesink location="$folder/style.jpg"
 }
 
 plugin_of() { gst-inspect-1.0 "$1" | sed -n 's/^ *Filename  *//p' | head -n 1; }
@@ -66,7 +67,7 @@ rm -rf "$folder" "$archive"
 mkdir -p "$folder"/{bin,lib,plugins}
 cp "$here/run.sh" "$here/peer.py" "$folder"
 cp "$(program)" "$folder/gpu"
-cp -L "$(command -v gst-launch-1.0)" "$(command -v gst-inspect-1.0)" "$folder/bin"
+cp -L "$(command -v gst-launch-1.0)" "$folder/bin"
 for element in "${elements[@]}"; do
     plugin=$(plugin_of "$element")
     [[ -n $plugin ]] || die "GStreamer has no element $element"
@@ -81,9 +82,9 @@ git describe --always --dirty > "$folder/commit"
 
 carried=$(find "$folder" -type f -printf '%f\n' | grep -E "$cuda" || true)
 [[ -z $carried ]] || die "CUDA's own libraries must stay out: $carried"
-# The built-in weights are in both binaries: a dictionary that spans both has them once.
-tar -C "$made" --sort=name --owner=0 --group=0 --numeric-owner -c gatys-gpu | xz --lzma2=preset=2,dict=128MiB > "$archive"
+# The built-in weights, numbers of 4 bytes, are in both binaries: a dictionary that spans both has them once.
+tar -C "$made" --sort=name --owner=0 --group=0 --numeric-owner -c gatys-gpu | xz --lzma2=preset=6,dict=128MiB,lc=2,lp=2 > "$archive"
 size=$(stat -c %s "$archive")
 ((size < limit)) || die "$archive has $size bytes, and $limit are allowed"
 glibc=$(objdump -T "$folder/gpu" "$folder"/{bin,lib,plugins}/* | grep -oE 'GLIBC_2\.[0-9]+' | sort -uV | tail -n 1)
-echo "$archive: $size bytes; needs $glibc. On a machine with a GPU: tar -xJf gatys-gpu.tar.xz && bash gatys-gpu/run.sh"
+echo "$archive: $size bytes; needs $glibc. On a machine with a GPU: python3 -m tarfile -e gatys-gpu.tar.xz && bash gatys-gpu/run.sh"

@@ -7,7 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 out=$PWD/RESULTS.md device=cuda quick=() python='' longest=0
-frames=(60 300)
+frames=(24 120)
 while (($#)); do
     case $1 in
         --out) out=$(realpath -m "$2"); shift ;;
@@ -67,8 +67,9 @@ part() {
 
 pipeline() { # ITERATIONS FRAMES
     GST_REGISTRY_1_0=$work/registry GST_REGISTRY_FORK=no GST_PLUGIN_SYSTEM_PATH_1_0='' GST_PLUGIN_PATH_1_0=$here/plugins \
-        LD_LIBRARY_PATH=$here/lib:$cuda "$here/bin/gst-launch-1.0" -q filesrc location="$here/clip.mkv" ! matroskademux ! jpegdec ! \
-        identity eos-after="$2" ! videoconvert ! gatys style-image="$here/style.png" iterations="$1" max-size="$longest" device="$device" ! \
+        LD_LIBRARY_PATH=$here/lib:$cuda "$here/bin/gst-launch-1.0" -q --no-fault filesrc location="$here/clip.mkv" ! matroskademux ! jpegdec ! \
+        identity eos-after="$2" ! videoconvert ! queue ! \
+        gatys style-image="$here/style.jpg" iterations="$1" max-size="$longest" device="$device" ! queue ! \
         videoconvert ! x264enc speed-preset=veryfast ! matroskamux ! filesink location="$work/painted.mkv"
 }
 
