@@ -70,6 +70,16 @@ pub fn evaluations(
     }
 }
 
+/// One value and gradient, with what comes before it.
+pub fn evaluation(bench: &Bench, options: &Options, report: &mut Report) {
+    let size = if options.quick { (96, 64) } else { (640, 360) };
+    report.attempt(&name(size), || {
+        let pictures = on(&bench.device, &Pictures::made(size))?;
+        problem(&bench.device, Precision::Auto, &pictures)?.evaluate();
+        Ok(())
+    });
+}
+
 /// Milliseconds of an iteration of L-BFGS.
 fn iteration(problem: &Problem, rounds: usize) -> Outcome<f64> {
     let image = problem.image.copy()?;

@@ -49,6 +49,8 @@ const CHECKS: [&str; 8] = [
     "instances",
 ];
 const PARTS: [&str; 4] = ["checks", "losses", "times", "throughput"];
+/// For a profiler, and none of the parts that are run if none is named.
+const EVALUATION: &str = "evaluation";
 
 fn main() -> ExitCode {
     let (mut parts, mut choice) = (Vec::new(), DeviceChoice::Cuda(0));
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
             },
             // What cargo adds.
             "--bench" => (),
+            EVALUATION => parts.push(argument),
             part if PARTS.contains(&part) || CHECKS.contains(&part) => parts.push(argument),
             other => return usage(&format!("there is no ‘{other}’")),
         }
@@ -97,7 +100,7 @@ fn usage(problem: &str) -> ExitCode {
     eprintln!("gpu: {problem}");
     eprintln!("usage: gpu [PART ...] [--device cuda:N] [--quick]");
     eprintln!(
-        "parts: {}; checks is {}",
+        "parts: {}; checks is {}; {EVALUATION}, for a profiler, only if it is named",
         PARTS.join(", "),
         CHECKS.join(", ")
     );
@@ -147,6 +150,7 @@ fn run(part: &str, bench: &Bench, options: &Options, report: &mut Report) {
         "instances" => instances::instances(bench, options, report),
         "losses" => losses::losses(bench, options, report),
         "times" => times::times(bench, options, report),
+        EVALUATION => frames::evaluation(bench, options, report),
         _ => frames::throughput(bench, options, report),
     }
 }

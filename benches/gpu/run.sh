@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
-# run.sh [--out FILE] [--python PYTHON]: checks and measures on this machine's NVIDIA GPU, within 8 minutes, and writes FILE
-# (RESULTS.md here) as far as it has got, in Markdown. Needs CUDA 13's libraries with cuDNN 9, and for one part PyTorch; no network.
+# run.sh [--out FILE] [--python PYTHON]: checks and measures on this machine's NVIDIA GPU, within 10 minutes, and writes FILE
+# (RESULTS.md here) as far as it has got, in Markdown, and beside it FILE's name with .tar.gz for .md: what each part, cuDNN and a
+# profiler said, and the algorithms that were chosen. Needs CUDA 13's libraries with cuDNN 9, and for one part PyTorch; no network.
 # The exit status is 0 only if all demands are met. `--device cpu --quick` tries the script itself where there is no GPU.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,19 +19,33 @@ while (($#)); do
     esac
     shift
 done
+parts=(convolutions pooling gram content vectors optimizers losses times peer throughput pipeline instances recordings)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-ends=$((SECONDS + 475))
-# What cuDNN's algorithms take is measured anew.
-export XDG_CACHE_HOME=$work/cache RUST_BACKTRACE=0
+mkdir "$work/logs"
+ends=$((SECONDS + 560))
+# What cuDNN's algorithms take is measured anew, and kernels are compiled anew, but once for all parts.
+export XDG_CACHE_HOME=$work/logs/cache CUDA_CACHE_PATH=$work/compiled
+export CUDNN_LOGLEVEL_DBG=1 CUDNN_LOGDEST_DBG=stderr GST_DEBUG=2 GST_DEBUG_NO_COLOR=1 RUST_BACKTRACE=0
 
 # A Python with PyTorch, or else any.
 find_python() {
     local candidate
     for candidate in "$python" python3 python /opt/*/.venv/bin/python /opt/*/bin/python; do
-        if "$candidate" -c 'import torch' 2>/dev/null; then echo "$candidate"; return; fi
+        # Importing it takes long.
+        if "$candidate" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
     done
     echo python3
+}
+
+# The folder of the driver's library, wherever PyTorch finds it.
+find_driver() {
+    "$python" -c 'import torch
+torch.cuda.init()
+print(*{line.split()[-1].rpartition("/")[0] for line in open("/proc/self/maps") if "/libcuda.so" in line})' 2>/dev/null || true
 }
 
 # Folders that have CUDA's libraries, each with what another does not have.
@@ -39,13 +54,17 @@ find_cuda() {
     mapfile -t candidates < <(
         "$python" -c 'import glob, nvidia
 for path in nvidia.__path__: print(*glob.glob(path + "/*/lib"), sep="\n")' 2>/dev/null || true
-        printf '%s\n' /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib /usr/local/nvidia/lib64
+        tr ':' '\n' <<< "${LD_LIBRARY_PATH:-}"
+        printf '%s\n' /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib /usr/local/nvidia/lib64 /usr/local/nvidia/lib
         ldconfig -p 2>/dev/null | sed -nE 's/.*lib(cuda|cublas|cudnn|curand|nvrtc)\.so\.[0-9]+ .*=> (.*)\/[^/]*/\2/p' || true
         echo /usr/lib/x86_64-linux-gnu)
     for library in libcuda.so.1 libcudart.so.13 libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13 libcudnn.so.9; do
         for folder in "${candidates[@]}"; do
-            if [[ -e $folder/$library ]]; then echo "$folder"; continue 2; fi
+            if [[ -n $folder && -e $folder/$library ]]; then echo "$folder"; continue 2; fi
         done
+        folder=''
+        if [[ $library == libcuda.so.1 ]]; then folder=$(find_driver); fi
+        if [[ -n $folder ]]; then echo "$folder"; continue; fi
         echo "run.sh: there is no $library" >&2
     done | awk '!seen[$0]++' | paste -sd:
 }
@@ -59,7 +78,7 @@ part() {
     if ((limit < 5)); then
         status=124 && : > "$work/$name.md"
     else
-        timeout --kill-after=5 "$limit" "$@" > "$work/$name.md" 2> "$work/$name.err" || status=$?
+        timeout --kill-after=5 "$limit" "$@" > "$work/$name.md" 2> "$work/logs/$name.err" || status=$?
     fi
     echo "$status" > "$work/$name.status"
     write
@@ -118,7 +137,7 @@ demand() {
 # Which parts of the checks did not end well.
 failing() {
     local name failed=0
-    for name in convolutions pooling gram content vectors optimizers recordings instances losses; do
+    for name in convolutions pooling gram content vectors optimizers losses instances recordings; do
         [[ $(cat "$work/$name.status" 2>/dev/null) == 0 ]] || failed=$((failed + 1))
     done
     echo "$failed"
@@ -147,7 +166,7 @@ write() {
         echo "$machine"
         echo
         demands
-        for name in convolutions pooling gram content vectors optimizers recordings instances losses times throughput peer pipeline; do
+        for name in "${parts[@]}"; do
             [[ -e $work/$name.status ]] || continue
             status=$(cat "$work/$name.status")
             printf '\n## %s\n\n' "$name"
@@ -157,13 +176,29 @@ write() {
                 124 | 137) printf '\n**Its time was over.**\n' ;;
                 *) printf '\n**It ended with status %s.**\n' "$status" ;;
             esac
-            if [[ $status != 0 && -s $work/$name.err ]]; then
+            if [[ $status != 0 && -s $work/logs/$name.err ]]; then
                 # shellcheck disable=SC2016
-                printf '\n```\n%s\n```\n' "$(tail -n 15 "$work/$name.err")"
+                printf '\n```\n%s\n```\n' "$(tail -n 15 "$work/logs/$name.err")"
             fi
         done
     } > "$out.part"
     mv "$out.part" "$out"
+    if tar -C "$work" -czf "$out.part" logs; then mv "$out.part" "${out%.md}.tar.gz"; fi
+}
+
+# The kernels of one evaluation, in their order, and how long each takes, where there is a profiler that works.
+profile() {
+    local limit=$(((ends - SECONDS) / 2))
+    local evaluation=(env LD_LIBRARY_PATH="$cuda" "$here/gpu" evaluation --device "$device" "${quick[@]}")
+    if ((limit < 5)); then return; fi
+    within() { timeout --kill-after=5 $((limit < 40 ? limit : 40)) "$@"; }
+    if command -v ncu >/dev/null; then
+        within ncu --clock-control none --target-processes all --metrics gpu__time_duration.sum --csv "${evaluation[@]}" && return
+    fi
+    if command -v nsys >/dev/null; then
+        within nsys profile --trace cuda --output "$work/profile" "${evaluation[@]}" &&
+            within nsys stats --report cuda_gpu_trace --format csv "$work/profile.nsys-rep"
+    fi
 }
 
 describe() {
@@ -173,14 +208,12 @@ describe() {
     echo "- Date: $(date -u +%F)"
     echo "- Commit: $(cat "$here/commit" 2>/dev/null || echo unknown)"
     echo "- CPU: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) threads"
-    "$python" -c 'import torch
-print(f"- PyTorch {torch.__version__} with CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")' 2>/dev/null ||
-        echo "- No PyTorch"
+    "$python" -c 'from importlib.metadata import version; print("- PyTorch", version("torch"))' 2>/dev/null || echo "- No PyTorch"
     echo "- CUDA's libraries: $(tr ':' ' ' <<< "$cuda")"
 }
 
 python=$(find_python)
-cuda=$(find_cuda)
+cuda=$(find_cuda)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 machine=$(describe)
 write
 gpu() {
@@ -190,18 +223,21 @@ gpu() {
 export -f pipeline rates
 export here work cuda device longest
 declare -p frames > "$work/frames"
-gpu convolutions 60
-gpu pooling 30
-gpu gram 30
-gpu content 30
-gpu vectors 30
+# What matters most comes first; the limits add up to all that there is.
+gpu convolutions 50
+gpu pooling 20
+gpu gram 25
+gpu content 20
+gpu vectors 20
 gpu optimizers 20
-gpu recordings 40
-gpu instances 40
 gpu losses 60
-gpu times 120
-part pipeline 90 bash -c "set -euo pipefail; source '$work/frames'; rates"
-part peer 115 "$python" "$here/peer.py" --seconds 80 --device "$device"
-gpu throughput 45
+gpu times 110
+part peer 95 "$python" "$here/peer.py" --seconds 65 --device "$device"
+gpu throughput 25
+part pipeline 65 bash -c "set -euo pipefail; source '$work/frames'; rates"
+gpu instances 20
+gpu recordings 25
+profile > "$work/logs/profile.csv" 2> "$work/logs/profile.err" || true
+write
 cat "$out"
 [[ $(demands) != *FAIL* ]]
