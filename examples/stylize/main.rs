@@ -101,7 +101,7 @@ fn parse(args: Vec<OsString>) -> Result<Job, Failure> {
 }
 
 fn stylize(job: &Job) -> Result<(), Failure> {
-    let muxer = check_files(&job.input, &job.output)?;
+    let muxer = check_files(job)?;
     gst::init().map_err(error)?;
     gstgatys::plugin_register_static().map_err(error)?;
 
@@ -131,7 +131,8 @@ fn stylize(job: &Job) -> Result<(), Failure> {
 }
 
 /// What can be said about the files before anything starts; the muxer that OUTPUT's name asks for.
-fn check_files(input: &Path, output: &Path) -> Result<&'static str, Failure> {
+fn check_files(job: &Job) -> Result<&'static str, Failure> {
+    let [input, style, output] = [&job.input, &job.style, &job.output].map(PathBuf::as_path);
     let fault = |path: &Path, what: &dyn Display| error(format_args!("{}: {what}", path.display()));
     let meta = fs::metadata(input).map_err(|err| fault(input, &err))?;
     if meta.is_dir() {
@@ -144,8 +145,13 @@ fn check_files(input: &Path, output: &Path) -> Result<&'static str, Failure> {
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(fault(folder, &"there is no such folder"));
     }
-    if output.exists() && fs::canonicalize(input).ok() == fs::canonicalize(output).ok() {
-        return Err(fault(output, &"is the input; choose another name"));
+    let is_output =
+        |path| output.exists() && fs::canonicalize(path).ok() == fs::canonicalize(output).ok();
+    for (path, what) in [(input, "input"), (style, "style")] {
+        if is_output(path) {
+            let what = format_args!("is the {what}; choose another name");
+            return Err(fault(output, &what));
+        }
     }
     let extension = output.extension().unwrap_or_default().to_string_lossy();
     match extension.to_lowercase().as_str() {
@@ -183,11 +189,13 @@ impl Drop for Partial {
 /// Runs the pipeline to its end, an error, or a signal.
 fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> {
     let bus = pipeline.bus().expect("a pipeline has a bus");
-    for (signal, number) in [("interrupt", 2), ("terminate", 15)] {
+    for (signal, number) in [("hang-up", 1), ("interrupt", 2), ("terminate", 15)] {
         let bus = bus.clone();
-        glib_unix::unix_signal_add_local_once(number, move || {
+        // A second one is not to end the program before it has put its files in order.
+        glib_unix::unix_signal_add_local(number, move || {
             let signal = gst::Structure::builder(signal).field("number", number);
             let _ = bus.post(gst::message::Application::new(signal.build()));
+            glib::ControlFlow::Continue
         });
     }
     let main_loop = glib::MainLoop::new(None, false);
