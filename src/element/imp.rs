@@ -30,7 +30,6 @@ use gst_base::subclass::prelude::*;
 use gst_video::subclass::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 use once_cell::sync::Lazy;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -53,6 +52,8 @@ struct Shared {
     started: bool,
     /// Counts the style images that were set: only the last one is taken up.
     style_serial: u64,
+    /// Whether one is being loaded. Those set meanwhile wait for that.
+    loading: bool,
     /// The style image for the next frame.
     style: Option<StyleImage>,
     /// Of the last frame.
@@ -116,10 +117,9 @@ impl ObjectImpl for Gatys {
         shared.changed = true;
         if spec.name() == "style-image" {
             shared.style_serial += 1;
-            let (serial, path) = (shared.style_serial, shared.settings.style_image.clone());
-            if shared.started {
+            if shared.started && !std::mem::replace(&mut shared.loading, true) {
                 drop(shared);
-                self.load_style_beside(serial, path.unwrap_or_default());
+                self.obj().call_async(|element| element.imp().load_styles());
             }
         } else if shared.started && spec.flags().contains(gst::PARAM_FLAG_MUTABLE_READY) {
             drop(shared);
@@ -355,27 +355,30 @@ impl VideoFilterImpl for Gatys {
 }
 
 impl Gatys {
-    /// Loads a style image in a thread of its own and hands it to the next frame, unless another
-    /// was set meanwhile.
-    fn load_style_beside(&self, serial: u64, path: PathBuf) {
-        self.obj().call_async(move |element| {
-            let this = element.imp();
-            if lock(&this.shared).style_serial != serial {
-                return;
+    /// Loads the style image that was set last and hands it to the next frame, until no other was
+    /// set meanwhile.
+    fn load_styles(&self) {
+        loop {
+            let (serial, settings) = {
+                let shared = lock(&self.shared);
+                (shared.style_serial, shared.settings.clone())
+            };
+            let loaded = load::style(&settings);
+            let mut shared = lock(&self.shared);
+            if serial != shared.style_serial && shared.started {
+                continue;
             }
-            let loaded = load::style(&path);
-            let mut shared = lock(&this.shared);
-            if serial != shared.style_serial || !shared.started {
-                return;
-            }
+            shared.loading = false;
             match loaded {
+                _ if !shared.started => (),
                 Ok(style) => shared.style = Some(style),
                 Err(error) => {
                     drop(shared);
-                    this.warn(&error);
+                    self.warn(&error);
                 }
             }
-        });
+            return;
+        }
     }
 
     /// Says that something that was set cannot be used.

@@ -9,7 +9,6 @@ use crate::stylizer::{self, Stylizer, device};
 use crate::vgg::weights::Source;
 use crate::vgg::{Precision, Vgg, shared};
 use gst::{ErrorMessage, ResourceError, error_msg};
-use std::path::Path;
 
 /// A stylizer as `settings` have it, and why it is not on the GPU where `device=auto` had to do
 /// without one.
@@ -17,13 +16,8 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
     let invalid = |error: Invalid| error_msg!(ResourceError::Settings, ("{error}"));
     let config = settings.config().map_err(invalid)?;
     let choice = settings.device().map_err(invalid)?;
-    let Some(path) = settings.style_path() else {
-        return Err(error_msg!(
-            ResourceError::NotFound,
-            ("style-image is not set: the path of an image is needed")
-        ));
-    };
-    let style = style(&path).map_err(|error| error_msg!(ResourceError::OpenRead, ("{error}")))?;
+    let style =
+        style(settings).map_err(|error| error_msg!(ResourceError::OpenRead, ("{error}")))?;
     let (device, fallback) = choice.open().map_err(|error| {
         let name = settings.device.as_deref().unwrap_or_default();
         error_msg!(ResourceError::OpenRead, ("device={name}: {error}"))
@@ -61,9 +55,11 @@ fn weights_error(source: &Source, error: &shared::Error) -> String {
     format!("weights=‘{}’: {error}{named}", path.display())
 }
 
-/// Loads a style image.
-pub fn style(path: &Path) -> Result<StyleImage, String> {
-    StyleImage::load(path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
+/// Loads the style image.
+pub fn style(settings: &Settings) -> Result<StyleImage, String> {
+    let path = settings.style_path();
+    let path = path.ok_or("style-image is not set: the path of an image is needed")?;
+    StyleImage::load(&path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
 }
 
 /// Gives a stylizer that is in use the settings, but for those that nothing can be made of: there,
