@@ -6,21 +6,38 @@ use super::*;
 use crate::ops::{Format, composed};
 use crate::stylizer::optimizer::{Budget, optimizer};
 use crate::stylizer::resize::{fit, pad, resize};
-use crate::stylizer::style::StyleImage;
 use crate::vgg::weights::{Source, Weights};
+use std::ops::Range;
 use std::path::Path;
 
 /// Longest side of the pictures.
 const SIDE: u32 = 128;
 
-/// A picture of those beside the checkout, or of the project's own.
-fn picture(shared: &str, own: &str) -> Tensor {
+/// The columns of the style and of the frame in the project's own picture, which shows the style, the
+/// frame and what became of it.
+const STYLE: Range<usize> = 0..288;
+const FRAME: Range<usize> = 288..672;
+
+/// A picture of those beside the checkout, or some columns of the project's own.
+fn picture(shared: &str, columns: Range<usize>) -> Tensor {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path = root.join("../shared/data").join(shared);
-    let path = if path.exists() { path } else { root.join(own) };
-    let picture = StyleImage::load(&path).unwrap().tensor(512, 1.0).unwrap();
+    let shared = root.join("../shared/data").join(shared);
+    let picture = match shared.exists() {
+        true => load(&shared),
+        false => load(&root.join("docs/sample.jpg"))
+            .narrow(1, columns.start, columns.len())
+            .unwrap()
+            .contiguous()
+            .unwrap(),
+    };
     let (h, w, _) = picture.dims3().unwrap();
     pad(&resize(&picture, fit((h, w), Some(SIDE))).unwrap()).unwrap()
+}
+
+fn load(path: &Path) -> Tensor {
+    let image = image::open(path).unwrap().into_rgb32f();
+    let (w, h) = (image.width() as usize, image.height() as usize);
+    Tensor::from_vec(image.into_raw(), (h, w, 3), &candle_core::Device::Cpu).unwrap()
 }
 
 fn objective(vgg: Vgg, content: &Tensor, style: &Tensor) -> Objective {
@@ -58,7 +75,7 @@ fn activations_that_do_not_fit_are_told() {
     };
     let convs = weights.convs.iter().map(large).collect();
     let weights = Weights::new(convs, weights.preprocessing.clone());
-    let image = picture("tubingen.jpg", "docs/sample.jpg");
+    let image = picture("tubingen.jpg", FRAME);
     let config = Config::default();
     let error = composed(|| {
         let vgg = Arc::new(Vgg::emulated(&weights, Format::F16).unwrap());
@@ -82,8 +99,8 @@ fn activations_that_do_not_fit_are_told() {
 #[test]
 fn formats_keep_the_gradients_direction() {
     let weights = Weights::load(&Source::BuiltIn).unwrap();
-    let content = picture("tubingen.jpg", "docs/sample.jpg");
-    let style = picture("starry_night.jpg", "docs/sample.jpg");
+    let content = picture("tubingen.jpg", FRAME);
+    let style = picture("starry_night.jpg", STYLE);
     let config = Config::default();
     let exact = Vgg::new(&weights, content.device()).unwrap();
     let mut exact = objective(exact, &content, &style);
