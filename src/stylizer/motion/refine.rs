@@ -27,7 +27,7 @@ const EPSILON_SQUARED: f32 = 1e-3;
 const ZETA_SQUARED: f32 = 0.01;
 
 /// Sweeps over each linear system, of each colour of a chessboard in turn, and their over-relaxation.
-const SWEEPS: usize = 6;
+const SWEEPS: usize = 5;
 const OMEGA: f32 = 1.6;
 
 /// Each half of a sweep follows one row behind the one before it and the first one row behind the
