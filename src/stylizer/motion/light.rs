@@ -1,18 +1,47 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The light of a picture: what is left of it at a small size.
+//! What is left of a picture at small sizes: a thumbnail, and its light.
 
 use super::grid::{Place, places};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Pixels across and down of which one value is left: larger than a brush stroke.
-const BLOCK: usize = 16;
+/// Pixels across and down of which a thumbnail has one.
+pub const SQUARE: usize = 8;
 
-type Rgb = [f32; 3];
+/// Squares across and down of which one value of light is left: larger than a brush stroke.
+const SQUARES: usize = 2;
+const BLOCK: usize = SQUARES * SQUARE;
+
+pub type Rgb = [f32; 3];
 
 /// The weights of R, G and B in luma (Rec. 601).
 pub const LUMA: Rgb = [0.299, 0.587, 0.114];
+
+/// The means of a picture's squares.
+pub struct Thumbnail {
+    pub h: usize,
+    pub w: usize,
+    pub values: Vec<Rgb>,
+}
+
+impl Thumbnail {
+    /// Of an image `[h, w, 3]`.
+    pub fn new(image: &[f32], (h, w): (usize, usize)) -> Self {
+        let (rows, columns) = (h.div_ceil(SQUARE), w.div_ceil(SQUARE));
+        let mut values = vec![[0.0; 3]; rows * columns];
+        let bands = image.par_chunks(SQUARE * 3 * w);
+        let means = values.par_chunks_exact_mut(columns).with_min_len(2);
+        means
+            .zip(bands)
+            .for_each(|(means, band)| Arch::new().dispatch(Means { means, band, w }));
+        Self {
+            h: rows,
+            w: columns,
+            values,
+        }
+    }
+}
 
 /// The means of a picture's blocks, blurred.
 #[derive(Clone)]
@@ -23,21 +52,23 @@ pub struct Light {
 }
 
 impl Light {
-    /// Of an image `[h, w, 3]`.
-    pub fn new(image: &[f32], (h, w): (usize, usize)) -> Self {
-        let (rows, columns) = (h.div_ceil(BLOCK), w.div_ceil(BLOCK));
-        let mut values = vec![[0.0; 3]; rows * columns];
-        let bands = image.par_chunks(BLOCK * 3 * w);
-        let means = values.par_chunks_exact_mut(columns);
-        means
-            .zip(bands)
-            .for_each(|(means, band)| Arch::new().dispatch(Means { means, band, w }));
-        let light = Self {
-            h: rows,
-            w: columns,
-            values,
+    pub fn new(thumbnail: &Thumbnail) -> Self {
+        let (h, w) = (thumbnail.h.div_ceil(SQUARES), thumbnail.w.div_ceil(SQUARES));
+        let mean = |block: usize| {
+            let (y, x) = (SQUARES * (block / w), SQUARES * (block % w));
+            let mut sum = [0.0; 3];
+            let mut count = 0.0;
+            for y in y..(y + SQUARES).min(thumbnail.h) {
+                for x in x..(x + SQUARES).min(thumbnail.w) {
+                    let value = thumbnail.values[y * thumbnail.w + x];
+                    sum = [0, 1, 2].map(|i| sum[i] + value[i]);
+                    count += 1.0;
+                }
+            }
+            sum.map(|sum| sum / count)
         };
-        light.blurred()
+        let values = (0..h * w).map(mean).collect();
+        Self { h, w, values }.blurred()
     }
 
     /// Each value the mean of those around it, of weights 1, 2, 1 along both axes.
@@ -113,7 +144,7 @@ impl OnPicture {
     }
 }
 
-/// The means of the blocks in a band of rows.
+/// The means of the squares in a band of rows.
 struct Means<'a> {
     means: &'a mut [Rgb],
     band: &'a [f32],
@@ -133,7 +164,7 @@ impl NullaryFnOnce for Means<'_> {
                 *sum += value;
             }
         }
-        for (mean, block) in self.means.iter_mut().zip(sums.chunks(3 * BLOCK)) {
+        for (mean, block) in self.means.iter_mut().zip(sums.chunks(3 * SQUARE)) {
             for (i, mean) in mean.iter_mut().enumerate() {
                 let sum: f32 = block.iter().skip(i).step_by(3).sum();
                 *mean = sum / (height * block.len() / 3) as f32;
@@ -149,7 +180,7 @@ mod tests {
     fn light(h: usize, w: usize, value: impl Fn(usize, usize) -> f32) -> Light {
         let pixel = |at: usize| [value(at / w, at % w), 0.25, 1.0];
         let image: Vec<f32> = (0..h * w).flat_map(pixel).collect();
-        Light::new(&image, (h, w))
+        Light::new(&Thumbnail::new(&image, (h, w)))
     }
 
     fn at(light: &Light, size: (usize, usize), y: usize, x: usize) -> Rgb {

@@ -3,6 +3,7 @@
 //! What moved between frames, and where a frame starts: the results of the frames before it, moved
 //! to where their strokes belong now.
 
+mod alike;
 mod boundary;
 pub mod flow;
 mod grid;

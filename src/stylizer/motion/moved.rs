@@ -3,8 +3,9 @@
 //! Paintings that are moved along with the picture, row by row.
 
 use super::Motion;
+use super::alike::Alike;
 use super::grid::{Corners, Place, places};
-use super::light::OnPicture;
+use super::light::{OnPicture, SQUARE};
 use super::planes::{self, LANES, Lanes, lanes, load, store};
 use super::spline::{Pixel, Spline, inside, pixel};
 use pulp::NullaryFnOnce;
@@ -173,19 +174,10 @@ fn double(row: &mut planes::Row, len: usize, to: &mut planes::Row, doubled: usiz
     }
 }
 
-/// Pixels into the picture that the strokes come from for what comes into it: those at the edge
-/// would be drawn out, frame by frame.
-const INWARD: usize = 24;
-
-/// Where strokes are taken from for a place along an axis that the flow leads `by` away.
-#[inline(always)]
-fn strokes(at: usize, by: f32, side: usize) -> usize {
-    match inside(at as f32 + by, side) {
-        true => at,
-        false if by < 0.0 => (at + INWARD).min(side - 1),
-        false => at.saturating_sub(INWARD),
-    }
-}
+/// Where RGB differs from the frame before by less than the first in all, strokes stay where they
+/// were; by more than the second, something else is there.
+const SAME: f32 = 0.1;
+const OTHER: f32 = 0.3;
 
 /// One row of a start.
 pub struct Row<'a> {
@@ -193,6 +185,7 @@ pub struct Row<'a> {
     pub light: &'a OnPicture,
     pub latest: Option<&'a Source<'a>>,
     pub older: &'a [Source<'a>],
+    pub alike: Option<&'a Alike>,
     /// All rows of the frame, the one before and its painting.
     pub frames: [&'a [f32]; 3],
     pub image: &'a mut [f32],
@@ -253,33 +246,47 @@ impl Row<'_> {
         }
     }
 
-    /// The frame with strokes of the last painting, for `count` pixels from `x` on.
+    /// The frame with strokes of the last painting, for `count` pixels from `x` on: those that were
+    /// there, or, where something else is there now or comes into the picture, those of what looks
+    /// like it. At the picture's edge the same strokes would be drawn out, frame by frame.
     #[inline(always)]
     fn fill(&self, x: usize, count: usize) -> [f32; 3 * LANES] {
         let [now, before, result] = self.frames;
         let w = self.held.len();
         let h = now.len() / 3 / w;
         let place = 3 * (self.y * w + x)..3 * (self.y * w + x + count);
-        let now = &now[place.clone()];
+        let (now, there) = (&now[place.clone()], &before[place.clone()]);
+        let painted = &result[place];
+        let mut fill = [0.0; 3 * LANES];
+        let mut changes = [0.0; 3 * LANES];
+        let pixels = now.iter().zip(there).zip(painted);
+        for ((fill, change), ((now, there), painted)) in
+            fill.iter_mut().zip(&mut changes).zip(pixels)
+        {
+            *fill = painted - there + now;
+            *change = (now - there).abs();
+        }
+        let Some(alike) = self.alike else {
+            return fill;
+        };
         let [u, v, _] = &self.scratch.known;
         let (u, v) = (load(&u.0, LANES + x), load(&v.0, LANES + x));
-        let comes_in = lanes(|i| {
+        let moved = lanes(|i| {
             let (from_y, from_x) = (self.y as f32 + v[i], (x + i) as f32 + u[i]);
-            f32::from(!inside(from_y, h) | !inside(from_x, w))
+            let comes_in = !inside(from_y, h) | !inside(from_x, w);
+            let change = changes[3 * i] + changes[3 * i + 1] + changes[3 * i + 2];
+            let part = (change - SAME) / (OTHER - SAME);
+            part.clamp(0.0, 1.0).max(f32::from(comes_in))
         });
-        let mut fill = [0.0; 3 * LANES];
-        if comes_in == NOTHING {
-            let (before, result) = (&before[place.clone()], &result[place]);
-            for i in 0..now.len() {
-                fill[i] = result[i] - before[i] + now[i];
-            }
-            return fill;
-        }
-        for (i, pixel) in fill.as_chunks_mut::<3>().0[..count].iter_mut().enumerate() {
-            let (y, x) = (strokes(self.y, v[i], h), strokes(x + i, u[i], w));
-            let from = 3 * (y * w + x);
-            for (c, value) in pixel.iter_mut().enumerate() {
-                *value = result[from + c] - before[from + c] + now[3 * i + c];
+        for start in (0..count).step_by(SQUARE) {
+            let (y, from) = alike.place(self.y, x + start);
+            let y = y.min(h - 1);
+            for i in start..(start + SQUARE).min(count) {
+                let at = 3 * (y * w + (from + i - start).min(w - 1));
+                for c in 0..3 {
+                    let stroke = result[at + c] - before[at + c] + now[3 * i + c];
+                    fill[3 * i + c] += moved[i] * (stroke - fill[3 * i + c]);
+                }
             }
         }
         fill

@@ -3,7 +3,7 @@
 //! The luma of an image at falling sizes.
 
 use super::grid::Corners;
-use super::light::{self, Light};
+use super::light::{self, Light, Thumbnail};
 use super::planes::{LANES, lanes};
 use crate::ops::with_values;
 use candle_core::{Result, Tensor};
@@ -105,7 +105,8 @@ pub struct Pyramid {
     pub finest: u32,
     /// From the finest to the coarsest.
     pub levels: Vec<Level>,
-    /// The colours, at a small size.
+    /// The colours, at small sizes.
+    pub thumbnail: Thumbnail,
     pub light: Light,
 }
 
@@ -114,7 +115,7 @@ impl Pyramid {
     pub fn new(image: &Tensor) -> Result<Self> {
         let (h, w, _) = image.dims3()?;
         let halved = h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE;
-        let (level, light) = with_values(image, |image: &[f32]| {
+        let (level, thumbnail) = with_values(image, |image: &[f32]| {
             let row = |y: usize| &image[3 * w * y..][..3 * w];
             let level = match halved {
                 true => Level::new(h / 2, w / 2, |y, half| {
@@ -127,7 +128,7 @@ impl Pyramid {
                     }
                 }),
             };
-            (level, Light::new(image, (h, w)))
+            (level, Thumbnail::new(image, (h, w)))
         })?;
         let mut levels = vec![level];
         while let Some(last) = levels.last()
@@ -141,7 +142,8 @@ impl Pyramid {
             size: (h, w),
             finest: u32::from(halved),
             levels,
-            light,
+            light: Light::new(&thumbnail),
+            thumbnail,
         })
     }
 }

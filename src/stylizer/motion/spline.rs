@@ -317,7 +317,7 @@ fn weights(t: f32) -> [f32; TAPS] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::light::Light;
+    use super::super::light::{Light, Thumbnail};
     use super::*;
 
     fn spline(h: usize, w: usize, value: impl Fn(f32, f32) -> f32) -> Spline {
@@ -326,7 +326,7 @@ mod tests {
             [value(y, x), 0.5, -x / w as f32]
         };
         let image: Vec<f32> = (0..h * w).flat_map(rgb).collect();
-        let none = Light::new(&vec![0.0; h * w * 3], (h, w)).on((h, w));
+        let none = Light::new(&Thumbnail::new(&vec![0.0; h * w * 3], (h, w))).on((h, w));
         Spline::new(&image, &none, (h, w), None)
     }
 

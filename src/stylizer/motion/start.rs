@@ -4,6 +4,7 @@
 //! now.
 
 use super::Motion;
+use super::alike::Alike;
 use super::light::Light;
 use super::moved::{Row, Scratch, Source};
 use super::past::Past;
@@ -36,7 +37,7 @@ pub struct Frames<'a> {
 impl Start {
     /// The paintings of the `past`, moved to where they are in a frame whose `motion` since the
     /// latest is known. What none of them shows is the frame with strokes of the last painting: those
-    /// that were there, or, of what comes into the picture, those some way into it.
+    /// that were there, or, where something else is there now, those of what looks like it.
     pub fn new(
         frames: Frames,
         pyramid: &Pyramid,
@@ -45,6 +46,9 @@ impl Start {
     ) -> Result<Self> {
         let (h, w, _) = frames.now.dims3()?;
         past.prepare(frames.result)?;
+        let alike = past
+            .latest()
+            .map(|before| Alike::new(&pyramid.thumbnail, &before.thumbnail, motion));
         let mut paintings = past.paintings();
         let latest = paintings.next();
         let latest = latest.map(|(_, paint)| Source::new(paint, motion, h));
@@ -75,6 +79,7 @@ impl Start {
                             light: &light,
                             latest: latest.as_ref(),
                             older: &older,
+                            alike: alike.as_ref(),
                             frames: [now, before, result],
                             image,
                             held,
