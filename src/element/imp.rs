@@ -219,8 +219,9 @@ impl BaseTransformImpl for Gatys {
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        let state = std::mem::take(&mut *lock(&self.state));
         // What it held is given back without the lock.
-        drop(std::mem::take(&mut *lock(&self.state)));
+        drop(state);
         let mut shared = lock(&self.shared);
         shared.started = false;
         shared.style = None;
