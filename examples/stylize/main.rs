@@ -189,7 +189,7 @@ impl Drop for Partial {
 /// Runs the pipeline to its end, an error, or a signal.
 fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> {
     let bus = pipeline.bus().expect("a pipeline has a bus");
-    for (signal, number) in [("hang-up", 1), ("interrupt", 2), ("terminate", 15)] {
+    for (signal, number) in [("interrupt", 2), ("terminate", 15)] {
         let bus = bus.clone();
         // A second one is not to end the program before it has put its files in order.
         glib_unix::unix_signal_add_local(number, move || {
