@@ -55,7 +55,11 @@ impl Pairs {
     #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
     pub fn set_history(&mut self, history: usize, image: &Tensor) -> Result<()> {
         match self {
-            Self::Host(host) => host.history = history,
+            Self::Host(host) => {
+                host.history = history;
+                let superfluous = host.pairs.len().saturating_sub(history);
+                host.pairs.drain(..superfluous);
+            }
             #[cfg(feature = "cudnn")]
             Self::Gpu(_) => *self = Self::new(history, image)?,
         }
@@ -244,5 +248,25 @@ mod tests {
         let curved = learn([1.0, 0.5, 0.0]);
         assert_eq!(learn([-1.0, 0.5, 0.0]), curved);
         assert_ne!(learn([2.0, 0.5, 0.0]), curved);
+    }
+
+    #[test]
+    fn a_shorter_history_forgets_the_oldest_pairs_at_once() {
+        let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
+        let direction = |steps: &[([f32; 3], [f32; 3])], history: usize| {
+            let mut pairs = Pairs::new(2, &from).unwrap();
+            for (to, change) in steps {
+                let to = (&image(*to), &image(*change));
+                pairs.learn((&from, &image([0.0; 3])), to).unwrap();
+            }
+            pairs.set_history(history, &from).unwrap();
+            let direction = from.zeros_like().unwrap();
+            pairs.direction((&from, &gradient), &direction).unwrap();
+            direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let first = ([0.5, 0.4, 0.6], [0.1, -0.5, 0.2]);
+        let second = ([0.6, 0.4, 0.5], [2.0, 0.5, 0.0]);
+        assert_eq!(direction(&[first, second], 1), direction(&[second], 1));
+        assert_ne!(direction(&[first, second], 2), direction(&[second], 2));
     }
 }
