@@ -188,7 +188,7 @@ write() {
 
 # The kernels of one evaluation, in their order, and how long each takes, where there is a profiler that works.
 profile() {
-    local limit=$(((ends - SECONDS) / 2))
+    local limit=$(((ends - SECONDS) / 3))
     local evaluation=(env LD_LIBRARY_PATH="$cuda" "$here/gpu" evaluation --device "$device" "${quick[@]}")
     if ((limit < 5)); then return; fi
     within() { timeout --kill-after=5 $((limit < 40 ? limit : 40)) "$@"; }
