@@ -30,14 +30,15 @@ pub struct Alike {
 }
 
 impl Alike {
-    /// Looks only for squares that are not reliably moved.
+    /// Looks only for squares that are not reliably moved, or where the picture ends.
     pub fn new(now: &Thumbnail, before: &Thumbnail, motion: &Motion) -> Self {
         let Thumbnail { h, w, .. } = *now;
         let mut squares = vec![(0, 0); h * w];
         let rows = squares.par_chunks_exact_mut(w).enumerate();
         rows.with_min_len(4).for_each(|(y, row)| {
             for (x, square) in row.iter_mut().enumerate() {
-                let found = match is_reliable(motion, y, x) {
+                let inner = (1..h.max(2) - 1).contains(&y) && (1..w.max(2) - 1).contains(&x);
+                let found = match inner && is_reliable(motion, y, x) {
                     true => (y, x),
                     false => closest(now, before, y, x),
                 };
@@ -55,19 +56,22 @@ impl Alike {
     }
 }
 
-/// Whether all of a square is.
+/// Whether all of a square is, and what is beside it: between the mask's values are some of its pixels.
 fn is_reliable(motion: &Motion, y: usize, x: usize) -> bool {
     let mask = &motion.reliable;
     let side = SQUARE / motion.scale;
-    let columns = (x * side).min(mask.w - 1)..((x + 1) * side).min(mask.w);
-    ((y * side).min(mask.h - 1)..((y + 1) * side).min(mask.h)).all(|y| {
-        mask.values[y * mask.w..][columns.clone()]
-            .iter()
-            .all(|value| *value == 1.0)
+    let range = |at: usize, end: usize| {
+        (at * side).saturating_sub(1).min(end - 1)..((at + 1) * side + 1).min(end)
+    };
+    let columns = range(x, mask.w);
+    range(y, mask.h).all(|y| {
+        let row = &mask.values[y * mask.w..][..mask.w];
+        row[columns.clone()].iter().all(|value| *value == 1.0)
     })
 }
 
-/// The square of `before` that is closest in colour, of those around; the one itself where there is no other.
+/// The square of `before` that is closest in colour, of the whole ones around; the one itself where
+/// there is none.
 fn closest(now: &Thumbnail, before: &Thumbnail, y: usize, x: usize) -> (usize, usize) {
     let Thumbnail { h, w, .. } = *now;
     let here = now.values[y * w + x];
@@ -78,7 +82,9 @@ fn closest(now: &Thumbnail, before: &Thumbnail, y: usize, x: usize) -> (usize, u
                 y.checked_add_signed(distance * down).filter(|y| *y < h),
                 x.checked_add_signed(distance * across).filter(|x| *x < w),
             );
-            if let (Some(y), Some(x)) = place {
+            if let (Some(y), Some(x)) = place
+                && before.square(y, x) == (SQUARE, SQUARE)
+            {
                 let difference = difference(here, before.values[y * w + x]);
                 if difference < best.0 {
                     best = (difference, (y, x));
@@ -140,14 +146,13 @@ mod tests {
         for y in 0..SIZE.0 {
             for x in [56, 64] {
                 let place = alike.place(y, x);
-                assert!(
-                    place.0 < SIZE.0 && (80..96).contains(&place.1),
-                    "{y} {x}: {place:?}"
-                );
+                let green = place.0 < SIZE.0 && (80..96).contains(&place.1);
+                assert!(green, "{y} {x}: {place:?}");
             }
-            // What is reliable needs none.
-            assert_eq!(alike.place(y, 8), (y, 8));
         }
+        // What is reliable needs none, but at the edge.
+        assert_eq!(alike.place(40, 16), (40, 16));
+        assert_ne!(alike.place(40, 0), (40, 0));
     }
 
     #[test]

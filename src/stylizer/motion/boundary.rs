@@ -19,7 +19,7 @@ const REACH: usize = 8;
 /// Motions that differ by this, in pixels, are two.
 const OTHER: f32 = 0.6;
 
-/// They are looked for where the flow bends by more than this.
+/// They are looked for where the flow bends by this.
 const BEND: f32 = 0.7;
 
 /// Under a motion that leaves less than this in luma at each pixel, a cell is at home.
@@ -93,7 +93,7 @@ impl Sharpen<'_> {
     }
 
     /// 1 for the pixels from `x` on that have another motion around them, other than by the slope of
-    /// a turn or a zoom. `row` is the flow there.
+    /// a turn or a zoom (but near the edge, where one side shows it). `row` is the flow there.
     #[inline(always)]
     fn others(&self, y: usize, x: usize, row: &[Row; 2]) -> Lanes {
         let w = self.field.w;

@@ -3,7 +3,7 @@
 //! Values between those of a grid.
 
 /// The whole number that is nearest to a value, which is from 0 on and below 2²³: places on the
-/// longest side that `max-size` lets through, 2¹⁵ pixels, are below that in 256ths of a pixel too.
+/// longest side that `max-size` names, 2¹⁵ pixels, are below that in 256ths of a pixel too.
 ///
 /// A sum with 2²³ has no bits behind the point, and the number in its last ones. The conversion that
 /// the language has takes care of all values, one by one.

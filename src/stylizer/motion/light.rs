@@ -20,6 +20,8 @@ pub const LUMA: Rgb = [0.299, 0.587, 0.114];
 
 /// The means of a picture's squares.
 pub struct Thumbnail {
+    /// Height and width of the picture.
+    size: (usize, usize),
     pub h: usize,
     pub w: usize,
     pub values: Vec<Rgb>,
@@ -36,10 +38,17 @@ impl Thumbnail {
             .zip(bands)
             .for_each(|(means, band)| Arch::new().dispatch(Means { means, band, w }));
         Self {
+            size: (h, w),
             h: rows,
             w: columns,
             values,
         }
+    }
+
+    /// Height and width of a square: those at the end may be smaller than others.
+    pub fn square(&self, y: usize, x: usize) -> (usize, usize) {
+        let side = |at: usize, side: usize| SQUARE.min(side - at * SQUARE);
+        (side(y, self.size.0), side(x, self.size.1))
     }
 }
 
@@ -61,8 +70,10 @@ impl Light {
             for y in y..(y + SQUARES).min(thumbnail.h) {
                 for x in x..(x + SQUARES).min(thumbnail.w) {
                     let value = thumbnail.values[y * thumbnail.w + x];
-                    sum = [0, 1, 2].map(|i| sum[i] + value[i]);
-                    count += 1.0;
+                    let (h, w) = thumbnail.square(y, x);
+                    let pixels = (h * w) as f32;
+                    sum = [0, 1, 2].map(|i| sum[i] + pixels * value[i]);
+                    count += pixels;
                 }
             }
             sum.map(|sum| sum / count)

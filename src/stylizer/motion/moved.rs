@@ -271,7 +271,7 @@ impl Row<'_> {
         };
         let [u, v, _] = &self.scratch.known;
         let (u, v) = (load(&u.0, LANES + x), load(&v.0, LANES + x));
-        let moved = lanes(|i| {
+        let other = lanes(|i| {
             let (from_y, from_x) = (self.y as f32 + v[i], (x + i) as f32 + u[i]);
             let comes_in = !inside(from_y, h) | !inside(from_x, w);
             let change = changes[3 * i] + changes[3 * i + 1] + changes[3 * i + 2];
@@ -285,7 +285,7 @@ impl Row<'_> {
                 let at = 3 * (y * w + (from + i - start).min(w - 1));
                 for c in 0..3 {
                     let stroke = result[at + c] - before[at + c] + now[3 * i + c];
-                    fill[3 * i + c] += moved[i] * (stroke - fill[3 * i + c]);
+                    fill[3 * i + c] += other[i] * (stroke - fill[3 * i + c]);
                 }
             }
         }

@@ -147,10 +147,10 @@ impl Row<'_> {
 /// 0 where two motions meet, else 1: of rows above, at and below a place, and columns around it.
 #[inline(always)]
 fn steady(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
-    // A slope is the same at each size.
     const SQUARE_SPAN: f32 = (4 * SPAN * SPAN) as f32;
     let (ux, uy) = (u[1][right] - u[1][left], u[2][x] - u[0][x]);
     let (vx, vy) = (v[1][right] - v[1][left], v[2][x] - v[0][x]);
+    // A slope is the same at each size.
     let slopes = ((ux * ux + uy * uy) + (vx * vx + vy * vy)) / SQUARE_SPAN;
     f32::from(slopes <= 0.01 * square(u[1][x], v[1][x], scale) + 0.002)
 }
