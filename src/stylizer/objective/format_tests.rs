@@ -116,11 +116,11 @@ fn formats_keep_the_gradients_direction() {
             exact.evaluate(image, balance, gradient, &|| false)
         })
         .unwrap();
-    for (format, at_the_start, after) in [
-        (Format::F32, 0.999_999, 0.999_9),
-        (Format::Tf32, 0.999, 0.999),
-        (Format::F16, 0.999, 0.999),
-        (Format::Bf16, 0.999, 0.99),
+    for (format, at_the_start, after, off) in [
+        (Format::F32, 0.999_999, 0.999_9, 0.001),
+        (Format::Tf32, 0.999, 0.999, 0.02),
+        (Format::F16, 0.999, 0.999, 0.02),
+        (Format::Bf16, 0.999, 0.99, 0.05),
     ] {
         let mut emulated = composed(|| {
             let vgg = Vgg::emulated(&weights, format).unwrap();
@@ -135,7 +135,7 @@ fn formats_keep_the_gradients_direction() {
             println!("{format:?}: cosine {cosine:.6}, size {size:.4}, loss {loss:+.1e}");
             assert!(cosine > least, "{format:?}: {cosine}");
             assert!(
-                (size - 1.0).abs() < 0.02 && loss.abs() < 0.01,
+                (size - 1.0).abs() < off && loss.abs() < 0.01,
                 "{format:?}: {size} {loss}"
             );
         }
