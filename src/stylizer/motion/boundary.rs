@@ -25,18 +25,40 @@ const BEND: f32 = 0.7;
 /// Under a motion that leaves less than this in luma at each pixel, a cell is at home.
 const ALIKE: f32 = 0.75;
 
+/// A picture that becomes brighter or darker by more than this part is in another light.
+const FLASH: f32 = 0.05;
+
 const _: () = assert!(LANES.is_multiple_of(CELL) && REACH <= LANES);
 
 /// Where motions meet, gives each cell of a flow the one of those around it under which the images
 /// are the most alike there.
 pub fn sharpen(from: &Level, to: &Level, field: &mut Field) {
-    Arch::new().dispatch(Sharpen { from, to, field });
+    let gain = brightness(to) / brightness(from);
+    // A flash is no difference; smaller gains are what comes into the picture.
+    let gain = match (gain - 1.0).abs() > FLASH && gain.is_finite() {
+        true => gain,
+        false => 1.0,
+    };
+    Arch::new().dispatch(Sharpen {
+        from,
+        to,
+        gain,
+        field,
+    });
+}
+
+/// Luma in all, of some of the rows.
+fn brightness(level: &Level) -> f32 {
+    let rows = (0..level.h).step_by(4);
+    rows.map(|y| level.row(y).iter().sum::<f32>()).sum()
 }
 
 /// A function of its own, which is compiled for each kind of vector unit.
 struct Sharpen<'a> {
     from: &'a Level,
     to: &'a Level,
+    /// How much brighter `to` is.
+    gain: f32,
     field: &'a mut Field,
 }
 
@@ -174,7 +196,7 @@ impl Sharpen<'_> {
             let (below, from) = (across(i + 1), &from[i * stride..][..WINDOW]);
             for j in 0..WINDOW {
                 let value = above[j] + fy * (below[j] - above[j]);
-                sums[j] += (value - from[j]).abs();
+                sums[j] += (value - self.gain * from[j]).abs();
             }
             above = below;
         }
