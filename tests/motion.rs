@@ -7,7 +7,7 @@
 mod known_motion;
 
 use candle_core::{Device, Tensor};
-use gstgatys::stylizer::motion::flow::{Field, both};
+use gstgatys::stylizer::motion::flow::{Field, bidirectional};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use known_motion::{Clip, Picture, Truth, clips};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn error(field: &Field, finest: u32, truth: &Truth, (h, w): (usize, usize)) -> f
     let (mut sum, mut count) = (0.0, 0);
     for i in (0..h * w).filter(|i| truth.visible[*i]) {
         let within = |at: usize| (at as f32 + 0.5) / scale - 0.5;
-        let (u, v) = field.at(within(i / w), within(i % w));
+        let (u, v) = field.sample(within(i / w), within(i % w));
         sum += f64::from((scale * u - truth.u[i]).hypot(scale * v - truth.v[i]));
         count += 1;
     }
@@ -39,7 +39,7 @@ fn mean_error(clip: &Clip, lights: &[f64]) -> f64 {
     let pyramids: Vec<_> = lights.iter().enumerate().map(frame).collect();
     let mut sum = 0.0;
     for (before, pair) in pyramids.windows(2).enumerate() {
-        let fields = both(&pair[0].levels, &pair[1].levels);
+        let fields = bidirectional(&pair[0].levels, &pair[1].levels);
         let truths = [
             clip.truth(before, before + 1),
             clip.truth(before + 1, before),

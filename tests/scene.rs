@@ -8,9 +8,9 @@
 mod clip;
 
 use candle_core::{Device, Tensor};
-use gstgatys::stylizer::motion::flow::both;
+use gstgatys::stylizer::motion::flow::bidirectional;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
-use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, change};
+use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, cut_score};
 use gstgatys::stylizer::motion::still::is_still;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -193,7 +193,8 @@ struct Table(Vec<(f64, bool, String)>);
 
 impl Table {
     fn add(&mut self, name: String, cut: bool, [now, before]: [&Pyramid; 2]) {
-        let score = change(now, before, &both(&now.levels, &before.levels));
+        let [backward, forward] = bidirectional(&now.levels, &before.levels);
+        let score = cut_score(now, before, &backward, &forward);
         self.0.push((score, cut, name));
     }
 

@@ -366,7 +366,8 @@ fn motion_is_known_and_what_was_returned_stays_as_it_is() {
 
     // The picture went to the left: it was to the right.
     let motion = stylizer.motion().unwrap();
-    let mut across: Vec<f32> = motion.flows[0]
+    let mut across: Vec<f32> = motion
+        .backward
         .u
         .iter()
         .map(|u| u * motion.scale as f32)

@@ -94,10 +94,10 @@ pub fn pixels(motion: &Motion, (h, w): (usize, usize)) -> Truth {
     let scale = motion.scale as f32;
     let at = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
     let places = || (0..h * w).map(|pixel| (at(pixel / w), at(pixel % w)));
-    let moved = places().map(|(y, x)| motion.flows[0].at(y, x));
+    let moved = places().map(|(y, x)| motion.backward.sample(y, x));
     let (u, v) = moved.map(|(u, v)| (scale * u, scale * v)).unzip();
     let visible = places()
-        .map(|(y, x)| motion.visible.at(y, x) > 0.5)
+        .map(|(y, x)| motion.visible.sample(y, x) > 0.5)
         .collect();
     Truth { u, v, visible }
 }

@@ -19,7 +19,7 @@ use crate::common::timing::{argument, ms, timed};
 use crate::known_motion::Truth;
 use candle_core::{DType, Device, Result, Tensor};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
-use gstgatys::stylizer::motion::{Frames, Motion, Past, Start};
+use gstgatys::stylizer::motion::{FrameHistory, Frames, Motion, Start};
 use std::io::BufRead;
 use std::path::Path;
 
@@ -86,7 +86,7 @@ fn write(material: &Material, dir: &Path) -> Result<()> {
 struct Pass<'a> {
     material: &'a Material,
     index: usize,
-    past: Past,
+    history: FrameHistory,
 }
 
 impl<'a> Pass<'a> {
@@ -94,20 +94,20 @@ impl<'a> Pass<'a> {
         Self {
             material,
             index: 0,
-            past: Past::default(),
+            history: FrameHistory::default(),
         }
     }
 
     fn begin(&mut self) -> Result<()> {
         self.index = 0;
-        self.past.clear();
+        self.history.clear();
         self.remember(Pyramid::new(&self.material.frames[0])?);
         Ok(())
     }
 
     fn remember(&mut self, pyramid: Pyramid) {
-        let light = pyramid.light.clone();
-        self.past.push(pyramid, light);
+        let illumination = pyramid.illumination.clone();
+        self.history.push(pyramid, illumination);
     }
 
     fn next(&mut self) -> Result<String> {
@@ -117,17 +117,18 @@ impl<'a> Pass<'a> {
         );
         let (pyramid_time, pyramid) = timed(|| Pyramid::new(now));
         let pyramid = pyramid?;
-        let latest = self.past.latest().expect("a frame before");
+        let latest = self.history.latest().expect("a frame before");
         let (flow_time, motion) = timed(|| Motion::between(&pyramid, latest));
-        let (ready_time, ready) = timed(|| self.past.prepare(before));
+        let (ready_time, ready) = timed(|| self.history.prepare(before));
         ready?;
         let frames = Frames {
             now,
-            light: &pyramid.light,
+            illumination: &pyramid.illumination,
             before,
-            result: before,
+            painting: before,
         };
-        let (start_time, start) = timed(|| Start::new(frames, &pyramid, &motion, &mut self.past));
+        let (start_time, start) =
+            timed(|| Start::new(frames, &pyramid, &motion, &mut self.history));
         start?;
         let own = pixels(&motion, pyramid.size);
         self.remember(pyramid);

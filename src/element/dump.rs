@@ -82,7 +82,7 @@ fn picture((h, w): (usize, usize), colour: impl Fn(usize, usize) -> [u8; 3]) -> 
 /// Where each pixel came from, turned round: the hue says where it went. The longest motion that is
 /// not hidden has the full colour, rest is white.
 fn flow(motion: &Motion, size: (usize, usize)) -> RgbImage {
-    let backward = &motion.flows[0];
+    let backward = &motion.backward;
     let scale = motion.scale as f32;
     let moved = backward.u.iter().zip(&backward.v);
     let seen = moved
@@ -92,7 +92,7 @@ fn flow(motion: &Motion, size: (usize, usize)) -> RgbImage {
     let longest = lengths.fold(SHORTEST, f32::max);
     picture(size, |y, x| {
         let at = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
-        let (u, v) = backward.at(at(y), at(x));
+        let (u, v) = backward.sample(at(y), at(x));
         let length = scale * u.hypot(v) / longest;
         // Sums of rounded values may be a little longer than the longest of them.
         let shade = |hue: f32| match length <= 1.0 + 1e-3 {

@@ -3,11 +3,11 @@
 //! What lasts from frame to frame for images of one size.
 
 use super::config::{Color, Config, Init, MotionKind};
-use super::motion::light::Light;
+use super::motion::illumination::Illumination;
 use super::motion::pyramid::Pyramid;
-use super::motion::scene::change;
+use super::motion::scene::cut_score;
 use super::motion::still::is_still;
-use super::motion::{Frames, Motion, Past, Start};
+use super::motion::{FrameHistory, Frames, Motion, Start};
 use super::objective::Objective;
 use super::optimizer::{self, Optimizer, Outcome, Reason};
 use super::resize;
@@ -67,7 +67,7 @@ pub struct Canvas {
     pub content: Tensor,
     pub result: Tensor,
     /// What is known of the frames painted last. Without any the next is a first one.
-    past: Past,
+    past: FrameHistory,
     /// Whether the next frame may be the picture that was painted last: not where what is painted
     /// of a frame has changed.
     pub comparable: bool,
@@ -90,7 +90,7 @@ impl Canvas {
             objective: None,
             content: content.clone(),
             result: content.clone(),
-            past: Past::default(),
+            past: FrameHistory::default(),
             comparable: false,
             settling: Settling::default(),
         })
@@ -129,8 +129,8 @@ impl Canvas {
             return Scene::Moving(None);
         }
         let motion = Motion::between(pyramid, last);
-        let changed = change(pyramid, last, &motion.flows);
-        match config.scene_cut < 1.0 && changed >= config.scene_cut {
+        let score = cut_score(pyramid, last, &motion.backward, &motion.forward);
+        match config.scene_cut < 1.0 && score >= config.scene_cut {
             true => Scene::Cut,
             false => Scene::Moving(Some(Box::new(motion))),
         }
@@ -155,13 +155,13 @@ impl Canvas {
             {
                 let frames = Frames {
                     now: content,
-                    light: &light(pyramid, config),
+                    illumination: &light(pyramid, config),
                     before: &self.content,
-                    result: &self.result,
+                    painting: &self.result,
                 };
                 let start = Start::new(frames, pyramid, motion, &mut self.past)?;
                 let target = match config.temporal_weight > 0.0 {
-                    true => Some(Tensor::cat(&[&start.image, &start.held], 2)?),
+                    true => Some(Tensor::cat(&[&start.image, &start.confidence], 2)?),
                     false => None,
                 };
                 (Some(start.image), target)
@@ -218,7 +218,7 @@ impl Canvas {
         self.comparable = true;
         if let Scene::Still = scene {
             self.settling.add(outcome, config);
-            self.past.repaint();
+            self.past.invalidate_latest();
         } else {
             // A start that is no frame's result leads to the same painting again.
             self.settling = Settling {
@@ -234,10 +234,10 @@ impl Canvas {
 }
 
 /// The light of the content that is painted of a frame.
-fn light(pyramid: &Pyramid, config: &Config) -> Light {
+fn light(pyramid: &Pyramid, config: &Config) -> Illumination {
     match config.color {
-        Color::Style => pyramid.light.clone(),
-        Color::Content => pyramid.light.grey(),
+        Color::Style => pyramid.illumination.clone(),
+        Color::Content => pyramid.illumination.grey(),
     }
 }
 

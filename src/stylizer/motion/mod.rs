@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What moved between frames, and where a frame starts: the results of the frames before it, moved
-//! to where their strokes belong now.
+//! Motion between frames, and the image that a frame's optimisation starts from: the paintings of
+//! earlier frames, warped along the optical flow.
 
-mod alike;
+mod bilinear;
 mod boundary;
+mod exemplars;
 pub mod flow;
-mod grid;
-pub mod light;
+mod global;
+mod history;
+pub mod illumination;
+mod lanes;
 mod moved;
 pub mod occlusion;
-mod past;
 mod planes;
 pub mod pyramid;
 mod refine;
@@ -19,66 +21,69 @@ mod search;
 mod spline;
 mod start;
 pub mod still;
+mod thumbnail;
 
-use flow::{Field, both};
-use occlusion::{Mask, clear_unlike, masks};
-pub use past::Past;
-use pyramid::{Level, Pyramid};
+use flow::{Field, bidirectional};
+pub use history::FrameHistory;
+use occlusion::{Mask, clear_mismatches, masks};
+use pyramid::Pyramid;
 pub use start::{Frames, Start};
 
-/// Of the motion since an older frame the finest level has at most so many pixels: that frame shows
-/// little of this one, and is not to cost much.
-const OLDER_PIXELS: usize = 1 << 13;
+/// Most pixels of the level at which the motion since a frame older than the last is estimated: such
+/// a frame fills in little of this one, and is not worth more time.
+const MAX_OLDER_PIXELS: usize = 1 << 13;
 
-/// How a frame moved since one before it.
+/// The motion between a frame and an earlier one. Flows and masks have 1 / `scale` of the frame's
+/// size, and the flows are in pixels of that.
 pub struct Motion {
-    /// From each pixel to where it was, and from there to where it is, of 1 / `scale` of the
-    /// frame's size and in pixels of that.
-    pub flows: [Field; 2],
+    /// The displacement of each of the frame's pixels to where the earlier frame shows it.
+    pub backward: Field,
+    /// The displacement of each of the earlier frame's pixels to where this frame shows it.
+    pub forward: Field,
     pub scale: usize,
-    /// Whether a pixel is seen in the frame before.
+    /// The pixels that the earlier frame shows too: not disoccluded, nor from beyond its edge.
     pub visible: Mask,
-    /// Whether it is, and not where two motions meet.
+    /// The visible pixels that are not at a motion boundary.
     pub reliable: Mask,
 }
 
 impl Motion {
+    /// Estimates the motion at the pyramids' finest level.
     pub fn between(now: &Pyramid, before: &Pyramid) -> Self {
-        Self::from_level(0, now, before)
+        Self::at_level(0, now, before)
     }
 
-    /// By a level of the pyramids and those below it.
-    fn from_level(level: usize, now: &Pyramid, before: &Pyramid) -> Self {
-        let [backward, forward] = both(&now.levels[level..], &before.levels[level..]);
+    /// Estimates the motion from the coarsest level up to `level`.
+    fn at_level(level: usize, now: &Pyramid, before: &Pyramid) -> Self {
+        let [backward, forward] = bidirectional(&now.levels[level..], &before.levels[level..]);
         let scale = 1 << (now.finest as usize + level);
         let [visible, reliable] = masks(&backward, &forward, scale);
         Self {
             visible,
             reliable,
-            flows: [backward, forward],
+            backward,
+            forward,
             scale,
         }
     }
 
-    /// Since a frame before the last one.
+    /// The motion since a frame older than the last, coarser and with a stricter `reliable`.
     fn since_older(now: &Pyramid, before: &Pyramid) -> Self {
-        let fits = |level: &Level| level.h * level.w <= OLDER_PIXELS;
-        let level = now.levels.iter().position(fits);
-        let level = level.unwrap_or(now.levels.len() - 1);
-        let mut motion = Self::from_level(level, now, before);
+        let level = now.first_level(MAX_OLDER_PIXELS);
+        let mut motion = Self::at_level(level, now, before);
         let levels = [now, before].map(|pyramid| &pyramid.levels[level]);
-        clear_unlike(&mut motion.reliable, &motion.flows[0], levels);
+        clear_mismatches(&mut motion.reliable, &motion.backward, levels);
         motion
     }
 
-    /// The flow to the frame before across and down, and where it is reliable, with the unit of each
-    /// in pixels of the frame.
+    /// The backward flow's u and v and the reliability, each with the factor that converts it to
+    /// pixels of the frame.
     #[inline(always)]
     fn grids(&self) -> [(&[f32], f32); 3] {
-        let ([flow, _], unit) = (&self.flows, self.scale as f32);
+        let (flow, scale) = (&self.backward, self.scale as f32);
         [
-            (&flow.u, unit),
-            (&flow.v, unit),
+            (&flow.u, scale),
+            (&flow.v, scale),
             (&self.reliable.values, 1.0),
         ]
     }

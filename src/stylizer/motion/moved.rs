@@ -1,118 +1,118 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Paintings that are moved along with the picture, row by row.
+//! Warps paintings and composes a frame's start of them, row by row.
 
 use super::Motion;
-use super::alike::Alike;
-use super::grid::{Corners, Place, places};
-use super::light::{OnPicture, SQUARE};
-use super::planes::{self, LANES, Lanes, lanes, load, store};
-use super::spline::{Pixel, Spline, inside, pixel};
+use super::bilinear::{Bilinear, LerpIndex, lerp_indices};
+use super::exemplars::Exemplars;
+use super::illumination::UpsampledIllumination;
+use super::lanes::{LANES, Lanes, lanes, load, store};
+use super::planes::PaddedRow;
+use super::spline::{Pixel, Spline, is_inside, sum_columns};
+use super::thumbnail::SQUARE;
 use pulp::NullaryFnOnce;
 
-const NOTHING: Lanes = [0.0; LANES];
+const ZERO: Lanes = [0.0; LANES];
 
-/// A painting, and how a frame moved since.
-pub struct Source<'a> {
+/// A painting, and the motion of a frame since.
+pub struct MovedPainting<'a> {
     paint: &'a Spline,
     motion: &'a Motion,
-    /// Where the frame's rows are in the motion's.
-    rows: Vec<Place>,
+    /// Where the frame's rows are in those of the motion.
+    rows: Vec<LerpIndex>,
 }
 
-/// What rows are made in.
-pub struct Scratch {
-    /// Of the latest painting the flow across and down in pixels of the frame, and whether it is
-    /// reliable.
-    known: [planes::Row; 3],
-    spare: planes::Row,
-    /// The part of each pixel that no painting has shown yet.
-    left: Vec<f32>,
-    /// What the paintings show, and room for what is beside the last pixel.
+/// Buffers for the rows of a start, each of which needs one at a time.
+pub struct StartScratch {
+    /// The latest painting's backward flow u and v, in pixels of the frame, and its reliability.
+    flow: [PaddedRow; 3],
+    spare: PaddedRow,
+    /// The part of each pixel that no painting covers yet.
+    uncovered: Vec<f32>,
+    /// The warped paint, RGB, with room for the last pixel's fourth channel.
     paint: Vec<f32>,
 }
 
-impl Scratch {
+impl StartScratch {
     /// For rows of `w` pixels.
     pub fn new(w: usize) -> Self {
-        let row = || planes::Row::new(w);
+        let row = || PaddedRow::new(w);
         let len = w.next_multiple_of(LANES);
         Self {
-            known: [row(), row(), row()],
+            flow: [row(), row(), row()],
             spare: row(),
-            left: vec![0.0; len],
+            uncovered: vec![0.0; len],
             paint: vec![0.0; 3 * len + 1],
         }
     }
 }
 
-impl<'a> Source<'a> {
+impl<'a> MovedPainting<'a> {
     /// For frames of `h` rows.
     pub fn new(paint: &'a Spline, motion: &'a Motion, h: usize) -> Self {
         Self {
             paint,
             motion,
-            rows: places(h, motion.scale, motion.visible.h),
+            rows: lerp_indices(h, motion.scale, motion.visible.h),
         }
     }
 
-    /// Sets what is known along row `y` of a frame `w` wide.
+    /// Interpolates the flow and its reliability to row `y` of a frame `w` wide.
     #[inline(always)]
-    fn set_known(&self, y: usize, w: usize, scratch: &mut Scratch) {
+    fn set_flow(&self, y: usize, w: usize, scratch: &mut StartScratch) {
         let (above, below, t) = self.rows[y];
-        for (known, (grid, unit)) in scratch.known.iter_mut().zip(self.motion.grids()) {
+        for (row, (grid, scale)) in scratch.flow.iter_mut().zip(self.motion.grids()) {
             let len = self.motion.visible.w;
             let (above, below) = (&grid[above * len..][..len], &grid[below * len..][..len]);
-            let row = &mut known.0[LANES..][..len];
+            let values = &mut row.0[LANES..][..len];
             for x in 0..len {
-                row[x] = unit * (above[x] + t * (below[x] - above[x]));
+                values[x] = scale * (above[x] + t * (below[x] - above[x]));
             }
             if self.motion.scale == 2 {
-                double(known, len, &mut scratch.spare, w);
-                std::mem::swap(known, &mut scratch.spare);
+                upsample(row, len, &mut scratch.spare, w);
+                std::mem::swap(row, &mut scratch.spare);
             }
         }
     }
 
-    /// Adds the latest painting to row `y` of the paint.
+    /// Adds the latest painting to row `y`.
     #[inline(always)]
-    fn add(&self, y: usize, w: usize, scratch: &mut Scratch) {
-        self.set_known(y, w, scratch);
+    fn add(&self, y: usize, w: usize, scratch: &mut StartScratch) {
+        self.set_flow(y, w, scratch);
         for x in (0..w).step_by(LANES) {
-            let [u, v, reliable] = &scratch.known;
-            let load = |row: &planes::Row| load(&row.0, LANES + x);
+            let [u, v, reliable] = &scratch.flow;
+            let load = |row: &PaddedRow| load(&row.0, LANES + x);
             let (flow, reliable) = ([load(u), load(v)], load(reliable));
-            self.add_part(y, x, flow, reliable, scratch, |paint, pixel| {
-                // What is beside a pixel is overwritten by the next one.
+            self.add_pixels(y, x, flow, reliable, scratch, |paint, pixel| {
+                // The next pixel overwrites the fourth channel.
                 paint.copy_from_slice(&pixel);
             });
         }
     }
 
-    /// Adds an older painting where the later ones left something, as far as it is sure.
+    /// Adds an older painting to row `y` where later ones left pixels uncovered and its flow is
+    /// reliable.
     #[inline(always)]
-    fn add_older(&self, y: usize, w: usize, scratch: &mut Scratch) {
+    fn add_older(&self, y: usize, w: usize, scratch: &mut StartScratch) {
         let Motion {
-            flows: [flow, _],
-            reliable,
-            ..
+            backward, reliable, ..
         } = self.motion;
         let scale = self.motion.scale as f32;
-        let within = |at: usize| (at as f32 + 0.5) / scale - 0.5;
+        let to_grid = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
         for x in (0..w).step_by(LANES) {
-            if load(&scratch.left, x) == NOTHING {
+            if load(&scratch.uncovered, x) == ZERO {
                 continue;
             }
             let size = (reliable.h, reliable.w);
-            let corners = Corners::new(size, [within(y); LANES], lanes(|i| within(x + i)));
-            let reliable = corners.between(&reliable.values);
-            if reliable == NOTHING {
+            let points = Bilinear::new(size, [to_grid(y); LANES], lanes(|i| to_grid(x + i)));
+            let reliable = points.sample(&reliable.values);
+            if reliable == ZERO {
                 continue;
             }
-            let [u, v] = [&flow.u, &flow.v];
-            let (u, v) = (corners.between(u), corners.between(v));
+            let [u, v] = [&backward.u, &backward.v];
+            let (u, v) = (points.sample(u), points.sample(v));
             let flow = [lanes(|i| scale * u[i]), lanes(|i| scale * v[i])];
-            self.add_part(y, x, flow, reliable, scratch, |paint, pixel| {
+            self.add_pixels(y, x, flow, reliable, scratch, |paint, pixel| {
                 for (paint, value) in paint.iter_mut().zip(&pixel[..3]) {
                     *paint += value;
                 }
@@ -120,50 +120,54 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Adds to row `y`, from `x` on, the painting from where the flow leads, as far as that is
-    /// reliable and something is left. Where two motions meet it is not: frame by frame the strokes
-    /// would be drawn out there.
+    /// Adds the warped painting to the pixels of row `y` from `x` on, as far as they are uncovered and
+    /// the flow is reliable. It is not at motion boundaries, where strokes would be drawn out frame
+    /// by frame.
     #[inline(always)]
-    fn add_part(
+    fn add_pixels(
         &self,
         y: usize,
         x: usize,
         [u, v]: [Lanes; 2],
         reliable: Lanes,
-        scratch: &mut Scratch,
-        set: impl Fn(&mut [f32], Pixel),
+        scratch: &mut StartScratch,
+        add: impl Fn(&mut [f32], Pixel),
     ) {
-        let left = load(&scratch.left, x);
-        let from_y = lanes(|i| y as f32 + v[i]);
-        let from_x = lanes(|i| x as f32 + i as f32 + u[i]);
-        let shown = lanes(|i| {
-            let inside = self.paint.contains(from_y[i], from_x[i]);
-            left[i] * reliable[i] * f32::from(inside)
+        let uncovered = load(&scratch.uncovered, x);
+        let source_y = lanes(|i| y as f32 + v[i]);
+        let source_x = lanes(|i| x as f32 + i as f32 + u[i]);
+        let covered = lanes(|i| {
+            let inside = self.paint.contains(source_y[i], source_x[i]);
+            uncovered[i] * reliable[i] * f32::from(inside)
         });
-        if shown == NOTHING {
+        if covered == ZERO {
             return;
         }
         let mut phases = [[0; 2]; LANES];
         for i in 0..LANES {
-            phases[i] = self.paint.phase(from_y[i], from_x[i]);
+            phases[i] = self.paint.phase(source_y[i], source_x[i]);
         }
-        let mut parts = [[0.0; LANES]; LANES];
+        let mut columns = [[0.0; LANES]; LANES];
         for i in 0..LANES {
-            if shown[i] > 0.0 {
-                parts[i] = self.paint.parts(phases[i]);
+            if covered[i] > 0.0 {
+                columns[i] = self.paint.columns(phases[i]);
             }
         }
         for i in 0..LANES {
-            let pixel = pixel(&parts[i]).map(|value| shown[i] * value);
-            set(&mut scratch.paint[3 * (x + i)..][..4], pixel);
+            let pixel = sum_columns(&columns[i]).map(|value| covered[i] * value);
+            add(&mut scratch.paint[3 * (x + i)..][..4], pixel);
         }
-        store(&mut scratch.left, x, lanes(|i| left[i] - shown[i]));
+        store(
+            &mut scratch.uncovered,
+            x,
+            lanes(|i| uncovered[i] - covered[i]),
+        );
     }
 }
 
-/// Sets `to` to a row at twice its length, or one more.
+/// Interpolates a row of `len` values to `doubled`, which is twice as many or one more.
 #[inline(always)]
-fn double(row: &mut planes::Row, len: usize, to: &mut planes::Row, doubled: usize) {
+fn upsample(row: &mut PaddedRow, len: usize, to: &mut PaddedRow, doubled: usize) {
     let row = &mut row.0;
     row[LANES - 1] = row[LANES];
     row[LANES + len] = row[LANES + len - 1];
@@ -174,118 +178,123 @@ fn double(row: &mut planes::Row, len: usize, to: &mut planes::Row, doubled: usiz
     }
 }
 
-/// Where RGB differs from the frame before by less than the first in all, strokes stay where they
-/// were; by more than the second, something else is there.
-const SAME: f32 = 0.1;
-const OTHER: f32 = 0.3;
+/// Where the sum of a pixel's RGB differences to the frame before is below the first, what is
+/// uncovered keeps the strokes that were there; above the second, it takes its exemplar's. Between
+/// them they are blended.
+const SAME_COLOUR: f32 = 0.1;
+const OTHER_COLOUR: f32 = 0.3;
 
-/// One row of a start.
-pub struct Row<'a> {
+/// One row of a start, dispatched by SIMD instruction set.
+pub struct StartRow<'a> {
     pub y: usize,
-    pub light: &'a OnPicture,
-    pub latest: Option<&'a Source<'a>>,
-    pub older: &'a [Source<'a>],
-    pub alike: Option<&'a Alike>,
-    /// All rows of the frame, the one before and its painting.
-    pub frames: [&'a [f32]; 3],
+    pub illumination: &'a UpsampledIllumination,
+    pub latest: &'a MovedPainting<'a>,
+    pub older: &'a [MovedPainting<'a>],
+    pub exemplars: &'a Exemplars,
+    /// All rows of the frame.
+    pub now: &'a [f32],
+    /// All rows of the frame before and of its painting.
+    pub before: &'a [f32],
+    pub painting: &'a [f32],
+    /// This row of the start.
     pub image: &'a mut [f32],
-    pub held: &'a mut [f32],
-    pub scratch: &'a mut Scratch,
+    pub confidence: &'a mut [f32],
+    pub scratch: &'a mut StartScratch,
 }
 
-impl NullaryFnOnce for Row<'_> {
+impl NullaryFnOnce for StartRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(mut self) {
-        let w = self.held.len();
-        self.scratch.left.fill(0.0);
-        self.scratch.left[..w].fill(1.0);
+        let w = self.confidence.len();
+        self.scratch.uncovered.fill(0.0);
+        self.scratch.uncovered[..w].fill(1.0);
         self.scratch.paint.fill(0.0);
-        if let Some(latest) = self.latest {
-            latest.add(self.y, w, self.scratch);
-        }
+        self.latest.add(self.y, w, self.scratch);
         for older in self.older {
             older.add_older(self.y, w, self.scratch);
         }
         for x in (0..w).step_by(LANES) {
-            self.finish(x, LANES.min(w - x));
+            self.compose(x, LANES.min(w - x));
         }
-        for (held, left) in self.held.iter_mut().zip(&self.scratch.left) {
-            *held = 1.0 - left;
+        for (confidence, uncovered) in self.confidence.iter_mut().zip(&self.scratch.uncovered) {
+            *confidence = 1.0 - uncovered;
         }
     }
 }
 
-impl Row<'_> {
-    /// Sets `count` pixels of the image from `x` on.
+impl StartRow<'_> {
+    /// Sets `count` pixels of the image from `x` on: the warped paint in this frame's illumination,
+    /// and the fill where it does not cover them.
     #[inline(always)]
-    fn finish(&mut self, x: usize, count: usize) {
-        let place = 3 * x..3 * (x + count);
-        let ([above, below], t) = self.light.row(self.y);
-        let (above, below) = (&above[place.clone()], &below[place.clone()]);
-        let light = |i: usize| above[i] + t * (below[i] - above[i]);
-        let paint = &self.scratch.paint[place.clone()];
-        let left = load(&self.scratch.left, x);
-        if left == NOTHING {
-            let image = &mut self.image[place];
+    fn compose(&mut self, x: usize, count: usize) {
+        let range = 3 * x..3 * (x + count);
+        let ([above, below], t) = self.illumination.row(self.y);
+        let (above, below) = (&above[range.clone()], &below[range.clone()]);
+        let illumination = |i: usize| above[i] + t * (below[i] - above[i]);
+        let paint = &self.scratch.paint[range.clone()];
+        let uncovered = load(&self.scratch.uncovered, x);
+        if uncovered == ZERO {
+            let image = &mut self.image[range];
             for i in 0..image.len() {
-                image[i] = (paint[i] + light(i)).clamp(0.0, 1.0);
+                image[i] = (paint[i] + illumination(i)).clamp(0.0, 1.0);
             }
             return;
         }
         let fill = self.fill(x, count);
-        let image = &mut self.image[place];
-        let mut lefts = [0.0; 3 * LANES];
+        let image = &mut self.image[range];
+        let mut weights = [0.0; 3 * LANES];
         for i in 0..3 * LANES {
-            lefts[i] = left[i / 3];
+            weights[i] = uncovered[i / 3];
         }
         for i in 0..image.len() {
-            let value = paint[i] + (1.0 - lefts[i]) * light(i) + lefts[i] * fill[i];
+            let value = paint[i] + (1.0 - weights[i]) * illumination(i) + weights[i] * fill[i];
             image[i] = value.clamp(0.0, 1.0);
         }
     }
 
     /// The frame with strokes of the last painting, for `count` pixels from `x` on: those that were
-    /// there, or, where something else is there now or comes into the picture, those of what looks
-    /// like it. At the picture's edge the same strokes would be drawn out, frame by frame.
+    /// there or, where the picture has changed or comes in from beyond its edge, those of its
+    /// exemplar. At the edge the same strokes would be drawn out frame by frame.
     #[inline(always)]
     fn fill(&self, x: usize, count: usize) -> [f32; 3 * LANES] {
-        let [now, before, result] = self.frames;
-        let w = self.held.len();
+        let Self {
+            now,
+            before,
+            painting,
+            ..
+        } = *self;
+        let w = self.confidence.len();
         let h = now.len() / 3 / w;
-        let place = 3 * (self.y * w + x)..3 * (self.y * w + x + count);
-        let (now, there) = (&now[place.clone()], &before[place.clone()]);
-        let painted = &result[place];
+        let range = 3 * (self.y * w + x)..3 * (self.y * w + x + count);
+        let (now, old) = (&now[range.clone()], &before[range.clone()]);
+        let painted = &painting[range];
         let mut fill = [0.0; 3 * LANES];
         let mut changes = [0.0; 3 * LANES];
-        let pixels = now.iter().zip(there).zip(painted);
-        for ((fill, change), ((now, there), painted)) in
-            fill.iter_mut().zip(&mut changes).zip(pixels)
+        let pixels = now.iter().zip(old).zip(painted);
+        for ((fill, change), ((now, old), painted)) in fill.iter_mut().zip(&mut changes).zip(pixels)
         {
-            *fill = painted - there + now;
-            *change = (now - there).abs();
+            *fill = painted - old + now;
+            *change = (now - old).abs();
         }
-        let Some(alike) = self.alike else {
-            return fill;
-        };
-        let [u, v, _] = &self.scratch.known;
+        let [u, v, _] = &self.scratch.flow;
         let (u, v) = (load(&u.0, LANES + x), load(&v.0, LANES + x));
-        let other = lanes(|i| {
-            let (from_y, from_x) = (self.y as f32 + v[i], (x + i) as f32 + u[i]);
-            let comes_in = !inside(from_y, h) | !inside(from_x, w);
+        let weights = lanes(|i| {
+            let (source_y, source_x) = (self.y as f32 + v[i], (x + i) as f32 + u[i]);
+            let comes_in = !is_inside(source_y, h) | !is_inside(source_x, w);
             let change = changes[3 * i] + changes[3 * i + 1] + changes[3 * i + 2];
-            let part = (change - SAME) / (OTHER - SAME);
+            let part = (change - SAME_COLOUR) / (OTHER_COLOUR - SAME_COLOUR);
             part.clamp(0.0, 1.0).max(f32::from(comes_in))
         });
         for start in (0..count).step_by(SQUARE) {
-            let (y, from) = alike.place(self.y, x + start);
+            let (y, source_x) = self.exemplars.source(self.y, x + start);
             let y = y.min(h - 1);
             for i in start..(start + SQUARE).min(count) {
-                let at = 3 * (y * w + (from + i - start).min(w - 1));
+                let source = 3 * (y * w + (source_x + i - start).min(w - 1));
                 for c in 0..3 {
-                    let stroke = result[at + c] - before[at + c] + now[3 * i + c];
-                    fill[3 * i + c] += other[i] * (stroke - fill[3 * i + c]);
+                    let stroke = painting[source + c] - before[source + c] + now[3 * i + c];
+                    fill[3 * i + c] += weights[i] * (stroke - fill[3 * i + c]);
                 }
             }
         }

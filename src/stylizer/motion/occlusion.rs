@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Where a flow can be relied on, by the conditions of Ruder, Dosovitskiy and Brox, "Artistic style
-//! transfer for videos" (GCPR 2016), eq. 5 and 6, after Sundaram, Brox and Keutzer (ECCV 2010).
+//! Where a flow can be relied on: the forward-backward consistency and motion boundary conditions of
+//! Ruder, Dosovitskiy and Brox, "Artistic style transfer for videos" (GCPR 2016), eq. 5 and 6, after
+//! Sundaram, Brox and Keutzer (ECCV 2010).
 
+use super::bilinear::Bilinear;
 use super::flow::Field;
-use super::grid::Corners;
-use super::planes::{LANES, lanes, load_some};
+use super::lanes::{LANES, lanes, load_partial};
 use super::pyramid::Level;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Rows that are worth a thread.
+/// Fewest rows that are worth a thread.
 const MIN_ROWS: usize = 16;
 
-/// Luma that what is the same differs by at most in frames that are some apart.
-const UNLIKE: f32 = 6.0;
+/// The most by which the luma of the same thing, 0..255, differs in frames up to four apart.
+const MAX_DIFFERENCE: f32 = 6.0;
 
-/// Pixels on either side that a flow's slope is taken over. With the nearest alone, the band where
-/// two motions meet would be narrower than the flow is unsure there.
-const SPAN: usize = 2;
+/// Pixels on either side that the flow's central differences reach. With the nearest alone, a motion
+/// boundary would be narrower than the band around it where the flow is uncertain.
+const GRADIENT_SPAN: usize = 2;
 
 /// A weight of 0 or 1 for each pixel of a flow, `[h, w]`.
 pub struct Mask {
@@ -28,30 +29,32 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// The part of the pixels that count.
-    pub fn share(&self) -> f32 {
+    /// The part of the pixels whose weight is 1.
+    pub fn mean(&self) -> f32 {
         self.values.iter().sum::<f32>() / self.values.len() as f32
     }
 
-    /// Between pixels, as [`Field::at`].
+    /// The weight between pixels, as [`Field::sample`].
     #[inline(always)]
-    pub fn at(&self, y: f32, x: f32) -> f32 {
-        let [value] = Corners::new((self.h, self.w), [y], [x]).between(&self.values);
+    pub fn sample(&self, y: f32, x: f32) -> f32 {
+        let [value] = Bilinear::new((self.h, self.w), [y], [x]).sample(&self.values);
         value
     }
 }
 
-/// |w|² in pixels of the frame, for a flow of 1 / `scale` of its size.
+/// |w|² in pixels of the frame, for a flow at 1 / `scale` of its size.
 #[inline(always)]
-fn square(u: f32, v: f32, scale: usize) -> f32 {
+fn squared_length(u: f32, v: f32, scale: usize) -> f32 {
     (scale * scale) as f32 * (u * u + v * v)
 }
 
-/// Which pixels of a frame are seen in another, and which of them reliably: `backward` is the flow w
-/// from the frame to the other, `forward` the flow ŵ back, both of 1 / `scale` of the frame's size.
-/// A pixel is hidden where |w + ŵ|² > 0.01 (|w|² + |ŵ|²) + 0.5, ŵ being taken where w ends (eq. 5),
-/// or beyond the edge. It is not reliable where two motions meet:
-/// |∇u|² + |∇v|² > 0.01 |w|² + 0.002 (eq. 6).
+/// Which pixels of a frame an earlier one shows too, and which of those have a reliable flow.
+/// `backward` is the flow w from the frame to the earlier one and `forward` the flow ŵ from that to
+/// the frame, both at 1 / `scale` of the frame's size.
+///
+/// A pixel is disoccluded where |w + ŵ|² > 0.01 (|w|² + |ŵ|²) + 0.5, with ŵ sampled at the end of w
+/// (eq. 5), and not visible either where w leads beyond the edge. A visible one is at a motion
+/// boundary, and not reliable, where |∇u|² + |∇v|² > 0.01 |w|² + 0.002 (eq. 6).
 pub fn masks(backward: &Field, forward: &Field, scale: usize) -> [Mask; 2] {
     let (h, w) = (backward.h, backward.w);
     let [mut visible, mut reliable] = [(); 2].map(|()| Mask {
@@ -63,7 +66,7 @@ pub fn masks(backward: &Field, forward: &Field, scale: usize) -> [Mask; 2] {
     let rows = rows.zip(reliable.values.par_chunks_exact_mut(w));
     let rows = rows.with_min_len(MIN_ROWS).enumerate();
     rows.for_each(|(y, (visible, reliable))| {
-        Arch::new().dispatch(Row {
+        Arch::new().dispatch(MaskRow {
             y,
             visible,
             reliable,
@@ -75,8 +78,8 @@ pub fn masks(backward: &Field, forward: &Field, scale: usize) -> [Mask; 2] {
     [visible, reliable]
 }
 
-/// A row of both masks.
-struct Row<'a> {
+/// A row of both masks, dispatched by SIMD instruction set.
+struct MaskRow<'a> {
     y: usize,
     visible: &'a mut [f32],
     reliable: &'a mut [f32],
@@ -85,7 +88,7 @@ struct Row<'a> {
     scale: usize,
 }
 
-impl NullaryFnOnce for Row<'_> {
+impl NullaryFnOnce for MaskRow<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -95,7 +98,7 @@ impl NullaryFnOnce for Row<'_> {
     }
 }
 
-impl Row<'_> {
+impl MaskRow<'_> {
     #[inline(always)]
     fn set_visible(&mut self) {
         let (y, scale, backward) = (self.y, self.scale, self.backward);
@@ -104,62 +107,72 @@ impl Row<'_> {
         let [us, vs] = [&backward.u, &backward.v].map(|values| &values[y * w..][..w]);
         for (x, row) in (0..).step_by(LANES).zip(self.visible.chunks_mut(LANES)) {
             let (u, v) = (
-                load_some(&us[x..], row.len()),
-                load_some(&vs[x..], row.len()),
+                load_partial(&us[x..], row.len()),
+                load_partial(&vs[x..], row.len()),
             );
-            let there_y = lanes(|i| y as f32 + v[i]);
-            let there_x = lanes(|i| x as f32 + i as f32 + u[i]);
-            let corners = Corners::new((h, w), there_y, there_x);
-            let back_u = corners.between(&self.forward.u);
-            let back_v = corners.between(&self.forward.v);
-            let seen = lanes(|i| {
-                let beyond_y = (there_y[i] - there_y[i].clamp(0.0, bottom)).abs();
-                let beyond_x = (there_x[i] - there_x[i].clamp(0.0, right)).abs();
-                let lengths = square(u[i], v[i], scale) + square(back_u[i], back_v[i], scale);
-                let apart = square(u[i] + back_u[i], v[i] + back_v[i], scale);
+            let target_y = lanes(|i| y as f32 + v[i]);
+            let target_x = lanes(|i| x as f32 + i as f32 + u[i]);
+            let points = Bilinear::new((h, w), target_y, target_x);
+            let forward_u = points.sample(&self.forward.u);
+            let forward_v = points.sample(&self.forward.v);
+            let visible = lanes(|i| {
+                let beyond_y = (target_y[i] - target_y[i].clamp(0.0, bottom)).abs();
+                let beyond_x = (target_x[i] - target_x[i].clamp(0.0, right)).abs();
+                let lengths = squared_length(u[i], v[i], scale)
+                    + squared_length(forward_u[i], forward_v[i], scale);
+                let error = squared_length(u[i] + forward_u[i], v[i] + forward_v[i], scale);
                 let inside = f32::from(beyond_y.max(beyond_x) <= 0.5);
-                inside * f32::from(apart <= 0.01 * lengths + 0.5)
+                inside * f32::from(error <= 0.01 * lengths + 0.5)
             });
-            row.copy_from_slice(&seen[..row.len()]);
+            row.copy_from_slice(&visible[..row.len()]);
         }
     }
 
-    /// What is visible has to be set.
+    /// Needs `visible` to be set.
     #[inline(always)]
     fn set_reliable(&mut self) {
         let Field { h, w, u, v } = self.backward;
         let (y, last) = (self.y, w - 1);
-        let ys = [y.saturating_sub(SPAN), y, (y + SPAN).min(h - 1)];
+        let ys = [
+            y.saturating_sub(GRADIENT_SPAN),
+            y,
+            (y + GRADIENT_SPAN).min(h - 1),
+        ];
         let [u, v] = [u, v].map(|values| ys.map(|y| &values[y * w..][..*w]));
         self.reliable.copy_from_slice(self.visible);
-        let start = SPAN.min(*w);
-        let end = w.saturating_sub(SPAN).max(start);
+        let start = GRADIENT_SPAN.min(*w);
+        let end = w.saturating_sub(GRADIENT_SPAN).max(start);
         for x in (0..start).chain(end..*w) {
-            let columns = [x.saturating_sub(SPAN), x, (x + SPAN).min(last)];
-            self.reliable[x] *= steady(u, v, columns, self.scale);
+            let columns = [
+                x.saturating_sub(GRADIENT_SPAN),
+                x,
+                (x + GRADIENT_SPAN).min(last),
+            ];
+            self.reliable[x] *= is_smooth(u, v, columns, self.scale);
         }
         for (value, x) in self.reliable[start..end].iter_mut().zip(start..) {
-            *value *= steady(u, v, [x - SPAN, x, x + SPAN], self.scale);
+            *value *= is_smooth(u, v, [x - GRADIENT_SPAN, x, x + GRADIENT_SPAN], self.scale);
         }
     }
 }
 
-/// 0 where two motions meet, else 1: of rows above, at and below a place, and columns around it.
+/// 0 at a motion boundary, else 1. `u` and `v` are the rows above, at and below the pixel, and the
+/// columns are those on its left, its own and those on its right.
 #[inline(always)]
-fn steady(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
-    const SQUARE_SPAN: f32 = (4 * SPAN * SPAN) as f32;
+fn is_smooth(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
+    const SQUARED_WIDTH: f32 = (4 * GRADIENT_SPAN * GRADIENT_SPAN) as f32;
     let (ux, uy) = (u[1][right] - u[1][left], u[2][x] - u[0][x]);
     let (vx, vy) = (v[1][right] - v[1][left], v[2][x] - v[0][x]);
-    // A slope is the same at each size.
-    let slopes = ((ux * ux + uy * uy) + (vx * vx + vy * vy)) / SQUARE_SPAN;
-    f32::from(slopes <= 0.01 * square(u[1][x], v[1][x], scale) + 0.002)
+    // Unlike lengths, gradients do not depend on the scale.
+    let gradients = ((ux * ux + uy * uy) + (vx * vx + vy * vy)) / SQUARED_WIDTH;
+    f32::from(gradients <= 0.01 * squared_length(u[1][x], v[1][x], scale) + 0.002)
 }
 
-/// Clears in a mask where a frame does not look like another that the flow leads to: where that is
-/// several frames back, something else may have come into the place of what was hidden, and the
-/// flows still agree.
-pub fn clear_unlike(mask: &mut Mask, backward: &Field, [now, before]: [&Level; 2]) {
-    Arch::new().dispatch(Unlike {
+/// Clears a mask where the luma of a frame differs from what its flow leads to in an earlier one.
+/// Several frames back, something else may have been in the place of what was disoccluded, and the
+/// flows be consistent all the same.
+pub fn clear_mismatches(mask: &mut Mask, backward: &Field, [now, before]: [&Level; 2]) {
+    Arch::new().dispatch(ClearMismatches {
         mask,
         backward,
         now,
@@ -167,14 +180,14 @@ pub fn clear_unlike(mask: &mut Mask, backward: &Field, [now, before]: [&Level; 2
     });
 }
 
-struct Unlike<'a> {
+struct ClearMismatches<'a> {
     mask: &'a mut Mask,
     backward: &'a Field,
     now: &'a Level,
     before: &'a Level,
 }
 
-impl NullaryFnOnce for Unlike<'_> {
+impl NullaryFnOnce for ClearMismatches<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -183,13 +196,16 @@ impl NullaryFnOnce for Unlike<'_> {
         for (y, row) in self.mask.values.chunks_exact_mut(w).enumerate() {
             let [u, v] = [&self.backward.u, &self.backward.v].map(|values| &values[y * w..][..w]);
             for (x, row) in (0..).step_by(LANES).zip(row.chunks_mut(LANES)) {
-                let (u, v) = (load_some(&u[x..], row.len()), load_some(&v[x..], row.len()));
-                let there_y = lanes(|i| y as f32 + v[i]);
-                let there_x = lanes(|i| x as f32 + i as f32 + u[i]);
-                let before = self.before.at(there_y, there_x);
-                let now = load_some(&self.now.row(y)[x..], row.len());
+                let (u, v) = (
+                    load_partial(&u[x..], row.len()),
+                    load_partial(&v[x..], row.len()),
+                );
+                let target_y = lanes(|i| y as f32 + v[i]);
+                let target_x = lanes(|i| x as f32 + i as f32 + u[i]);
+                let before = self.before.sample(target_y, target_x);
+                let now = load_partial(&self.now.row(y)[x..], row.len());
                 for (i, value) in row.iter_mut().enumerate() {
-                    *value *= f32::from((before[i] - now[i]).abs() <= UNLIKE);
+                    *value *= f32::from((before[i] - now[i]).abs() <= MAX_DIFFERENCE);
                 }
             }
         }
@@ -205,11 +221,11 @@ mod tests {
     /// A flow of 20x12 pixels.
     fn field(flow: impl Fn(usize, usize) -> (f32, f32)) -> Field {
         let (h, w) = (12, 20);
-        let (u, v) = (0..h * w).map(|place| flow(place / w, place % w)).unzip();
+        let (u, v) = (0..h * w).map(|i| flow(i / w, i % w)).unzip();
         Field { h, w, u, v }
     }
 
-    /// How many of the pixels of each column count.
+    /// How many pixels of each column are set.
     fn columns(mask: &Mask) -> Vec<usize> {
         let count = |x| {
             (0..mask.h)
@@ -229,7 +245,7 @@ mod tests {
     #[test]
     fn flows_agree_within_a_bound_that_grows_with_them() {
         // |w + ŵ|² against 0.01 (|w|² + |ŵ|²) + 0.5
-        for (there, back, scale, agree) in [
+        for (backward, forward, scale, agree) in [
             (0.0, 0.7, 1, true),
             (0.0, 0.72, 1, false),
             (0.0, 0.35, 2, true),
@@ -238,18 +254,22 @@ mod tests {
             (3.0, -2.19, 1, false),
         ] {
             let [mask, _] = masks(
-                &field(|_, _| (0.0, there)),
-                &field(|_, _| (0.0, back)),
+                &field(|_, _| (0.0, backward)),
+                &field(|_, _| (0.0, forward)),
                 scale,
             );
-            assert_eq!(mask.at(4.0, 10.0) == 1.0, agree, "{there} {back} {scale}");
+            assert_eq!(
+                mask.sample(4.0, 10.0) == 1.0,
+                agree,
+                "{backward} {forward} {scale}"
+            );
         }
     }
 
     #[test]
-    fn what_was_behind_something_was_not_seen() {
-        // The columns from 10 on stand still, those before came from the right: of the two that
-        // lead to one place only the ones that stand still are led back to.
+    fn what_is_disoccluded_was_not_seen() {
+        // The columns from 10 on stand still and those before came from the right: of two columns
+        // whose flow leads to the same one, only the still one is led back to.
         let backward = field(|_, x| (if x < 10 { 4.0 } else { 0.0 }, 0.0));
         let [mask, _] = masks(
             &backward,
@@ -261,22 +281,27 @@ mod tests {
     }
 
     #[test]
-    fn where_two_motions_meet_is_not_reliable() {
-        let meeting = field(|_, x| (if x < 10 { 0.5 } else { 0.0 }, 0.0));
+    fn a_motion_boundary_is_not_reliable() {
+        let boundary = field(|_, x| (if x < 10 { 0.5 } else { 0.0 }, 0.0));
         let still = field(|_, _| (0.0, 0.0));
-        let [visible, reliable] = masks(&meeting, &still, 1);
+        let [visible, reliable] = masks(&boundary, &still, 1);
         assert_eq!(columns(&visible), [12; 20]);
         let expected = [[12; 8].as_slice(), &[0; 4], &[12; 8]].concat();
         assert_eq!(columns(&reliable), expected);
         // |∇u|² + |∇v|² against 0.01 |w|² + 0.002
-        for (slope, constant, agree) in [(0.04, 0.0, true), (0.05, 0.0, false), (0.05, 3.0, true)] {
+        for (slope, constant, smooth) in [(0.04, 0.0, true), (0.05, 0.0, false), (0.05, 3.0, true)]
+        {
             let motion = |x: usize| slope * (x as f32 - 10.0) + constant;
             let backward = field(|_, x| (motion(x), 0.0));
             let [visible, reliable] = masks(&backward, &field(|_, x| (-motion(x), 0.0)), 1);
-            assert_eq!(visible.at(4.0, 10.0), 1.0);
-            assert_eq!(reliable.at(4.0, 10.0) == 1.0, agree, "{slope} {constant}");
+            assert_eq!(visible.sample(4.0, 10.0), 1.0);
+            assert_eq!(
+                reliable.sample(4.0, 10.0) == 1.0,
+                smooth,
+                "{slope} {constant}"
+            );
         }
-        // What is hidden is not.
+        // Nor is what is disoccluded.
         let [_, reliable] = masks(&still, &field(|_, _| (0.0, 0.9)), 1);
         assert_eq!(columns(&reliable), [0; 20]);
     }
@@ -297,7 +322,7 @@ mod tests {
         };
         let mut flow = Field::zeros(16, 20);
         flow.u.fill(2.0);
-        clear_unlike(&mut mask, &flow, [&now.levels[0], &before.levels[0]]);
+        clear_mismatches(&mut mask, &flow, [&now.levels[0], &before.levels[0]]);
         let expected = [[0; 6].as_slice(), &[16; 12], &[0; 2]].concat();
         assert_eq!(columns(&mask), expected);
     }

@@ -1,40 +1,41 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The luma of an image at falling sizes.
+//! The image pyramid: the luma of an image at successively halved sizes.
 
-use super::grid::Corners;
-use super::light::{self, Light, Thumbnail};
-use super::planes::{LANES, lanes};
+use super::bilinear::Bilinear;
+use super::illumination::Illumination;
+use super::lanes::{LANES, lanes};
+use super::thumbnail::{self, Thumbnail};
 use crate::ops::with_values;
 use candle_core::{Result, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Pixels that the edge is repeated by on every side, for patches that reach beyond it.
+/// Pixels by which the edge is replicated on every side, for patches that reach beyond it.
 pub const PAD: usize = 16;
 
-/// Shortest side of a level: a patch of the flow still fits in.
+/// Lower bound of a level's shorter side: a patch of the flow still fits in.
 const MIN_SIDE: usize = 8;
 
-/// Longest side of the coarsest level at least: a movement by a quarter of the picture is a few
-/// pixels there.
+/// Lower bound of the coarsest level's longer side, at which a displacement by a quarter of the
+/// picture is a few pixels.
 const COARSEST_SIDE: usize = 12;
 
-/// Images with more pixels than this have their finest level at half their size: patches of it see
-/// enough there, at a quarter of the time.
+/// The finest level of images with more pixels than this has half their size: patches see enough
+/// there, in a quarter of the time.
 const MAX_PIXELS: usize = 1 << 14;
 
-/// Rows that are worth a thread.
+/// Fewest rows that are worth a thread.
 const MIN_ROWS: usize = 16;
 
-/// The weights of R, G and B, for values of 0..255.
+/// The weights of R, G and B of 0..1 in luma of 0..255.
 const LUMA: [f32; 3] = [
-    255.0 * light::LUMA[0],
-    255.0 * light::LUMA[1],
-    255.0 * light::LUMA[2],
+    255.0 * thumbnail::LUMA[0],
+    255.0 * thumbnail::LUMA[1],
+    255.0 * thumbnail::LUMA[2],
 ];
 
-/// Luma 0..255 of one size, `[h, w]`, with its edge repeated [`PAD`] times.
+/// Luma 0..255 at one size, `[h, w]`, with its edge replicated by [`PAD`] pixels.
 pub struct Level {
     pub h: usize,
     pub w: usize,
@@ -61,32 +62,33 @@ impl Level {
         Self { h, w, padded }
     }
 
+    /// Values from one row to the next in [`Self::slice_from`].
     pub fn stride(&self) -> usize {
         self.w + 2 * PAD
     }
 
-    /// The values from row `y`, column `x` on, which may be up to [`PAD`] before the image.
+    /// The padded values from row `y`, column `x` on, which may be up to [`PAD`] before the image.
     #[inline(always)]
-    pub fn from(&self, y: isize, x: isize) -> &[f32] {
-        let at = (y + PAD as isize) * self.stride() as isize + x + PAD as isize;
-        &self.padded[at as usize..]
+    pub fn slice_from(&self, y: isize, x: isize) -> &[f32] {
+        let start = (y + PAD as isize) * self.stride() as isize + x + PAD as isize;
+        &self.padded[start as usize..]
     }
 
-    /// A row of the image.
+    /// A row of the image without its padding.
     #[inline(always)]
     pub fn row(&self, y: usize) -> &[f32] {
-        &self.from(y as isize, 0)[..self.w]
+        &self.slice_from(y as isize, 0)[..self.w]
     }
 
-    /// The values between pixels, which lie at whole numbers.
+    /// Interpolates the luma at points between pixels, which lie at integer coordinates.
     #[inline(always)]
-    pub fn at<const N: usize>(&self, y: [f32; N], x: [f32; N]) -> [f32; N] {
+    pub fn sample<const N: usize>(&self, y: [f32; N], x: [f32; N]) -> [f32; N] {
         let size = (self.h + 2 * PAD, self.stride());
-        let [y, x] = [y, x].map(|places| places.map(|place| place + PAD as f32));
-        Corners::new(size, y, x).between(&self.padded)
+        let [y, x] = [y, x].map(|points| points.map(|point| point + PAD as f32));
+        Bilinear::new(size, y, x).sample(&self.padded)
     }
 
-    /// Half the size, each pixel the mean of four.
+    /// The level at half its size, each pixel the mean of four.
     fn halved(&self) -> Self {
         Self::new(self.h / 2, self.w / 2, |y, row| {
             let (above, below) = (self.row(2 * y), self.row(2 * y + 1));
@@ -98,20 +100,23 @@ impl Level {
     }
 }
 
-/// The luma of an image at 1 / 2^`finest` of its size and at every half of that.
+/// The luma pyramid of an image, and the image's colours at small sizes.
 pub struct Pyramid {
     /// Height and width of the image.
     pub size: (usize, usize),
+    /// log₂ of the finest level's downscaling factor: 0 or 1.
     pub finest: u32,
-    /// From the finest to the coarsest.
+    /// From the finest to the coarsest, each half the size of the one before.
     pub levels: Vec<Level>,
-    /// The colours, at small sizes.
     pub thumbnail: Thumbnail,
-    pub light: Light,
+    pub illumination: Illumination,
 }
 
 impl Pyramid {
     /// Of an image `[h, w, 3]`, RGB 0..1 on the CPU, neither side below [`crate::vgg::MIN_SIDE`].
+    ///
+    /// # Errors
+    /// Fails for tensors of another shape, or that are not contiguous ones on the CPU.
     pub fn new(image: &Tensor) -> Result<Self> {
         let (h, w, _) = image.dims3()?;
         let halved = h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE;
@@ -124,7 +129,7 @@ impl Pyramid {
                 }),
                 false => Level::new(h, w, |y, values| {
                     for (value, rgb) in values.iter_mut().zip(row(y).as_chunks::<3>().0) {
-                        *value = luma(rgb.map(within_range));
+                        *value = luma(rgb.map(clamp_to_unit));
                     }
                 }),
             };
@@ -142,15 +147,22 @@ impl Pyramid {
             size: (h, w),
             finest: u32::from(halved),
             levels,
-            light: Light::new(&thumbnail),
+            illumination: Illumination::new(&thumbnail),
             thumbnail,
         })
     }
+
+    /// The index of the finest level of at most so many pixels, or of the coarsest one.
+    pub fn first_level(&self, max_pixels: usize) -> usize {
+        let fits = |level: &Level| level.h * level.w <= max_pixels;
+        let coarsest = self.levels.len() - 1;
+        self.levels.iter().position(fits).unwrap_or(coarsest)
+    }
 }
 
-/// Held within the range, NaN too, so that every image has a finite flow.
+/// Clamps to 0..1, and NaN to 0, so that every image has a finite flow.
 #[inline(always)]
-fn within_range(value: f32) -> f32 {
+fn clamp_to_unit(value: f32) -> f32 {
     if value > 0.0 { value.min(1.0) } else { 0.0 }
 }
 
@@ -159,7 +171,8 @@ fn luma([r, g, b]: [f32; 3]) -> f32 {
     LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 }
 
-/// The luma of two rows of an image at half their size.
+/// One row of luma at half the size of an image, of two of its rows. Dispatched by SIMD instruction
+/// set.
 struct HalfLuma<'a> {
     rows: [&'a [f32]; 2],
     half: &'a mut [f32],
@@ -170,14 +183,14 @@ impl NullaryFnOnce for HalfLuma<'_> {
 
     #[inline(always)]
     fn call(self) {
-        // RGB of two columns for each value.
+        // RGB of two columns go into each value.
         const VALUES: usize = 6 * LANES;
         let [above, below] = self.rows.map(|row| row.chunks(VALUES));
         let parts = self.half.chunks_mut(LANES).zip(above.zip(below));
         for (half, (above, below)) in parts {
             let mut sums = [0.0; VALUES];
             for (sum, (above, below)) in sums.iter_mut().zip(above.iter().zip(below)) {
-                *sum = within_range(*above) + within_range(*below);
+                *sum = clamp_to_unit(*above) + clamp_to_unit(*below);
             }
             let channel = |i: usize, c: usize| sums[6 * i + c] + sums[6 * i + 3 + c];
             let values = lanes(|i| 0.25 * luma([channel(i, 0), channel(i, 1), channel(i, 2)]));
@@ -214,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn the_edge_goes_on() {
+    fn the_edge_is_replicated() {
         let pyramid = gray(16, 20, |y, x| (y * 10 + x) as f32);
         let (level, pad) = (&pyramid.levels[0], PAD as isize);
-        assert_eq!(level.from(-pad, -pad)[0], level.row(0)[0]);
-        assert_eq!(level.from(-1, 19 + pad)[0], level.row(0)[19]);
-        assert_eq!(level.from(15 + pad, -1)[0], level.row(15)[0]);
-        assert_eq!(level.from(15 + pad, 19 + pad)[0], level.row(15)[19]);
+        assert_eq!(level.slice_from(-pad, -pad)[0], level.row(0)[0]);
+        assert_eq!(level.slice_from(-1, 19 + pad)[0], level.row(0)[19]);
+        assert_eq!(level.slice_from(15 + pad, -1)[0], level.row(15)[0]);
+        assert_eq!(level.slice_from(15 + pad, 19 + pad)[0], level.row(15)[19]);
     }
 
     #[test]

@@ -2,48 +2,50 @@
 
 //! The variational refinement of a dense flow (Kroeger et al. 2016, section 2.3, after Brox, Bruhn,
 //! Papenberg and Weickert, "High accuracy optical flow estimation based on a theory for warping",
-//! ECCV 2004): the flow w that keeps luma and its gradient and is smooth, each but for outliers.
+//! ECCV 2004): brightness and gradient constancy and smoothness, with robust penalisers.
 //!
-//! What is minimised is δ Σ Ψ(luma) + γ Σ Ψ(gradient) + α Σ Ψ(|∇u|² + |∇v|²), Ψ(x²) = √(x² + ε²).
-//! Around the flow that is there, all are squares of something linear in w with the weight Ψ′ each,
-//! so that w solves a linear system: at each pixel (A + Σ weights) w = b + Σ weights · neighbours.
+//! It minimises δ Σ Ψ(luma) + γ Σ Ψ(gradient) + α Σ Ψ(|∇u|² + |∇v|²) with Ψ(x²) = √(x² + ε²) over the
+//! flow w. Linearised around the flow so far, each term is a square of weight Ψ′, so that w solves a
+//! sparse linear system: at each pixel (A + Σ weights) w = b + Σ weights · neighbours.
 
+use super::bilinear::loose_floor;
 use super::flow::Field;
-use super::grid::whole;
-use super::planes::{Halves, LANES, Lanes, Plane, Row, lanes, load, store};
+use super::lanes::{LANES, Lanes, lanes, load, store};
+use super::planes::{PaddedRow, Plane, RedBlackRows};
 use super::pyramid::{Level, PAD};
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
-/// δ, γ and α. The paper's are 5, 10 and 10: less of the luma bears a flash, and patches at half
-/// the image's size already follow its details, so that the field may be smoother.
+/// δ, γ and α. The paper's are 5, 10 and 10. A smaller weight of the luma tolerates a flash, and the
+/// field may be smoother since patches at half the image's size follow its details already.
 const DELTA: f32 = 1.0;
 const GAMMA: f32 = 10.0;
 const ALPHA: f32 = 20.0;
 
-/// ε² of the penaliser. With the 1e-6 that is usual the few sweeps come less far.
+/// ε² of the penaliser. With the usual 1e-6, so few sweeps converge less far.
 const EPSILON_SQUARED: f32 = 1e-3;
 
-/// ζ²: gradients below ζ, in luma a pixel, say little (ζ is the paper's).
+/// ζ² of the constancy terms' normalisation (the paper's ζ): gradients below ζ, in luma per pixel, count
+/// less.
 const ZETA_SQUARED: f32 = 0.01;
 
-/// Sweeps over each linear system, of each colour of a chessboard in turn, and their over-relaxation.
+/// Sweeps of red-black SOR over each linear system, and their relaxation factor ω.
 const SWEEPS: usize = 5;
 const OMEGA: f32 = 1.6;
 
-/// Each half of a sweep follows one row behind the one before it and the first one row behind the
-/// setting up, so that what they need of the system is a band of so many rows, which stays in the
-/// cache.
+/// All half-sweeps, one for each colour, run as a wavefront: each follows the one before it by a row,
+/// and the first follows the set-up of the system. So only a band of so many rows of the system is
+/// needed at a time, which stays in the cache.
 const HALF_SWEEPS: usize = 2 * SWEEPS;
 const BAND: usize = (HALF_SWEEPS + 2).next_power_of_two();
 
-/// `to` where the flow leads.
+/// Warps `to` by the flow, bilinearly.
 #[inline(always)]
 fn warp(to: &Level, field: &Field, plane: &mut Plane) {
     let w = field.w;
     let last_y = (field.h + 2 * PAD - 2) as f32;
     let last_x = (w + 2 * PAD - 2) as f32;
     let stride = to.stride();
-    let values = to.from(-(PAD as isize), -(PAD as isize));
+    let values = to.slice_from(-(PAD as isize), -(PAD as isize));
     for y in 0..field.h {
         let (mut u, mut v) = ([0.0; LANES], [0.0; LANES]);
         for x in (0..w).step_by(LANES) {
@@ -51,20 +53,20 @@ fn warp(to: &Level, field: &Field, plane: &mut Plane) {
             let start = y * w + x;
             u[..count].copy_from_slice(&field.u[start..start + count]);
             v[..count].copy_from_slice(&field.v[start..start + count]);
-            // The edge's repetition ends after PAD pixels.
+            // The padding ends PAD pixels beyond the edge.
             let top = (y + PAD) as f32;
             let at_y = lanes(|i| (top + v[i]).clamp(0.5, last_y));
             let at_x = lanes(|i| ((x + PAD) as f32 + i as f32 + u[i]).clamp(0.5, last_x));
-            let (mut fy, mut fx, mut places) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
+            let (mut fy, mut fx, mut indices) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
             for i in 0..LANES {
-                let (y0, x0) = (whole(at_y[i]), whole(at_x[i]));
+                let (y0, x0) = (loose_floor(at_y[i]), loose_floor(at_x[i]));
                 fy[i] = at_y[i] - y0 as i32 as f32;
                 fx[i] = at_x[i] - x0 as i32 as f32;
-                places[i] = y0 * stride as u32 + x0;
+                indices[i] = y0 * stride as u32 + x0;
             }
             let mut corners = [[0.0; LANES]; 4];
             for i in 0..LANES {
-                let values = &values[places[i] as usize..][..stride + 2];
+                let values = &values[indices[i] as usize..][..stride + 2];
                 corners[0][i] = values[0];
                 corners[1][i] = values[1];
                 corners[2][i] = values[stride];
@@ -76,41 +78,45 @@ fn warp(to: &Level, field: &Field, plane: &mut Plane) {
                 let below = corners[2][i] + fx[i] * (corners[3][i] - corners[2][i]);
                 warped[i] = above + fy[i] * (below - above);
             }
-            let place = plane.place(y as isize, x as isize);
-            store(&mut plane.values, place, warped);
+            let index = plane.index(y as isize, x as isize);
+            store(&mut plane.values, index, warped);
         }
     }
 }
 
-/// The linear system of one level.
+/// The linear system of one level. What is said to be of a band keeps [`BAND`] rows at a time.
 struct System {
-    /// Luma, the mean of both images, and its difference between them.
+    /// The mean luma of the source and the warped target, whose derivatives are taken.
     mean: Plane,
-    t: Plane,
-    /// The flow around which the system is linear.
+    /// The temporal derivative: the warped target less the source.
+    temporal: Plane,
+    /// The flow u and v around which the terms are linearised.
     base: [Plane; 2],
-    /// The flow that solves it, and a row around it.
-    flow: [Halves; 2],
-    /// Of a band of the rows (A + Σ weights)⁻¹: xx, xy, yy.
-    inverse: [Halves; 3],
-    /// The same of b.
-    b: [Halves; 2],
-    /// And how strongly each pixel is held to the one on its right and the one below it; 0 at the edge.
-    right: Halves,
-    below: Halves,
+    /// The flow that solves the system, with a row above and below the image.
+    flow: [RedBlackRows; 2],
+    /// Of a band, (A + Σ weights)⁻¹: xx, xy, yy.
+    inverse: [RedBlackRows; 3],
+    /// Of a band, b.
+    b: [RedBlackRows; 2],
+    /// Of a band, the smoothness weights between a pixel and its neighbours on the right and below; 0
+    /// at the edge.
+    weight_right: RedBlackRows,
+    weight_below: RedBlackRows,
 }
 
-/// Rows of the system before their values are parted.
-struct Scratch {
-    rows: [Row; 5],
-    right: Row,
-    above: Row,
-    below: Row,
+/// A row of the system in column order, before it is split by colour.
+struct SystemRow {
+    /// The inverse and b.
+    rows: [PaddedRow; 5],
+    /// The smoothness weights to the right, and between this row and those above and below it.
+    right: PaddedRow,
+    above: PaddedRow,
+    below: PaddedRow,
 }
 
-impl Scratch {
+impl SystemRow {
     fn new(w: usize) -> Self {
-        let row = || Row::new(w);
+        let row = || PaddedRow::new(w);
         Self {
             rows: std::array::from_fn(|_| row()),
             right: row(),
@@ -128,20 +134,22 @@ fn inverse_root(square: f32) -> f32 {
 impl System {
     fn new(h: usize, w: usize) -> Self {
         let plane = || Plane::new(h, w);
-        let flow = || Halves::new(h + 2, w);
-        let halves = || Halves::new(BAND, w);
+        let flow = || RedBlackRows::new(h + 2, w);
+        let band = || RedBlackRows::new(BAND, w);
         Self {
             mean: plane(),
-            t: plane(),
+            temporal: plane(),
             base: [plane(), plane()],
             flow: [flow(), flow()],
-            inverse: [halves(), halves(), halves()],
-            b: [halves(), halves()],
-            right: halves(),
-            below: halves(),
+            inverse: [band(), band(), band()],
+            b: [band(), band()],
+            weight_right: band(),
+            weight_below: band(),
         }
     }
 
+    /// Sets what does not depend on the solution: the images' mean and difference under the flow of
+    /// `field`, and that flow.
     #[inline(always)]
     fn set_images(&mut self, from: &Level, to: &Level, field: &Field) {
         let (h, w) = (field.h, field.w);
@@ -150,25 +158,26 @@ impl System {
             for (base, values) in self.base.iter_mut().zip([&field.u, &field.v]) {
                 base.row_mut(y).copy_from_slice(&values[y * w..][..w]);
             }
-            let source = from.from(y as isize, 0);
+            let source = from.slice_from(y as isize, 0);
             for x in (0..w).step_by(LANES) {
-                let place = self.mean.place(y as isize, x as isize);
-                let (source, target) = (load(source, x), load(&self.mean.values, place));
-                store(&mut self.t.values, place, lanes(|i| target[i] - source[i]));
+                let index = self.mean.index(y as isize, x as isize);
+                let (source, target) = (load(source, x), load(&self.mean.values, index));
+                let temporal = lanes(|i| target[i] - source[i]);
+                store(&mut self.temporal.values, index, temporal);
                 let mean = lanes(|i| 0.5 * (target[i] + source[i]));
-                store(&mut self.mean.values, place, mean);
+                store(&mut self.mean.values, index, mean);
             }
         }
         let [u, v] = &mut self.base;
-        for plane in [&mut self.mean, &mut self.t, u, v] {
-            plane.extend();
+        for plane in [&mut self.mean, &mut self.temporal, u, v] {
+            plane.replicate_edge();
         }
     }
 
-    /// Sets up row `y` of `h`; those above it are there.
+    /// Sets up row `y` of `h`. The one above it has to be set up already, with the same `scratch`.
     #[inline(always)]
-    fn set_row(&mut self, y: usize, h: usize, scratch: &mut Scratch) {
-        let Scratch {
+    fn set_row(&mut self, y: usize, h: usize, scratch: &mut SystemRow) {
+        let SystemRow {
             rows,
             right,
             above,
@@ -187,39 +196,39 @@ impl System {
         }
         for x in (0..w).step_by(LANES) {
             let (a, b) = self.data(at, x as isize);
-            let place = LANES + x;
-            let left = load(&right.0, place - 1);
+            let start = LANES + x;
+            let left = load(&right.0, start - 1);
             let (right, above, below) = (
-                load(&right.0, place),
-                load(&above.0, place),
-                load(&below.0, place),
+                load(&right.0, start),
+                load(&above.0, start),
+                load(&below.0, start),
             );
             let mut inverse = [[0.0; LANES]; 3];
             for i in 0..LANES {
-                let hold = (left[i] + right[i]) + (above[i] + below[i]);
-                let (p, q, r) = (a[0][i] + hold, a[1][i], a[2][i] + hold);
-                let over = 1.0 / (p * r - q * q);
-                inverse[0][i] = over * r;
-                inverse[1][i] = -over * q;
-                inverse[2][i] = over * p;
+                let weights = (left[i] + right[i]) + (above[i] + below[i]);
+                let (p, q, r) = (a[0][i] + weights, a[1][i], a[2][i] + weights);
+                let inverse_determinant = 1.0 / (p * r - q * q);
+                inverse[0][i] = inverse_determinant * r;
+                inverse[1][i] = -inverse_determinant * q;
+                inverse[2][i] = inverse_determinant * p;
             }
             for (row, values) in rows.iter_mut().zip(inverse.into_iter().chain(b)) {
-                store(&mut row.0, place, values);
+                store(&mut row.0, start, values);
             }
         }
-        let halves = self.inverse.iter_mut().chain(&mut self.b);
-        for (halves, row) in halves.zip(&mut *rows) {
-            halves.set_row(y, row.finish(w));
+        let bands = self.inverse.iter_mut().chain(&mut self.b);
+        for (band, row) in bands.zip(&mut *rows) {
+            band.set_row(y, row.zero_padded(w));
         }
-        self.right.set_row(y, right.finish(w));
-        self.below.set_row(y, below.finish(w));
+        self.weight_right.set_row(y, right.zero_padded(w));
+        self.weight_below.set_row(y, below.zero_padded(w));
         for (flow, base) in self.flow.iter_mut().zip(&mut self.base) {
             rows[0].0[LANES..][..w].copy_from_slice(base.row_mut(y));
-            flow.set_row(y, rows[0].finish(w));
+            flow.set_row(y, rows[0].zero_padded(w));
         }
     }
 
-    /// αΨ′ of the smoothness.
+    /// αΨ′ of the smoothness term, by forward differences.
     #[inline(always)]
     fn smoothness(&self, y: isize, x: isize) -> Lanes {
         let [u, v] = &self.base;
@@ -235,17 +244,17 @@ impl System {
     /// A (xx, xy, yy) and b of the data terms.
     #[inline(always)]
     fn data(&self, y: isize, x: isize) -> ([Lanes; 3], [Lanes; 2]) {
-        let (mean, t) = (&self.mean, &self.t);
+        let (mean, temporal) = (&self.mean, &self.temporal);
         let (u, v) = (self.base[0].load(y, x), self.base[1].load(y, x));
-        let (m, it) = (mean.load(y, x), t.load(y, x));
+        let (m, it) = (mean.load(y, x), temporal.load(y, x));
         let (ml, mr) = (mean.load(y, x - 1), mean.load(y, x + 1));
         let (ma, mb) = (mean.load(y - 1, x), mean.load(y + 1, x));
         let (mll, mrr) = (mean.load(y, x - 2), mean.load(y, x + 2));
         let (maa, mbb) = (mean.load(y - 2, x), mean.load(y + 2, x));
         let (mal, mar) = (mean.load(y - 1, x - 1), mean.load(y - 1, x + 1));
         let (mbl, mbr) = (mean.load(y + 1, x - 1), mean.load(y + 1, x + 1));
-        let (tl, tr) = (t.load(y, x - 1), t.load(y, x + 1));
-        let (ta, tb) = (t.load(y - 1, x), t.load(y + 1, x));
+        let (tl, tr) = (temporal.load(y, x - 1), temporal.load(y, x + 1));
+        let (ta, tb) = (temporal.load(y - 1, x), temporal.load(y + 1, x));
         let mut a = [[0.0; LANES]; 3];
         let mut b = [[0.0; LANES]; 2];
         for i in 0..LANES {
@@ -255,17 +264,17 @@ impl System {
             let ixy = 0.25 * ((mbr[i] - mbl[i]) - (mar[i] - mal[i]));
             let (it, ixt, iyt) = (it[i], 0.5 * (tr[i] - tl[i]), 0.5 * (tb[i] - ta[i]));
 
-            // With each term over its gradient's square n, Ψ′ / n = 1 / √(n (rest² + ε² n)).
+            // With the residual r normalised by the squared gradient n, Ψ′ / n = 1 / √(n (r² + ε² n)).
             let n = ix * ix + iy * iy + ZETA_SQUARED;
             let weight = DELTA * inverse_root(n * (it * it + EPSILON_SQUARED * n));
-            // The same for the gradient, whose two parts have a Ψ in common.
+            // The same for gradient constancy, whose two components share a Ψ.
             let nx = ixx * ixx + ixy * ixy + ZETA_SQUARED;
             let ny = iyy * iyy + ixy * ixy + ZETA_SQUARED;
-            let rest = ixt * ixt * ny + iyt * iyt * nx + EPSILON_SQUARED * nx * ny;
-            let gradient = GAMMA * inverse_root(nx * ny * rest);
+            let squared = ixt * ixt * ny + iyt * iyt * nx + EPSILON_SQUARED * nx * ny;
+            let gradient = GAMMA * inverse_root(nx * ny * squared);
             let (weight_x, weight_y) = (gradient * ny, gradient * nx);
 
-            // What the differences would be without any flow.
+            // The linearised residuals at w = 0.
             let t = it - ix * u[i] - iy * v[i];
             let xt = ixt - ixx * u[i] - ixy * v[i];
             let yt = iyt - ixy * u[i] - iyy * v[i];
@@ -281,27 +290,27 @@ impl System {
         (a, b)
     }
 
-    /// Relaxes the pixels of a row whose columns are even (0) or odd (1).
+    /// Relaxes the pixels in the even (`odd` = 0) or odd (1) columns of a row.
     #[inline(always)]
     fn relax(&mut self, y: isize, odd: usize) {
         let [flow_u, flow_v] = &mut self.flow;
-        // Of an even column the right neighbour has the same place in its half, of an odd one the
-        // left.
-        let beside = |halves: &Halves| halves.place(y, 1 - odd) + odd;
-        let band = &self.right;
-        let (own, own_right) = (band.place(y, odd), beside(band));
-        let own_above = band.place(y - 1, odd);
-        let (here, right) = (flow_u.place(y, odd), beside(flow_u));
-        let (above, below) = (flow_u.place(y - 1, odd), flow_u.place(y + 1, odd));
+        // The right neighbours' index in the other half: that of the pixel itself for even columns, one
+        // more for odd ones.
+        let beside = |rows: &RedBlackRows| rows.index(y, 1 - odd) + odd;
+        let band = &self.weight_right;
+        let (own, own_right) = (band.index(y, odd), beside(band));
+        let own_above = band.index(y - 1, odd);
+        let (here, right) = (flow_u.index(y, odd), beside(flow_u));
+        let (above, below) = (flow_u.index(y - 1, odd), flow_u.index(y + 1, odd));
         for x in (0..band.len - LANES).step_by(LANES) {
             let (own, own_left, own_above) = (own + x, own_right + x - 1, own_above + x);
             let (wl, wr) = (
-                load(&self.right.values, own_left),
-                load(&self.right.values, own),
+                load(&self.weight_right.values, own_left),
+                load(&self.weight_right.values, own),
             );
             let (wa, wb) = (
-                load(&self.below.values, own_above),
-                load(&self.below.values, own),
+                load(&self.weight_below.values, own_above),
+                load(&self.weight_below.values, own),
             );
             let (here, left, right) = (here + x, right + x - 1, right + x);
             let (above, below) = (above + x, below + x);
@@ -327,55 +336,57 @@ impl System {
     }
 }
 
-/// Improves the flow of a level. In each round the image is moved and the system set up anew.
-pub fn refine(from: &Level, to: &Level, field: &mut Field, rounds: usize) {
+/// Refines the flow of a level. For each of the `warps`, the target is warped by the flow so far and
+/// the system set up anew.
+pub fn refine(from: &Level, to: &Level, field: &mut Field, warps: usize) {
     Arch::new().dispatch(Refine {
         from,
         to,
         field,
-        rounds,
+        warps,
     });
 }
 
-/// A function of its own, which is compiled for each kind of vector unit.
+/// [`refine`], dispatched by SIMD instruction set.
 struct Refine<'a> {
     from: &'a Level,
     to: &'a Level,
     field: &'a mut Field,
-    rounds: usize,
+    warps: usize,
 }
 
-impl pulp::NullaryFnOnce for Refine<'_> {
+impl NullaryFnOnce for Refine<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        solve(self.from, self.to, self.field, self.rounds);
-    }
-}
-
-#[inline(always)]
-fn solve(from: &Level, to: &Level, field: &mut Field, rounds: usize) {
-    let (h, w) = (field.h, field.w);
-    let mut system = System::new(h, w);
-    let mut scratch = Scratch::new(w);
-    for _ in 0..rounds {
-        system.set_images(from, to, field);
-        system.below.clear_border();
-        for front in 0..h + HALF_SWEEPS {
-            if front < h {
-                system.set_row(front, h, &mut scratch);
-            }
-            for half in 0..HALF_SWEEPS.min(front) {
-                let y = front - 1 - half;
-                if y < h {
-                    system.relax(y as isize, (y + half) % 2);
+        let Self {
+            from,
+            to,
+            field,
+            warps,
+        } = self;
+        let (h, w) = (field.h, field.w);
+        let mut system = System::new(h, w);
+        let mut scratch = SystemRow::new(w);
+        for _ in 0..warps {
+            system.set_images(from, to, field);
+            system.weight_below.clear_border();
+            for front in 0..h + HALF_SWEEPS {
+                if front < h {
+                    system.set_row(front, h, &mut scratch);
+                }
+                for half_sweep in 0..HALF_SWEEPS.min(front) {
+                    let y = front - 1 - half_sweep;
+                    if y < h {
+                        system.relax(y as isize, (y + half_sweep) % 2);
+                    }
                 }
             }
-        }
-        for (values, flow) in [&mut field.u, &mut field.v].into_iter().zip(&system.flow) {
-            for (y, values) in values.chunks_exact_mut(w).enumerate() {
-                flow.copy_row(y, values);
+            for (values, flow) in [&mut field.u, &mut field.v].into_iter().zip(&system.flow) {
+                for (y, values) in values.chunks_exact_mut(w).enumerate() {
+                    flow.copy_row(y, values);
+                }
             }
         }
     }

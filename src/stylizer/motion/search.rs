@@ -1,56 +1,60 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The inverse search for the patches of one level (Kroeger et al. 2016, section 2.1), and the dense
-//! field that they make.
+//! The inverse search for the patches of one level (Kroeger et al. 2016, section 2.1), and the
+//! densification of their displacements to a flow field.
 
-use super::flow::{Affine, Field};
+use super::flow::Field;
+use super::global::Affine;
 use super::pyramid::{Level, PAD};
 use pulp::{Scalar256b, Simd, WithSimd};
 
-/// Side of a patch, and the distance from one to the next (θ_ps and θ_ov of the paper). A row of a
-/// patch is a vector.
+/// Side of a patch and distance from one to the next, in pixels (θ_ps and, by their overlap, θ_ov of
+/// the paper). A row of a patch is one SIMD vector.
 const PATCH: usize = 8;
 const STRIDE: usize = 4;
-/// The same for levels of more pixels than this, where most of the time would go: with either, known
-/// motions are missed by 0.34 pixels.
-const LARGE: usize = 1 << 14;
+/// The stride at levels of more pixels than this, which take most of the time. The end-point error is
+/// 0.34 pixels with either.
+const LARGE_LEVEL: usize = 1 << 14;
 const LARGE_STRIDE: usize = 6;
 
 const PIXELS: f32 = (PATCH * PATCH) as f32;
 
-/// A patch that looks this much less like its template may still be it: by a level of luma at each
-/// pixel.
-const INDIFFERENT: f32 = PIXELS;
+/// The dominant motion wins if its error exceeds the best one by less than this: a squared luma of 1
+/// at each pixel.
+const DOMINANT_MARGIN: f32 = PIXELS;
 
-/// Movements closer than this, in pixels, lead a search to the same place.
-const SAME: f32 = 0.25;
+/// Starts closer than this to the best, in pixels, are not tried: the search from them ends in the
+/// same minimum.
+const MIN_SEPARATION: f32 = 0.25;
 
-/// A step below this, in pixels, is not worth a look.
+/// Steps below this, in pixels, are not evaluated.
 const MIN_STEP: f32 = 0.02;
 
-/// Added to the squares of a patch's gradients, so that one without any stays where it is.
+/// Added to the Hessian's diagonal, so that a patch without gradients stays where it is.
 const DAMPING: f32 = 64.0;
 
-/// Differences of luma below this count alike when patches are averaged. The paper's 1 lets patches
-/// across an edge of the motion count for more.
+/// Lower bound of the luma differences by whose inverse patches are weighted. The paper's 1 gives
+/// more weight to patches across a motion boundary.
 const MIN_DIFFERENCE: f32 = 0.1;
 
-/// Where a patch was found, and how much structure it has: its gradients' squares.
+/// The displacement of a patch, and how well its structure constrains that ([`Template::structure`]).
 #[derive(Clone, Copy, Default)]
-pub struct Found {
+pub struct PatchFlow {
     pub u: f32,
     pub v: f32,
     pub structure: f32,
 }
 
+/// The order in which patches are searched for: forward, displacements propagate to the right and
+/// down; backward, to the left and up.
 #[derive(Clone, Copy)]
-pub enum Order {
+pub enum ScanOrder {
     Forward,
     Backward,
 }
 
 /// The patches of one level.
-pub struct Search<'a> {
+pub struct PatchSearch<'a> {
     from: &'a Level,
     to: &'a Level,
     stride: usize,
@@ -59,14 +63,14 @@ pub struct Search<'a> {
     columns: usize,
 }
 
-/// Places of patches along a side: the last ends with it.
+/// The number of patches along a side, where the last ends.
 fn count(side: usize, stride: usize) -> usize {
     (side - PATCH).div_ceil(stride) + 1
 }
 
-impl<'a> Search<'a> {
+impl<'a> PatchSearch<'a> {
     pub fn new(from: &'a Level, to: &'a Level) -> Self {
-        let large = from.h * from.w > LARGE;
+        let large = from.h * from.w > LARGE_LEVEL;
         let stride = if large { LARGE_STRIDE } else { STRIDE };
         Self {
             from,
@@ -77,58 +81,58 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The row and column of the image where a patch begins.
+    /// The pixel (y, x) at the top left of a patch.
     #[inline(always)]
-    fn place(&self, row: usize, column: usize) -> (usize, usize) {
-        let within = |index: usize, side: usize| (index * self.stride).min(side - PATCH);
-        (within(row, self.from.h), within(column, self.from.w))
+    fn origin(&self, row: usize, column: usize) -> (usize, usize) {
+        let start = |index: usize, side: usize| (index * self.stride).min(side - PATCH);
+        (start(row, self.from.h), start(column, self.from.w))
     }
 
-    /// The centre of each patch, down and across.
+    /// The centre (y, x) of each patch.
     pub fn centres(&self) -> impl Iterator<Item = (f32, f32)> {
         let centre = (PATCH - 1) as f32 / 2.0;
         let patches =
             (0..self.rows).flat_map(|row| (0..self.columns).map(move |column| (row, column)));
         patches.map(move |(row, column)| {
-            let (y, x) = self.place(row, column);
+            let (y, x) = self.origin(row, column);
             (y as f32 + centre, x as f32 + centre)
         })
     }
 
-    /// Searches for each patch from where it was found, the dominant motion or where the neighbours
-    /// before it are, whichever looks most like it.
+    /// Updates the displacement of each patch by a search from the best of its own, the dominant
+    /// motion and those of the neighbours that were searched for before it.
     pub fn run(
         &self,
-        order: Order,
-        found: &mut [Found],
+        order: ScanOrder,
+        patches: &mut [PatchFlow],
         dominant: Option<&Affine>,
-        sums: Option<&mut Sums>,
+        densifier: Option<&mut Densifier>,
     ) {
-        let run = Run {
+        let pass = SearchPass {
             search: self,
             order,
-            found,
+            patches,
             dominant,
-            sums,
+            densifier,
         };
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = pulp::x86::V3::try_new() {
-            return Simd::vectorize(simd, run);
+            return Simd::vectorize(simd, pass);
         }
-        Simd::vectorize(Scalar256b, run);
+        Simd::vectorize(Scalar256b, pass);
     }
 }
 
-/// A function of its own, which is compiled for vectors of eight.
-struct Run<'a> {
-    search: &'a Search<'a>,
-    order: Order,
-    found: &'a mut [Found],
+/// [`PatchSearch::run`], compiled for vectors of eight.
+struct SearchPass<'a> {
+    search: &'a PatchSearch<'a>,
+    order: ScanOrder,
+    patches: &'a mut [PatchFlow],
     dominant: Option<&'a Affine>,
-    sums: Option<&'a mut Sums>,
+    densifier: Option<&'a mut Densifier>,
 }
 
-impl WithSimd for Run<'_> {
+impl WithSimd for SearchPass<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -136,62 +140,62 @@ impl WithSimd for Run<'_> {
         let Self {
             search,
             order,
-            found,
+            patches,
             dominant,
-            mut sums,
+            mut densifier,
         } = self;
-        let Search {
+        let PatchSearch {
             to, rows, columns, ..
         } = *search;
-        let last = found.len() - 1;
+        let last = patches.len() - 1;
         for step in 0..=last {
             let index = match order {
-                Order::Forward => step,
-                Order::Backward => last - step,
+                ScanOrder::Forward => step,
+                ScanOrder::Backward => last - step,
             };
             let (row, column) = (index / columns, index % columns);
             let neighbours = match order {
-                Order::Forward => [
+                ScanOrder::Forward => [
                     (column > 0).then(|| index - 1),
                     (row > 0).then(|| index - columns),
                 ],
-                Order::Backward => [
+                ScanOrder::Backward => [
                     (column + 1 < columns).then(|| index + 1),
                     (row + 1 < rows).then(|| index + columns),
                 ],
             };
-            let (y, x) = search.place(row, column);
+            let (y, x) = search.origin(row, column);
             let template = Template::new(simd, search.from, y, x);
-            let start = &found[index];
-            let mut best = Patch::new(simd, to, &template, start.u, start.v);
+            let start = &patches[index];
+            let mut best = Candidate::new(simd, to, &template, start.u, start.v);
             let mut others = [None; 3];
             if let Some(dominant) = dominant {
                 let centre = (PATCH - 1) as f32 / 2.0;
                 let (u, v) = dominant.at(y as f32 + centre, x as f32 + centre);
-                others[0] = Some((u, v, INDIFFERENT));
+                others[0] = Some((u, v, DOMINANT_MARGIN));
             }
             for (other, neighbour) in others[1..].iter_mut().zip(neighbours) {
                 if let Some(neighbour) = neighbour {
-                    let Found { u, v, .. } = found[neighbour];
+                    let PatchFlow { u, v, .. } = patches[neighbour];
                     *other = Some((u, v, 0.0));
                 }
             }
             for (u, v, margin) in others.into_iter().flatten() {
-                if (u - best.u).abs().max((v - best.v).abs()) >= SAME {
-                    let patch = Patch::new(simd, to, &template, u, v);
-                    if patch.error < best.error + margin {
-                        best = patch;
+                if (u - best.u).abs().max((v - best.v).abs()) >= MIN_SEPARATION {
+                    let candidate = Candidate::new(simd, to, &template, u, v);
+                    if candidate.error < best.error + margin {
+                        best = candidate;
                     }
                 }
             }
-            let best = best.descend(simd, to, &template);
-            found[index] = Found {
+            let best = best.step(simd, to, &template);
+            patches[index] = PatchFlow {
                 u: best.u,
                 v: best.v,
                 structure: template.structure,
             };
-            if let Some(sums) = &mut sums {
-                sums.add(simd, to, &template, &best);
+            if let Some(densifier) = &mut densifier {
+                densifier.add(simd, to, &template, &best);
             }
         }
     }
@@ -202,8 +206,9 @@ fn load<S: Simd>(values: &[f32], at: usize) -> S::f32s {
     S::as_simd_f32s(&values[at..at + PATCH]).0[0]
 }
 
-/// What stays the same while a patch is searched for.
+/// A patch of the source image, with what its search needs of it.
 struct Template<S: Simd> {
+    /// Its top left pixel.
     y: usize,
     x: usize,
     luma: [S::f32s; PATCH],
@@ -211,17 +216,17 @@ struct Template<S: Simd> {
     dy: [S::f32s; PATCH],
     /// The means of `dx` and `dy`.
     mean: [f32; 2],
-    /// Σ |∇I|², of the derivatives less their means.
+    /// det H / tr H, between half of H's smaller eigenvalue and all of it.
     structure: f32,
-    /// The inverse of Σ ∇I ∇Iᵀ: xx, xy, yy.
-    inverse: [f32; 3],
+    /// The inverse of H = Σ ∇I ∇Iᵀ, of zero-mean derivatives and damped: xx, xy, yy.
+    inverse_hessian: [f32; 3],
 }
 
 impl<S: Simd> Template<S> {
     #[inline(always)]
     fn new(simd: S, from: &Level, y: usize, x: usize) -> Self {
         let stride = from.stride();
-        let values = from.from(y as isize - 1, x as isize - 1);
+        let values = from.slice_from(y as isize - 1, x as isize - 1);
         let zero = simd.splat_f32s(0.0);
         let half = simd.splat_f32s(0.5);
         let (mut luma, mut dx, mut dy) = ([zero; PATCH], [zero; PATCH], [zero; PATCH]);
@@ -259,12 +264,12 @@ impl<S: Simd> Template<S> {
             dy,
             mean,
             structure: determinant / (xx + yy),
-            inverse: [yy / determinant, -xy / determinant, xx / determinant],
+            inverse_hessian: [yy / determinant, -xy / determinant, xx / determinant],
         }
     }
 }
 
-/// The square of the other image at a movement.
+/// The square of the target image at a displacement, with one pixel more to interpolate from.
 struct Window<'a, S: Simd> {
     values: &'a [f32],
     stride: usize,
@@ -275,13 +280,13 @@ struct Window<'a, S: Simd> {
 impl<'a, S: Simd> Window<'a, S> {
     #[inline(always)]
     fn new(simd: S, to: &'a Level, template: &Template<S>, u: f32, v: f32) -> Self {
-        // The edge's repetition ends after PAD pixels.
+        // The padding ends PAD pixels beyond the edge.
         let last = |side: usize| (side + 2 * PAD - PATCH - 2) as f32;
         let y = ((template.y + PAD) as f32 + v).clamp(0.0, last(to.h));
         let x = ((template.x + PAD) as f32 + u).clamp(0.0, last(to.w));
         let (y0, x0) = (y as u32, x as u32);
         let stride = to.stride();
-        let values = to.from(-(PAD as isize), -(PAD as isize));
+        let values = to.slice_from(-(PAD as isize), -(PAD as isize));
         let start = y0 as usize * stride + x0 as usize;
         Self {
             values: &values[start..start + PATCH * stride + PATCH + 1],
@@ -291,43 +296,43 @@ impl<'a, S: Simd> Window<'a, S> {
         }
     }
 
-    /// Row `i`, between the pixels across but not down.
+    /// Row `i`, interpolated horizontally.
     #[inline(always)]
-    fn across(&self, simd: S, i: usize) -> S::f32s {
+    fn lerp_x(&self, simd: S, i: usize) -> S::f32s {
         let left = load::<S>(self.values, i * self.stride);
         let right = load::<S>(self.values, i * self.stride + 1);
         simd.mul_add_e_f32s(self.fx, simd.sub_f32s(right, left), left)
     }
 
-    /// A row between the pixels, of those above and below it across.
+    /// A row of the patch, from the horizontally interpolated ones above and below it.
     #[inline(always)]
-    fn down(&self, simd: S, above: S::f32s, below: S::f32s) -> S::f32s {
+    fn lerp_y(&self, simd: S, above: S::f32s, below: S::f32s) -> S::f32s {
         simd.mul_add_e_f32s(self.fy, simd.sub_f32s(below, above), above)
     }
 }
 
-/// A patch of the other image, less the template.
+/// A displacement of a template, with the residual I₁ − I₀ that it leaves.
 #[derive(Clone, Copy)]
-struct Patch {
+struct Candidate {
     u: f32,
     v: f32,
+    /// The residual's mean.
     mean: f32,
-    /// Σ (I₁ − I₀ − their mean)²
+    /// Zero-mean SSD: Σ (I₁ − I₀ − mean)².
     error: f32,
-    /// Σ ∇I (I₁ − I₀), of the derivatives less their means.
-    slope: [f32; 2],
+    /// Σ ∇I (I₁ − I₀), of zero-mean derivatives.
+    gradient: [f32; 2],
 }
 
-impl Patch {
-    /// The one that lies `u`, `v` from the template's place.
+impl Candidate {
     #[inline(always)]
     fn new<S: Simd>(simd: S, to: &Level, template: &Template<S>, u: f32, v: f32) -> Self {
         let window = Window::new(simd, to, template, u, v);
         let [mut total, mut squares, mut x, mut y] = [simd.splat_f32s(0.0); 4];
-        let mut above = window.across(simd, 0);
+        let mut above = window.lerp_x(simd, 0);
         for i in 0..PATCH {
-            let below = window.across(simd, i + 1);
-            let difference = simd.sub_f32s(window.down(simd, above, below), template.luma[i]);
+            let below = window.lerp_x(simd, i + 1);
+            let difference = simd.sub_f32s(window.lerp_y(simd, above, below), template.luma[i]);
             total = simd.add_f32s(total, difference);
             squares = simd.mul_add_e_f32s(difference, difference, squares);
             x = simd.mul_add_e_f32s(difference, template.dx[i], x);
@@ -341,39 +346,40 @@ impl Patch {
             v,
             mean: total / PIXELS,
             error: simd.reduce_sum_f32s(squares) - total * total / PIXELS,
-            slope: [
+            gradient: [
                 simd.reduce_sum_f32s(x) - mean_x * total,
                 simd.reduce_sum_f32s(y) - mean_y * total,
             ],
         }
     }
 
-    /// The patch a Gauss-Newton step away (the inverse compositional search, eq. 3) if it looks more
-    /// like the template. One step is enough: the levels and the refinement bring the rest, where
-    /// more steps lead patches astray.
+    /// The candidate after one Gauss-Newton step (the inverse search, eq. 3), if its error is smaller.
+    /// More steps lead patches astray; coarse-to-fine and the refinement bring the rest.
     #[inline(always)]
-    fn descend<S: Simd>(self, simd: S, to: &Level, template: &Template<S>) -> Self {
-        let ([xx, xy, yy], [x, y]) = (template.inverse, self.slope);
+    fn step<S: Simd>(self, simd: S, to: &Level, template: &Template<S>) -> Self {
+        let ([xx, xy, yy], [x, y]) = (template.inverse_hessian, self.gradient);
         let (du, dv) = (xx * x + xy * y, xy * x + yy * y);
         if du.abs().max(dv.abs()) > PATCH as f32 || du * du + dv * dv < MIN_STEP * MIN_STEP {
             return self;
         }
-        let patch = Self::new(simd, to, template, self.u - du, self.v - dv);
-        if patch.error < self.error {
-            patch
+        let candidate = Self::new(simd, to, template, self.u - du, self.v - dv);
+        if candidate.error < self.error {
+            candidate
         } else {
             self
         }
     }
 }
 
-/// The patches over each pixel, those that look like it there counting most (eq. 6).
-pub struct Sums {
+/// Averages the displacements of the patches over each pixel, weighted by the inverse of the residual
+/// that they leave there (eq. 6).
+pub struct Densifier {
+    /// Sums of weighted displacements.
     field: Field,
     weights: Vec<f32>,
 }
 
-impl Sums {
+impl Densifier {
     pub fn new(h: usize, w: usize) -> Self {
         Self {
             field: Field::zeros(h, w),
@@ -382,20 +388,20 @@ impl Sums {
     }
 
     #[inline(always)]
-    fn add<S: Simd>(&mut self, simd: S, to: &Level, template: &Template<S>, patch: &Patch) {
-        let window = Window::new(simd, to, template, patch.u, patch.v);
-        let (u, v) = (simd.splat_f32s(patch.u), simd.splat_f32s(patch.v));
-        let mean = simd.splat_f32s(patch.mean);
+    fn add<S: Simd>(&mut self, simd: S, to: &Level, template: &Template<S>, found: &Candidate) {
+        let window = Window::new(simd, to, template, found.u, found.v);
+        let (u, v) = (simd.splat_f32s(found.u), simd.splat_f32s(found.v));
+        let mean = simd.splat_f32s(found.mean);
         let (one, floor) = (simd.splat_f32s(1.0), simd.splat_f32s(MIN_DIFFERENCE));
-        let mut above = window.across(simd, 0);
+        let mut above = window.lerp_x(simd, 0);
         for i in 0..PATCH {
-            let below = window.across(simd, i + 1);
-            let difference = simd.sub_f32s(window.down(simd, above, below), template.luma[i]);
+            let below = window.lerp_x(simd, i + 1);
+            let difference = simd.sub_f32s(window.lerp_y(simd, above, below), template.luma[i]);
             above = below;
             let difference = simd.abs_f32s(simd.sub_f32s(difference, mean));
             let weight = simd.div_f32s(one, simd.max_f32s(difference, floor));
-            let place = (template.y + i) * self.field.w + template.x;
-            let row = place..place + PATCH;
+            let start = (template.y + i) * self.field.w + template.x;
+            let row = start..start + PATCH;
             let sum = &mut S::as_mut_simd_f32s(&mut self.field.u[row.clone()]).0[0];
             *sum = simd.mul_add_e_f32s(weight, u, *sum);
             let sum = &mut S::as_mut_simd_f32s(&mut self.field.v[row.clone()]).0[0];
@@ -405,7 +411,8 @@ impl Sums {
         }
     }
 
-    pub fn mean(self) -> Field {
+    /// The weighted means.
+    pub fn into_field(self) -> Field {
         let Self { mut field, weights } = self;
         for values in [&mut field.u, &mut field.v] {
             for (value, weight) in values.iter_mut().zip(&weights) {

@@ -1,52 +1,52 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! An image between its pixels, by cubic B-splines (Unser, "Splines: a perfect fit for
-//! signal and image processing", IEEE Signal Processing Magazine 1999): of what pixels hold they
-//! lose the least, which counts where a picture is moved again for every frame.
+//! Interpolation of an image by cubic B-splines (Unser, "Splines: a perfect fit for signal and image
+//! processing", IEEE Signal Processing Magazine 1999). They blur the least, which counts where a
+//! picture is resampled again for every frame.
 
-use super::grid::{nearest, within};
-use super::light::OnPicture;
+use super::bilinear::{clamp_to_side, round_to_u32};
+use super::illumination::UpsampledIllumination;
 use once_cell::sync::Lazy;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Pixels along each axis that a value is made of.
+/// Coefficients along each axis that a value depends on.
 const TAPS: usize = 4;
 
 /// The pole z of the prefilter, √3 − 2, and its gain (1 − z) (1 − 1/z) (Unser 1999, table 1).
 const POLE: f32 = -0.267_949_2;
 const GAIN: f32 = (1.0 - POLE) * (1.0 - 1.0 / POLE);
 
-/// Pixels before a line's beginning that the prefilter starts at: the pole's power is below 1e-6.
-const START: usize = 11;
+/// Pixels by which the prefilter's recursion starts early, where |z|ⁿ is below 1e-6.
+const WARM_UP: usize = 11;
 
-/// Red, green, blue and a value that fills a vector up.
+/// Red, green, blue and padding.
 pub type Pixel = [f32; CHANNELS];
 const CHANNELS: usize = 4;
 
-/// A pixel's coefficients as they are kept, in units of 1 / [`SCALE`]. That misses by less than a
-/// twenty-fifth of a step of the 8 bits that are shown, and halves the memory, on whose reading and
-/// writing the time goes. Values of -1..1 have coefficients of at most 9.
-type Kept = [i16; CHANNELS];
+/// A pixel's stored coefficients, in units of 1 / [`SCALE`]. Rounding costs less than 1/25 of an 8-bit
+/// step and halves the memory traffic, which takes most of the time. Values of -1..1 have coefficients
+/// of at most 9.
+type Quantised = [i16; CHANNELS];
 const SCALE: f32 = 3600.0;
 
-/// Rows that are filtered by one thread; of them so many pixels at a time down the columns, which
-/// stay in the cache, and so many rows at a time along.
+/// Rows that one thread filters at a time.
 const BAND: usize = 64;
+/// Columns of them that are filtered at a time, so that they stay in the cache.
 const STRIP: usize = 64;
+/// Rows of them that are filtered at a time.
 const ROWS: usize = 8;
 
-/// Pixels that the coefficients go on beyond the edge, as the image's mirror image.
+/// Pixels of mirrored coefficients beyond each edge.
 const PAD: usize = 4;
 
-/// How far a flow that stands still may miss the edge, in pixels.
-const EDGE: f32 = 0.1;
+/// How far beyond the edge a point still counts as inside, in pixels, for the error of a flow of 0.
+const EDGE_TOLERANCE: f32 = 0.1;
 
-/// Places between two pixels that weights are kept for.
+/// Steps from one pixel to the next at which weights are tabulated.
 const PHASES: usize = 256;
 
-/// For each phase the weights of four pixels, and the same for each of their channels in the unit of
-/// what is kept.
+/// A phase's weights of the four taps, and the same over [`SCALE`] for each of their channels.
 type Weights = ([f32; TAPS], [f32; TAPS * CHANNELS]);
 
 static WEIGHTS: Lazy<[Weights; PHASES]> = Lazy::new(|| {
@@ -59,21 +59,21 @@ static WEIGHTS: Lazy<[Weights; PHASES]> = Lazy::new(|| {
     })
 });
 
-/// The coefficients of the spline through an image's pixels.
+/// The coefficients of an image's interpolating spline.
 pub struct Spline {
     h: usize,
     w: usize,
     weights: &'static [Weights; PHASES],
     /// `[h + 2 PAD, w + 2 PAD]`
-    coefficients: Vec<Kept>,
+    coefficients: Vec<Quantised>,
 }
 
 impl Spline {
-    /// Through what the pixels of an image `[h, w, 3]` of 0..1 differ from its light. What another spline's
-    /// coefficients are in is used again.
+    /// Interpolates the difference of an image `[h, w, 3]` of 0..1 to its illumination. The memory of
+    /// `spare` is reused.
     pub fn new(
         image: &[f32],
-        light: &OnPicture,
+        illumination: &UpsampledIllumination,
         (h, w): (usize, usize),
         spare: Option<Self>,
     ) -> Self {
@@ -83,22 +83,22 @@ impl Spline {
         let bands = coefficients[PAD * stride..][..h * stride].par_chunks_mut(BAND * stride);
         bands
             .enumerate()
-            .for_each_init(Vec::new, |filtered, (band, kept)| {
-                filtered.resize(kept.len() / stride * w, [0.0; CHANNELS]);
-                Arch::new().dispatch(Columns {
+            .for_each_init(Vec::new, |filtered, (band, quantised)| {
+                filtered.resize(quantised.len() / stride * w, [0.0; CHANNELS]);
+                Arch::new().dispatch(ColumnFilter {
                     image,
-                    light,
+                    illumination,
                     size: (h, w),
                     start: band * BAND,
                     filtered,
                 });
                 let rows = filtered.chunks_mut(ROWS * w);
-                for (rows, kept) in rows.zip(kept.chunks_mut(ROWS * stride)) {
-                    Arch::new().dispatch(Along { rows, kept, w });
+                for (rows, quantised) in rows.zip(quantised.chunks_mut(ROWS * stride)) {
+                    Arch::new().dispatch(RowFilter { rows, quantised, w });
                 }
             });
         for y in (0..PAD).chain(PAD + h..2 * PAD + h) {
-            let from = (PAD + mirrored(y as isize - PAD as isize, h)) * stride;
+            let from = (PAD + mirror_index(y as isize - PAD as isize, h)) * stride;
             coefficients.copy_within(from..from + stride, y * stride);
         }
         Self {
@@ -109,22 +109,22 @@ impl Spline {
         }
     }
 
-    /// Whether a place is in the image.
+    /// Whether a point is inside the image.
     #[inline(always)]
     pub fn contains(&self, y: f32, x: f32) -> bool {
-        inside(y, self.h) & inside(x, self.w)
+        is_inside(y, self.h) & is_inside(x, self.w)
     }
 
-    /// The phase of a place, down and across: beyond the edge that of the edge.
+    /// A point (y, x), clamped to the image, in 1 / [`PHASES`] of a pixel.
     #[inline(always)]
     pub fn phase(&self, y: f32, x: f32) -> [u32; 2] {
-        let phase = |at: f32, side: usize| nearest(within(at, side) * PHASES as f32);
+        let phase = |at: f32, side: usize| round_to_u32(clamp_to_side(at, side) * PHASES as f32);
         [phase(y, self.h), phase(x, self.w)]
     }
 
-    /// What the four columns around a place add to the image there, channels side by side.
+    /// The contribution of each of the four columns of coefficients around a point, channels last.
     #[inline(always)]
-    pub fn parts(&self, phase: [u32; 2]) -> [f32; TAPS * CHANNELS] {
+    pub fn columns(&self, phase: [u32; 2]) -> [f32; TAPS * CHANNELS] {
         let [y, x] = phase.map(|phase| phase as usize);
         let (wy, _) = &self.weights[y % PHASES];
         let (_, wx) = &self.weights[x % PHASES];
@@ -145,64 +145,65 @@ impl Spline {
     }
 }
 
-/// Whether a place along an axis is in an image. What comes from just beyond the edge would be its
-/// last column, which a slow pan would draw out to a smear.
+/// Whether a coordinate is inside an image of that side. Beyond it there is only the replicated edge,
+/// which a slow pan would smear.
 #[inline(always)]
-pub fn inside(at: f32, side: usize) -> bool {
-    (at >= -EDGE) & (at <= (side - 1) as f32 + EDGE)
+pub fn is_inside(at: f32, side: usize) -> bool {
+    (at >= -EDGE_TOLERANCE) & (at <= (side - 1) as f32 + EDGE_TOLERANCE)
 }
 
-/// The sum of the columns' parts.
+/// The value at a point, from the contributions of [`Spline::columns`].
 #[inline(always)]
-pub fn pixel(parts: &[f32; TAPS * CHANNELS]) -> Pixel {
+pub fn sum_columns(columns: &[f32; TAPS * CHANNELS]) -> Pixel {
     let mut pixel = [0.0; CHANNELS];
     for i in 0..CHANNELS {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|column| parts[column * CHANNELS + i]);
+        let [a, b, c, d] = [0, 1, 2, 3].map(|column| columns[column * CHANNELS + i]);
         pixel[i] = (a + b) + (c + d);
     }
     pixel
 }
 
-/// The prefilter down the columns, for the rows of a band.
-struct Columns<'a> {
+/// The prefilter along the columns, for the rows of a band. Dispatched by SIMD instruction set.
+struct ColumnFilter<'a> {
     image: &'a [f32],
-    light: &'a OnPicture,
+    illumination: &'a UpsampledIllumination,
     size: (usize, usize),
+    /// The band's first row.
     start: usize,
-    /// `[rows, w]`
+    /// `[rows of the band, w]`
     filtered: &'a mut [Pixel],
 }
 
-impl NullaryFnOnce for Columns<'_> {
+impl NullaryFnOnce for ColumnFilter<'_> {
     type Output = ();
 
-    /// A causal and an anticausal pass, the column going on as its mirror image (Unser 1999, box
-    /// 2), from so far before the band that where they start from does not matter.
+    /// A causal and an anticausal pass with mirror boundaries (Unser 1999, box 2), from so far outside
+    /// the band that their initial values do not matter.
     #[inline(always)]
     fn call(self) {
         let (h, w) = self.size;
         let height = self.filtered.len() / w;
-        let mut lines = vec![[0.0; 3 * STRIP]; height + 2 * START];
+        let mut lines = vec![[0.0; 3 * STRIP]; height + 2 * WARM_UP];
         for x in (0..w).step_by(STRIP) {
             let width = STRIP.min(w - x);
             let mut sums = [0.0; 3 * STRIP];
             for (k, line) in lines.iter_mut().enumerate() {
-                let y = mirrored((self.start + k) as isize - START as isize, h);
-                let ([above, below], t) = self.light.row(y);
+                let y = mirror_index((self.start + k) as isize - WARM_UP as isize, h);
+                let ([above, below], t) = self.illumination.row(y);
                 let image = &self.image[3 * (y * w + x)..][..3 * width];
                 let (above, below) = (&above[3 * x..][..3 * width], &below[3 * x..][..3 * width]);
                 for i in 0..3 * width {
-                    let light = above[i] + t * (below[i] - above[i]);
-                    sums[i] = GAIN * (image[i] - light) + POLE * sums[i];
+                    let illumination = above[i] + t * (below[i] - above[i]);
+                    sums[i] = GAIN * (image[i] - illumination) + POLE * sums[i];
                     line[i] = sums[i];
                 }
             }
             sums.fill(0.0);
-            for (k, line) in lines.iter().enumerate().skip(START).rev() {
+            for (k, line) in lines.iter().enumerate().skip(WARM_UP).rev() {
                 for (sum, value) in sums.iter_mut().zip(line) {
                     *sum = POLE * (*sum - value);
                 }
-                if let Some(row) = self.filtered.chunks_exact_mut(w).nth(k - START) {
+                if let Some(row) = self.filtered.chunks_exact_mut(w).nth(k - WARM_UP) {
                     let pixels = sums.as_chunks::<3>().0;
                     for (value, [r, g, b]) in row[x..][..width].iter_mut().zip(pixels) {
                         *value = [*r, *g, *b, 0.0];
@@ -213,39 +214,46 @@ impl NullaryFnOnce for Columns<'_> {
     }
 }
 
-/// The prefilter along some rows `w` wide, which are then kept and go on beyond their ends.
-struct Along<'a> {
+/// The prefilter along some rows `w` wide, which are then quantised and padded with their mirror image.
+/// Dispatched by SIMD instruction set.
+struct RowFilter<'a> {
     rows: &'a mut [Pixel],
-    kept: &'a mut [Kept],
+    quantised: &'a mut [Quantised],
     w: usize,
 }
 
-impl NullaryFnOnce for Along<'_> {
+impl NullaryFnOnce for RowFilter<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let Self { rows, kept, w } = self;
+        let Self { rows, quantised, w } = self;
         match rows.len() == ROWS * w {
-            true => filter_along::<ROWS>(rows, w),
+            true => filter_rows::<ROWS>(rows, w),
             false => {
                 for row in rows.chunks_exact_mut(w) {
-                    filter_along::<1>(row, w);
+                    filter_rows::<1>(row, w);
                 }
             }
         }
-        for (row, kept) in rows.chunks_exact(w).zip(kept.chunks_exact_mut(w + 2 * PAD)) {
-            keep(row.as_flattened(), kept[PAD..PAD + w].as_flattened_mut());
+        for (row, quantised) in rows
+            .chunks_exact(w)
+            .zip(quantised.chunks_exact_mut(w + 2 * PAD))
+        {
+            quantise(
+                row.as_flattened(),
+                quantised[PAD..PAD + w].as_flattened_mut(),
+            );
             for x in (0..PAD).chain(PAD + w..w + 2 * PAD) {
-                kept[x] = kept[PAD + mirrored(x as isize - PAD as isize, w)];
+                quantised[x] = quantised[PAD + mirror_index(x as isize - PAD as isize, w)];
             }
         }
     }
 }
 
-/// Both passes along `N` rows, side by side, since each pixel of a row waits for the one before.
+/// Both passes along `N` rows at a time, since each pixel of a row depends on the one before.
 #[inline(always)]
-fn filter_along<const N: usize>(rows: &mut [Pixel], w: usize) {
+fn filter_rows<const N: usize>(rows: &mut [Pixel], w: usize) {
     if w == 1 {
         return;
     }
@@ -257,9 +265,9 @@ fn filter_along<const N: usize>(rows: &mut [Pixel], w: usize) {
     });
     let mut sums = [[0.0; CHANNELS]; N];
     let mut power = GAIN;
-    for k in 0..=START {
+    for k in 0..=WARM_UP {
         for (sum, row) in sums.iter_mut().zip(&rows) {
-            let value = row[mirrored(k as isize, w)];
+            let value = row[mirror_index(k as isize, w)];
             (0..CHANNELS).for_each(|i| sum[i] += power * value[i]);
         }
         power *= POLE;
@@ -289,25 +297,25 @@ fn filter_along<const N: usize>(rows: &mut [Pixel], w: usize) {
     }
 }
 
-/// Sets coefficients to what is kept of them.
+/// Rounds coefficients to multiples of 1 / [`SCALE`], clamped to the range of `i16`.
 #[inline(always)]
-fn keep(values: &[f32], kept: &mut [i16]) {
+fn quantise(values: &[f32], quantised: &mut [i16]) {
     const LARGEST: i32 = i16::MAX as i32;
-    for (kept, value) in kept.iter_mut().zip(values) {
-        let above = within(SCALE * value + LARGEST as f32, 2 * LARGEST as usize + 1);
-        *kept = (nearest(above) as i32 - LARGEST) as i16;
+    for (quantised, value) in quantised.iter_mut().zip(values) {
+        let shifted = clamp_to_side(SCALE * value + LARGEST as f32, 2 * LARGEST as usize + 1);
+        *quantised = (round_to_u32(shifted) as i32 - LARGEST) as i16;
     }
 }
 
-/// The place within `0..side` that the mirror image beyond the edge shows.
-fn mirrored(at: isize, side: usize) -> usize {
+/// The index within `0..side` that an index beyond the edge mirrors. The edge itself is not repeated.
+fn mirror_index(at: isize, side: usize) -> usize {
     let period = (2 * side as isize - 2).max(1);
     let at = at.rem_euclid(period) as usize;
     at.min(period as usize - at).min(side - 1)
 }
 
-/// The weights of the pixels around a place that is `t` beyond the second: the cubic B-spline at
-/// t + 1, t, 1 − t and 2 − t.
+/// The weights of the four coefficients around a point that is `t` beyond the second: the cubic
+/// B-spline at t + 1, t, 1 − t and 2 − t.
 fn weights(t: f32) -> [f32; TAPS] {
     let s = 1.0 - t;
     let inner = |t: f32| (4.0 + t * t * (3.0 * t - 6.0)) / 6.0;
@@ -317,7 +325,8 @@ fn weights(t: f32) -> [f32; TAPS] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::light::{Light, Thumbnail};
+    use super::super::illumination::Illumination;
+    use super::super::thumbnail::Thumbnail;
     use super::*;
 
     fn spline(h: usize, w: usize, value: impl Fn(f32, f32) -> f32) -> Spline {
@@ -326,12 +335,12 @@ mod tests {
             [value(y, x), 0.5, -x / w as f32]
         };
         let image: Vec<f32> = (0..h * w).flat_map(rgb).collect();
-        let none = Light::new(&Thumbnail::new(&vec![0.0; h * w * 3], (h, w))).on((h, w));
-        Spline::new(&image, &none, (h, w), None)
+        let black = Illumination::new(&Thumbnail::new(&vec![0.0; h * w * 3], (h, w)));
+        Spline::new(&image, &black.upsampled((h, w)), (h, w), None)
     }
 
     fn at(spline: &Spline, y: f32, x: f32) -> Pixel {
-        pixel(&spline.parts(spline.phase(y, x)))
+        sum_columns(&spline.columns(spline.phase(y, x)))
     }
 
     #[test]
@@ -356,7 +365,7 @@ mod tests {
                     let pixel = at(&spline, y as f32, x as f32);
                     let expected = [value(y as f32, x as f32), 0.5, -(x as f32) / w as f32, 0.0];
                     for (value, expected) in pixel.iter().zip(expected) {
-                        // Half a unit of what is kept, and a little for the arithmetic.
+                        // Half a quantisation step, and a little for the arithmetic.
                         assert!(
                             (value - expected).abs() < 0.5 / SCALE + 2e-5,
                             "{h}x{w} {y} {x}: {value} {expected}"
@@ -368,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wildest_picture_is_in_range() {
+    fn the_coefficients_of_a_checkerboard_are_in_range() {
         let (h, w) = (40, 50);
         let spline = spline(h, w, |y, x| if (y + x) % 2.0 == 0.0 { 1.0 } else { -1.0 });
         for (y, x) in [(0, 0), (0, 49), (20, 25), (20, 26), (39, 49)] {
@@ -379,15 +388,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_range_is_at_its_end() {
-        let mut kept = [0; 4];
-        keep(&[1e9, -1e9, 20.0, 0.5], &mut kept);
-        assert_eq!(kept, [i16::MAX, -i16::MAX, i16::MAX, (0.5 * SCALE) as i16]);
+    fn coefficients_out_of_range_are_clamped() {
+        let mut quantised = [0; 4];
+        quantise(&[1e9, -1e9, 20.0, 0.5], &mut quantised);
+        assert_eq!(
+            quantised,
+            [i16::MAX, -i16::MAX, i16::MAX, (0.5 * SCALE) as i16]
+        );
     }
 
     #[test]
-    fn it_keeps_waves_that_are_far_from_the_edge() {
-        // Four pixels a wave: bilinear interpolation would take 0.29 of it halfway between pixels.
+    fn it_preserves_short_waves() {
+        // Four pixels a wave: halfway between pixels, bilinear interpolation would lose 0.29 of it.
         let wave = |y: f32, x: f32| (x * std::f32::consts::FRAC_PI_2 + 0.3 * y).sin();
         let spline = spline(64, 64, wave);
         let worst = (0..400)
@@ -398,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_edge_it_is_the_edges() {
+    fn the_edge_is_replicated_beyond_it() {
         let spline = spline(5, 6, |y, x| 0.01 * y + 0.1 * x);
         for (beyond, edge) in [((-3.0, 2.0), (0.0, 2.0)), ((2.5, 90.0), (2.5, 5.0))] {
             assert_eq!(at(&spline, beyond.0, beyond.1), at(&spline, edge.0, edge.1));

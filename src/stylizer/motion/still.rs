@@ -1,74 +1,76 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Whether two frames show the same picture but for noise.
+//! Whether two frames show the same still picture, but for noise.
 
 use super::pyramid::{Level, Pyramid};
 
-/// Differences of luma that an encoder makes of a picture that rests: at the picture's own size,
-/// at the half of it and so on, as measured with x264 at a quantiser of 23, rounded up.
-const ENCODED: [f32; 5] = [40.0, 24.0, 12.0, 8.0, 4.5];
+/// The largest difference of luma between encoded frames of a still picture: at the picture's own
+/// size, at half of it and so on, as measured with x264 at a quantiser of 23, rounded up.
+const CODING_ERROR: [f32; 5] = [40.0, 24.0, 12.0, 8.0, 4.5];
 /// The same of the mean over the picture.
-const ENCODED_MEAN: f64 = 1.0;
+const MEAN_CODING_ERROR: f64 = 1.0;
 
-/// Standard deviations of noise that none of a frame's pixels exceeds.
-const DEVIATIONS: f32 = 5.5;
+/// Standard deviations of the noise that no pixel of a still picture exceeds.
+const NOISE_DEVIATIONS: f32 = 5.5;
 
-/// Noise of the difference, at the picture's own size, beyond which nothing is called still.
-const MOST_NOISE: f32 = 20.0;
-/// What rounding to whole numbers and an encoder leave where most pixels are the same.
-const LEAST_NOISE: f32 = 1.0;
+/// Noise of the difference, at the picture's own size, above which no picture counts as still.
+const MAX_NOISE: f32 = 20.0;
+/// Lower bound of the noise: what rounding and an encoder leave where most pixels are the same.
+const MIN_NOISE: f32 = 1.0;
 
-/// A movement that counts: in pixels of the finest level, and in standard deviations.
-const MOVEMENT: f64 = 0.08;
-const CERTAINTY: f64 = 8.0;
-/// Tiles along each side in which movement is looked for, and how many must have moved: an encoder
-/// lets single ones drift.
+/// The displacement that counts as motion: in pixels of the finest level, and in standard deviations of
+/// its estimate.
+const MIN_DISPLACEMENT: f64 = 0.08;
+const MIN_SIGNIFICANCE: f64 = 8.0;
+/// Tiles along each side that are searched for motion, and how many must have moved: an encoder lets
+/// single ones drift.
 const TILES: usize = 4;
-const MOVED: usize = 4;
+const MOVED_TILES: usize = 4;
 
-/// What the light of a picture differs by for an encoder or the noise of a sensor, 0..1: a change of
-/// colour leaves luma as it is.
-const LIGHT: f32 = 4.0 / 255.0;
+/// The largest difference of illumination, 0..1, that an encoder or a sensor's noise makes. It shows
+/// changes of colour that leave luma as it is.
+const MAX_ILLUMINATION_DIFFERENCE: f32 = 4.0 / 255.0;
 
-/// A median absolute deviation times this is the standard deviation of a normal distribution.
-const MAD: f32 = 1.4826;
+/// The standard deviation of a normal distribution over its median absolute deviation.
+const DEVIATION_PER_MAD: f32 = 1.4826;
 
-/// Whether `now` shows the picture of `before` but for noise, that of a sensor or of an encoder.
+/// Whether `now` shows the picture of `before`, but for the noise of a sensor or an encoder.
 ///
-/// The noise is as strong as most differences are. A small thing that moved exceeds it at the level
-/// where it is as large as a pixel, a change of light in the mean. A slow movement of the whole is
-/// less than the noise at each pixel, but all over the picture it goes along with the slopes.
+/// The noise is estimated from the median difference. Small things that move exceed it at the level
+/// where they are as large as a pixel, and changes of brightness in the mean. A slow motion of the
+/// whole picture is below the noise at each pixel, but the differences correlate with the gradients.
 pub fn is_still(now: &Pyramid, before: &Pyramid) -> bool {
-    if now.light.difference(&before.light) > LIGHT {
+    let change = now.illumination.difference(&before.illumination);
+    if change > MAX_ILLUMINATION_DIFFERENCE {
         return false;
     }
     let noise = noise(&now.levels[0], &before.levels[0]);
-    if noise * (1u32 << now.finest) as f32 > MOST_NOISE {
+    if noise * (1u32 << now.finest) as f32 > MAX_NOISE {
         return false;
     }
     let levels = now.levels.iter().zip(&before.levels).zip(0..);
     for ((now_level, before_level), index) in levels {
         let scale = (now.finest + index) as usize;
-        let encoded = ENCODED[scale.min(ENCODED.len() - 1)];
-        // Each level has the means of four pixels, and half of the noise.
-        let bound = encoded.max(DEVIATIONS * noise / (1u32 << index) as f32);
+        let coding_error = CODING_ERROR[scale.min(CODING_ERROR.len() - 1)];
+        // Each level has the means of four pixels, and so half of the noise.
+        let bound = coding_error.max(NOISE_DEVIATIONS * noise / (1u32 << index) as f32);
         if differences(now_level, before_level).any(|difference| difference.abs() > bound) {
             return false;
         }
     }
     let (now, before) = (&now.levels[0], &before.levels[0]);
     let sum: f64 = differences(now, before).map(f64::from).sum();
-    if (sum / (now.h * now.w) as f64).abs() > ENCODED_MEAN {
+    if (sum / (now.h * now.w) as f64).abs() > MEAN_CODING_ERROR {
         return false;
     }
-    let mut picture = Slopes::default();
-    let mut moved = 0;
+    let mut picture = NormalEquations::default();
+    let mut moved_tiles = 0;
     for index in 0..TILES * TILES {
-        let tile = Slopes::of(now, before, [index / TILES, index % TILES]);
+        let tile = NormalEquations::of_tile(now, before, [index / TILES, index % TILES]);
         picture.add(&tile);
-        moved += usize::from(tile.have_moved(noise));
+        moved_tiles += usize::from(tile.has_moved(noise));
     }
-    moved < MOVED && !picture.have_moved(noise)
+    moved_tiles < MOVED_TILES && !picture.has_moved(noise)
 }
 
 fn differences(now: &Level, before: &Level) -> impl Iterator<Item = f32> {
@@ -76,7 +78,7 @@ fn differences(now: &Level, before: &Level) -> impl Iterator<Item = f32> {
     rows.flatten().map(|(now, before)| now - before)
 }
 
-/// The standard deviation of the differences but for outliers.
+/// The standard deviation of the differences without outliers, by their median absolute deviation.
 fn noise(now: &Level, before: &Level) -> f32 {
     const BINS_PER_LUMA: f32 = 8.0;
     let mut histogram = [0; 256 * BINS_PER_LUMA as usize];
@@ -90,23 +92,25 @@ fn noise(now: &Level, before: &Level) -> f32 {
         2 * below >= now.h * now.w
     });
     let median = median.unwrap_or(histogram.len()) as f32 / BINS_PER_LUMA;
-    (MAD * median).max(LEAST_NOISE)
+    (DEVIATION_PER_MAD * median).max(MIN_NOISE)
 }
 
-/// Sums over a part of a picture: Σ ∇I ∇Iᵀ (xx, xy, yy) and Σ ∇I (I − I₀).
+/// The normal equations of a part's displacement (Lucas and Kanade 1981).
 #[derive(Default)]
-struct Slopes {
-    squares: [f64; 3],
-    differences: [f64; 2],
+struct NormalEquations {
+    /// Σ ∇I ∇Iᵀ: xx, xy, yy.
+    matrix: [f64; 3],
+    /// Σ ∇I (I − I₀).
+    right: [f64; 2],
 }
 
-impl Slopes {
-    fn of(now: &Level, before: &Level, [row, column]: [usize; 2]) -> Self {
+impl NormalEquations {
+    fn of_tile(now: &Level, before: &Level, [row, column]: [usize; 2]) -> Self {
         let range = |index: usize, side: usize| index * side / TILES..(index + 1) * side / TILES;
         let columns = range(column, now.w);
         let mut sums = Self::default();
         for y in range(row, now.h) {
-            let at = |dy: isize| now.from(y as isize + dy, columns.start as isize - 1);
+            let at = |dy: isize| now.slice_from(y as isize + dy, columns.start as isize - 1);
             let (above, here, below) = (at(-1), at(0), at(1));
             let before = &before.row(y)[columns.clone()];
             let mut row = [0.0f32; 5];
@@ -121,34 +125,34 @@ impl Slopes {
             }
             let [xx, xy, yy, x, y] = row.map(f64::from);
             sums.add(&Self {
-                squares: [xx, xy, yy],
-                differences: [x, y],
+                matrix: [xx, xy, yy],
+                right: [x, y],
             });
         }
         sums
     }
 
     fn add(&mut self, other: &Self) {
-        for (sum, value) in self.squares.iter_mut().zip(other.squares) {
+        for (sum, value) in self.matrix.iter_mut().zip(other.matrix) {
             *sum += value;
         }
-        for (sum, value) in self.differences.iter_mut().zip(other.differences) {
+        for (sum, value) in self.right.iter_mut().zip(other.right) {
             *sum += value;
         }
     }
 
-    /// Whether the movement that fits the differences best (least squares) is surely one.
-    fn have_moved(&self, noise: f32) -> bool {
-        let ([xx, xy, yy], [x, y]) = (self.squares, self.differences);
+    /// Whether the least-squares displacement is large and significant under so much noise.
+    fn has_moved(&self, noise: f32) -> bool {
+        let ([xx, xy, yy], [x, y]) = (self.matrix, self.right);
         let determinant = xx * yy - xy * xy;
-        // Slopes of one direction tell nothing of a movement across it.
+        // The aperture problem: gradients along one direction do not constrain the other.
         if determinant <= 1e-3 * xx * yy {
             return false;
         }
         let u = (yy * x - xy * y) / determinant;
         let v = (xx * y - xy * x) / determinant;
         let deviation = f64::from(noise) * ((xx + yy) / determinant).sqrt();
-        u.hypot(v) > MOVEMENT.max(CERTAINTY * deviation)
+        u.hypot(v) > MIN_DISPLACEMENT.max(MIN_SIGNIFICANCE * deviation)
     }
 }
 
@@ -179,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn light_and_movement_are_noticed() {
+    fn changes_of_brightness_and_motion_are_noticed() {
         for size in [(64, 64), (90, 160), (360, 640)] {
             let before = pyramid(size, waves);
             let brighter = pyramid(size, |y, x| waves(y, x) + 2.0);

@@ -15,7 +15,7 @@ fn tensor(value: impl Fn(usize, usize, usize) -> f32) -> Tensor {
     sized((H, W), value)
 }
 
-/// A frame with something to see everywhere, `shift` pixels along.
+/// A frame with texture everywhere, `shift` pixels further to the right.
 fn scene(shift: f32) -> Tensor {
     view((H, W), shift)
 }
@@ -29,7 +29,7 @@ fn view(size: (usize, usize), shift: f32) -> Tensor {
     })
 }
 
-/// The same with something in front of it, which covers 16 columns from `left` on.
+/// The same with a textured rectangle in front, which covers 16 columns from `left` on.
 fn covered(left: usize) -> Tensor {
     let scene = values(&scene(0.0));
     tensor(
@@ -47,29 +47,29 @@ fn values(image: &Tensor) -> Vec<f32> {
     image.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// A painting that has nothing of its frame.
+/// A painting that does not depend on its frame.
 fn painting(number: usize) -> Tensor {
     tensor(|y, x, c| 0.3 + 0.2 * number as f32 + 0.01 * ((y + 2 * x + c) % 7) as f32)
 }
 
-/// The start of the frame `now`, from paintings of the frames before it, the latest first.
+/// The start of the frame `now`, from the frames before it with their paintings, the latest first.
 fn start(now: &Tensor, before: &[(&Tensor, &Tensor)]) -> (Motion, Start) {
-    let mut past = Past::default();
+    let mut history = FrameHistory::default();
     for (frame, result) in before.iter().rev() {
         let pyramid = Pyramid::new(frame).unwrap();
-        let light = pyramid.light.clone();
-        past.push(pyramid, light);
-        past.prepare(result).unwrap();
+        let illumination = pyramid.illumination.clone();
+        history.push(pyramid, illumination);
+        history.prepare(result).unwrap();
     }
     let pyramid = Pyramid::new(now).unwrap();
-    let motion = Motion::between(&pyramid, past.latest().unwrap());
+    let motion = Motion::between(&pyramid, history.latest().unwrap());
     let frames = Frames {
         now,
-        light: &pyramid.light,
+        illumination: &pyramid.illumination,
         before: before[0].0,
-        result: before[0].1,
+        painting: before[0].1,
     };
-    let start = Start::new(frames, &pyramid, &motion, &mut past).unwrap();
+    let start = Start::new(frames, &pyramid, &motion, &mut history).unwrap();
     (motion, start)
 }
 
@@ -80,12 +80,16 @@ fn a_frame_that_stays_starts_where_the_last_one_ended() {
     for (start, result) in values(&start.image).iter().zip(values(&result)) {
         assert!((start - result).abs() < 1e-3, "{start} {result}");
     }
-    assert!(values(&start.held).iter().all(|held| *held == 1.0));
+    assert!(
+        values(&start.confidence)
+            .iter()
+            .all(|confidence| *confidence == 1.0)
+    );
 }
 
 #[test]
-fn a_painting_goes_along_with_a_pan() {
-    // The last one's flow has half its size.
+fn a_painting_follows_a_pan() {
+    // The flow of the last size has half that.
     for (h, w) in [(H, W), (37, 53), (182, 325)] {
         let (before, now) = (view((h, w), 0.0), view((h, w), 5.0));
         let wave = |y: usize, x: usize| 0.3 * ((0.3 * x as f32).sin() * (0.2 * y as f32).cos());
@@ -117,7 +121,7 @@ fn the_same_for_any_number_of_threads() {
             let before = [(&frames[1], &frames[2]), (&frames[2], &frames[1])];
             let (motion, start) = start(&frames[0], &before);
             let masks = [motion.visible.values, motion.reliable.values].concat();
-            let all = [masks, values(&start.image), values(&start.held)].concat();
+            let all = [masks, values(&start.image), values(&start.confidence)].concat();
             all.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         })
     };
@@ -136,14 +140,15 @@ fn a_frame_that_became_brighter_starts_brighter() {
     }
 }
 
-/// The mean of an image where what covers column 40 on in one frame has left in the next.
+/// The mean of an image where the rectangle is in a frame but no longer in the next, having been at
+/// column 40.
 fn mean(image: &Tensor) -> f32 {
     let inside = image.narrow(0, 24, 16).unwrap().narrow(1, 45, 6).unwrap();
     inside.mean_all().unwrap().to_scalar().unwrap()
 }
 
 #[test]
-fn what_was_hidden_is_as_it_was_painted_before_that() {
+fn what_is_disoccluded_comes_from_an_older_painting() {
     let frames = [56, 40, 24].map(covered);
     let (first, second) = (painting(0), painting(2));
     let (_, start) = start(&frames[0], &[(&frames[1], &second), (&frames[2], &first)]);
@@ -152,18 +157,18 @@ fn what_was_hidden_is_as_it_was_painted_before_that() {
         "{}",
         mean(&start.image)
     );
-    assert!(mean(&start.held) > 0.7, "{}", mean(&start.held));
+    assert!(mean(&start.confidence) > 0.7, "{}", mean(&start.confidence));
 }
 
 #[test]
-fn what_no_painting_shows_is_filled_with_paint() {
+fn what_no_painting_shows_keeps_the_strokes_that_were_there() {
     let frames = [56, 40].map(covered);
     let second = painting(1);
     let (_, start) = start(&frames[0], &[(&frames[1], &second)]);
     let change = (&frames[0] - &frames[1]).unwrap();
     let fill = (second + change).unwrap().clamp(0f32, 1f32).unwrap();
     assert!((mean(&start.image) - mean(&fill)).abs() < 0.05);
-    assert!(mean(&start.held) < 0.3, "{}", mean(&start.held));
+    assert!(mean(&start.confidence) < 0.3, "{}", mean(&start.confidence));
 }
 
 /// Strokes that change from pixel to pixel.
@@ -171,9 +176,9 @@ fn strokes(y: usize, x: usize) -> f32 {
     0.1 * ((1.3 * x as f32).sin() + (1.1 * y as f32 + 0.4 * x as f32).cos())
 }
 
-/// What the last of some frames starts from where each result is a start, the first one's being the
-/// frame with strokes.
-fn carried_along(frames: &[Tensor]) -> Tensor {
+/// The start of the last of some frames, where each painting is the frame's start itself, and that of
+/// the first one the frame with strokes.
+fn repeatedly_warped(frames: &[Tensor]) -> Tensor {
     let strokes = tensor(|y, x, _| strokes(y, x));
     let first = (&frames[0] + strokes).unwrap().clamp(0f32, 1f32).unwrap();
     frames.windows(2).fold(first, |result, pair| {
@@ -185,9 +190,9 @@ fn carried_along(frames: &[Tensor]) -> Tensor {
 fn strokes_are_not_drawn_out_where_a_pan_goes() {
     for by in [0.4, -0.4, 1.3, -1.3] {
         let frames: Vec<_> = (0..16).map(|i| scene(i as f32 * by)).collect();
-        let last = carried_along(&frames);
+        let last = repeatedly_warped(&frames);
         let strokes = values(&(last - frames.last().unwrap()).unwrap());
-        // Of the columns that came in since, and as many others.
+        // Of the columns that came in since, and of as many others.
         let rough = |columns: std::ops::Range<usize>| {
             let places = (8..H - 8).flat_map(|y| columns.clone().map(move |x| (y, x)));
             let steps = places.map(|(y, x)| {
@@ -207,10 +212,10 @@ fn strokes_are_not_drawn_out_where_a_pan_goes() {
 }
 
 #[test]
-fn what_passes_slowly_leaves_the_frame_behind() {
+fn what_passes_slowly_does_not_smear_what_it_uncovers() {
     let frames: Vec<_> = (0..16).map(|i| covered(24 + i)).collect();
-    let last = carried_along(&frames);
-    // Beside strokes of 0.07 on average.
+    let last = repeatedly_warped(&frames);
+    // The strokes' mean is 0.07.
     let behind = |image: &Tensor| image.narrow(0, 20, 24).unwrap().narrow(1, 26, 12).unwrap();
     let difference = (behind(&last) - behind(&frames[15]))
         .unwrap()

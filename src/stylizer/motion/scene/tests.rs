@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 use super::*;
-use crate::stylizer::motion::flow::both;
+use crate::stylizer::motion::flow::bidirectional;
 use candle_core::{Device, Tensor};
 
 fn pyramid((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
@@ -13,10 +13,11 @@ fn pyramid((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
     Pyramid::new(&image.unwrap()).unwrap()
 }
 
-fn changed(now: &Pyramid, before: &Pyramid) -> f64 {
-    let change = change(now, before, &both(&now.levels, &before.levels));
-    assert!((0.0..=1.0).contains(&change), "{change}");
-    change
+fn checked_score(now: &Pyramid, before: &Pyramid) -> f64 {
+    let [backward, forward] = bidirectional(&now.levels, &before.levels);
+    let score = cut_score(now, before, &backward, &forward);
+    assert!((0.0..=1.0).contains(&score), "{score}");
+    score
 }
 
 /// Patches of 6x6 pixels of random luma.
@@ -48,7 +49,7 @@ fn a_frame_is_no_change_from_itself() {
     for size in SIZES {
         let flat = [0.0, 128.0, 255.0].map(|luma| pyramid(size, |_, _| luma));
         for frame in flat.iter().chain([&pyramid(size, patches(1))]) {
-            assert!(changed(frame, frame) < 1e-6, "{size:?}");
+            assert!(checked_score(frame, frame) < 1e-6, "{size:?}");
         }
     }
 }
@@ -59,8 +60,8 @@ fn other_structure_is_a_change_and_none_is_not() {
         let [black, white] = [0.0, 255.0].map(|luma| pyramid(size, |_, _| luma));
         let [one, other] = [1, 2].map(|seed| pyramid(size, patches(seed)));
         for (name, now, before) in [("black", &black, &one), ("white", &white, &one)] {
-            let change = changed(now, before);
-            assert!(change < 1e-3, "to {name}, {size:?}: {change}");
+            let score = checked_score(now, before);
+            assert!(score < 1e-3, "to {name}, {size:?}: {score}");
         }
         // Few patches are found among few by chance.
         let many = size.0 * size.1 > 1000;
@@ -68,11 +69,8 @@ fn other_structure_is_a_change_and_none_is_not() {
             .into_iter()
             .take(1 + usize::from(many))
         {
-            let change = changed(&one, before);
-            assert!(
-                change > DEFAULT_SCENE_CUT,
-                "from {name}, {size:?}: {change}"
-            );
+            let score = checked_score(&one, before);
+            assert!(score > DEFAULT_SCENE_CUT, "from {name}, {size:?}: {score}");
         }
     }
 }
@@ -83,8 +81,8 @@ fn gain_and_offset_are_no_change() {
         let before = pyramid(size, patches(1));
         for (gain, offset) in [(0.3, 0.0), (0.2, 190.0), (1.4, -20.0)] {
             let now = pyramid(size, |y, x| gain * patches(1)(y, x) + offset);
-            let change = changed(&now, &before).max(changed(&before, &now));
-            assert!(change < 0.3, "{gain}, {offset}, {size:?}: {change}");
+            let score = checked_score(&now, &before).max(checked_score(&before, &now));
+            assert!(score < 0.3, "{gain}, {offset}, {size:?}: {score}");
         }
     }
 }
@@ -96,7 +94,7 @@ fn a_pan_is_found() {
         let now = pyramid((360, 640), |y, x| {
             patches(1)(y + down as f32, x + across as f32)
         });
-        let compared = level_of(&now, COMPARED_PIXELS);
+        let compared = now.first_level(MAX_COMPARED_PIXELS);
         let found = pan(&now, &before, compared);
         let scale = (1 << compared << now.finest) as f32;
         for (found, down) in found.iter().zip([down, across]) {
