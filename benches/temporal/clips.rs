@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The clips, how they move, and what is measured with that.
+//! The clips, their true or estimated motion, and what is measured by that.
 
 use crate::common::clip::frames;
 use crate::common::problem::{made_style, picture};
@@ -12,22 +12,24 @@ use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::style::StyleImage;
 use std::path::{Path, PathBuf};
 
-/// Width and height of the pictures by formula, where there are no photographs.
+/// Width and height of the generated pictures, where there are no photographs.
 const PICTURE: (usize, usize) = (1024, 768);
 
-pub struct Material {
+/// Frames of a clip, with their motion.
+pub struct Sequence {
     pub name: String,
     /// `[h, w, 3]` each, RGB 0..1.
     pub frames: Vec<Tensor>,
-    /// How each frame but the first moved since the one before: the truth or, where nobody knows
-    /// it, the stylizer's own flow and what that finds visible.
+    /// The motion of each frame but the first since the one before: the truth or, where that is not
+    /// known, the stylizer's own estimate.
     pub motions: Vec<Truth>,
+    /// Whether `motions` are true.
     pub known: bool,
 }
 
-/// The first frames of all clips, or of the one after `--clip`.
-pub fn materials(count: usize, width: usize) -> Vec<Material> {
-    let known = known(width).into_iter().map(|clip| Material {
+/// The first frames of all clips, or of the one named by `--clip`.
+pub fn sequences(count: usize, width: usize) -> Vec<Sequence> {
+    let known = known_clips(width).into_iter().map(|clip| Sequence {
         name: clip.name.into(),
         frames: (0..count).map(|index| clip.frame(index)).collect(),
         motions: (1..count)
@@ -37,11 +39,11 @@ pub fn materials(count: usize, width: usize) -> Vec<Material> {
     });
     let filmed = data("car-detection.mp4").map(|path| {
         let frames = frames(&path, count, width as u32);
-        Material {
+        Sequence {
             name: "car-detection".into(),
             motions: frames
                 .windows(2)
-                .map(|pair| own_motion(&pair[1], &pair[0]))
+                .map(|pair| estimated_motion(&pair[1], &pair[0]))
                 .collect(),
             frames,
             known: false,
@@ -53,8 +55,8 @@ pub fn materials(count: usize, width: usize) -> Vec<Material> {
         .collect()
 }
 
-/// The clips with known motion at a width.
-pub fn known(width: usize) -> Vec<Clip> {
+/// The clips of known motion, at a width and a ratio of 16:9.
+pub fn known_clips(width: usize) -> Vec<Clip> {
     clips((width * 9 / 16, width), || {
         match [data("tubingen.jpg"), data("golden_gate.jpg")] {
             [Some(behind), Some(front)] => [behind, front].map(|path| Picture::new(&load(&path))),
@@ -83,46 +85,47 @@ fn load(path: &Path) -> Tensor {
     Tensor::from_vec(values.collect(), shape, &Device::Cpu).expect("a tensor")
 }
 
-/// How a frame moved since another as the stylizer sees it.
-fn own_motion(now: &Tensor, before: &Tensor) -> Truth {
+/// The stylizer's estimate of the motion between two frames.
+fn estimated_motion(now: &Tensor, before: &Tensor) -> Truth {
     let [now, before] = [now, before].map(|frame| Pyramid::new(frame).expect("a pyramid"));
-    pixels(&Motion::between(&now, &before), now.size)
+    per_pixel(&Motion::between(&now, &before), now.size)
 }
 
-/// A motion at each pixel of a frame.
-pub fn pixels(motion: &Motion, (h, w): (usize, usize)) -> Truth {
+/// A motion interpolated to each pixel of a frame of `h` by `w`.
+pub fn per_pixel(motion: &Motion, (h, w): (usize, usize)) -> Truth {
     let scale = motion.scale as f32;
     let at = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
-    let places = || (0..h * w).map(|pixel| (at(pixel / w), at(pixel % w)));
-    let moved = places().map(|(y, x)| motion.backward.sample(y, x));
-    let (u, v) = moved.map(|(u, v)| (scale * u, scale * v)).unzip();
-    let visible = places()
+    let points = || (0..h * w).map(|pixel| (at(pixel / w), at(pixel % w)));
+    let flow = points().map(|(y, x)| motion.backward.sample(y, x));
+    let (u, v) = flow.map(|(u, v)| (scale * u, scale * v)).unzip();
+    let visible = points()
         .map(|(y, x)| motion.visible.sample(y, x) > 0.5)
         .collect();
     Truth { u, v, visible }
 }
 
-/// The mean distance between the ends of the stylizer's own flow and the true ones, in pixels, over
-/// what is visible in truth.
-pub fn end_point_error(own: &Truth, truth: &Truth) -> f64 {
-    let seen = || (0..truth.visible.len()).filter(|&pixel| truth.visible[pixel]);
+/// The mean end-point error of an estimated motion, in pixels, over the pixels that the frame before
+/// truly shows.
+pub fn end_point_error(estimate: &Truth, truth: &Truth) -> f64 {
+    let visible = || (0..truth.visible.len()).filter(|&pixel| truth.visible[pixel]);
     let distance = |pixel: usize| {
-        let (du, dv) = (own.u[pixel] - truth.u[pixel], own.v[pixel] - truth.v[pixel]);
+        let du = estimate.u[pixel] - truth.u[pixel];
+        let dv = estimate.v[pixel] - truth.v[pixel];
         f64::from(du.hypot(dv))
     };
-    seen().map(distance).sum::<f64>() / seen().count() as f64
+    visible().map(distance).sum::<f64>() / visible().count() as f64
 }
 
-impl Material {
+impl Sequence {
     /// The mean [`end_point_error`] of the frames, where the truth is known.
     pub fn end_point_error(&self) -> Option<f64> {
         let pairs = self.frames.windows(2).zip(&self.motions);
-        let errors =
-            pairs.map(|(pair, truth)| end_point_error(&own_motion(&pair[1], &pair[0]), truth));
+        let errors = pairs
+            .map(|(pair, truth)| end_point_error(&estimated_motion(&pair[1], &pair[0]), truth));
         self.known.then(|| mean(errors))
     }
 
-    /// The part of the pixels that the frames before show too.
+    /// The mean part of a frame's pixels that the frame before shows too.
     pub fn visible(&self) -> f64 {
         mean(self.motions.iter().map(|motion| {
             let visible = motion.visible.iter().filter(|&&visible| visible);
@@ -130,8 +133,8 @@ impl Material {
         }))
     }
 
-    /// The warping error of `images`, one for each frame, at each but the first: over the pixels x
-    /// that the frame before shows too, the mean of (image(x) − image before(x + motion))².
+    /// The warping errors of `images`, one for each frame, at each but the first: the mean of
+    /// (image(x) − image before(x + motion))² over the pixels x that the frame before shows too.
     pub fn warping_errors(&self, images: &[Tensor]) -> Vec<f64> {
         let pairs = images.windows(2).zip(&self.motions);
         pairs

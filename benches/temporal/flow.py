@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""What is done about a frame's motion beside OpenCV's DIS flow (preset fast), by turns in one run.
+"""Compares the time spent on a frame's motion with that of OpenCV's DIS flow (preset fast).
 
-Same frames, same number of threads. OpenCV finds the flow in both directions on grey bytes that
-are there already; gatys takes the frame, finds both, decides where they are reliable, makes the last
-result ready to be moved and moves it. Prints the medians and minima of
-each, their ratio and both end-point errors where the motion is known, as a table in Markdown.
+Same frames, same number of threads, in turns. OpenCV computes the flow in both directions from grey
+bytes that are prepared beforehand; gatys computes the frame's pyramid, both flows and their masks,
+the last result's spline, and warps that. Prints medians and minima of both, their ratio and, where
+the motion is known, both end-point errors, as a table in Markdown.
 
 Started by run.sh, which makes the environment.
 """
@@ -23,13 +23,13 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ["cargo", "bench", "--quiet", "--bench", "temporal", "--", "--flow"]
-# Threads may spin for a moment after their work, in the hope of more.
+# Worker threads may spin for a moment before they sleep.
 SETTLE_SECONDS = 0.02
 STAGES = ("luma", "flow", "ready", "move")
 
 
 class Server:
-    """The crate's process, which answers requests (flow.rs)."""
+    """The benchmark's process, which answers requests (flow.rs)."""
 
     def __init__(self, options):
         command = [*OURS]
@@ -37,7 +37,7 @@ class Server:
             command += [f"--{name}", str(getattr(options, name))]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-        # What cargo has to say comes first.
+        # Skips the output of cargo.
         while not (line := self._line()).startswith("ready "):
             pass
         self.clips = line.split()[1:]
@@ -63,7 +63,7 @@ class Server:
 
 
 def dis(flow, now, before):
-    """Milliseconds of the flow in both directions, and the one from `now` to `before`."""
+    """The milliseconds that both flows take, and the one from `now` to `before`."""
     begun = time.perf_counter()
     backward = flow.calc(now, before, None)
     flow.calc(before, now, None)
@@ -71,13 +71,13 @@ def dis(flow, now, before):
 
 
 def end_point_error(backward, truth):
-    """The mean distance to the true ends, in pixels, of what the frame before shows too."""
+    """The mean distance to the true end points, in pixels, of what the frame before shows too."""
     distances = np.linalg.norm(backward - truth[..., :2], axis=-1)
     return distances[truth[..., 2] > 0.5].mean()
 
 
 def compare(server, clip, rounds):
-    """Measures a clip. Its row of the table."""
+    """Measures a clip and returns its row of the table."""
     with tempfile.TemporaryDirectory() as directory:
         known = server.ask("load", clip, directory) == "known"
         frames = np.load(f"{directory}/frames.npy")

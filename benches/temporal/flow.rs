@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the stylizer does about motion, on request, for `flow.py` to take turns with. A command a
-//! line on the standard input, an answer a line on the standard output:
+//! Serves `flow.py`, which measures the stylizer's handling of motion and OpenCV's flow in turns. It
+//! reads one command per line from standard input and answers each with a line on standard output:
 //!
-//! - `load CLIP DIR`: takes a clip, rounded to bytes. Writes `frames.npy`, `[n, h, w, 3]`, and,
-//!   where the motion is known, `motions.npy`, `[n - 1, h, w, 3]`: across, down, and whether the
-//!   frame before shows the pixel. Answers `known` or `unknown`.
-//! - `begin`: takes the first frame. Answers `begun`.
-//! - `next`: takes the frame after. Answers the milliseconds that it took to scale its luma down,
-//!   to find the flow in both directions and where it is reliable, to make the last painting ready,
-//!   and to move it; then the end-point error.
+//! - `load CLIP DIR`: loads a clip, rounded to bytes. Writes `frames.npy`, `[n, h, w, 3]`, and,
+//!   where the motion is known, `motions.npy`, `[n - 1, h, w, 3]`: u, v, and whether the frame
+//!   before shows the pixel. Answers `known` or `unknown`.
+//! - `begin`: starts over at the first frame. Answers `begun`.
+//! - `next`: proceeds to the next frame. Answers with the milliseconds spent on its pyramid, on the
+//!   flow in both directions with its masks, on the spline of the last painting and on warping
+//!   that; then the end-point error.
 //!
-//! `temporal --flow [--threads N --width W --frames N]`. First it says `ready` and the clips.
+//! `temporal --flow [--threads N --width W --frames N]`. It begins with `ready` and the clips' names.
 
-use crate::clips::{Material, end_point_error, materials, pixels};
+use crate::clips::{Sequence, end_point_error, per_pixel, sequences};
 use crate::common::problem::threads;
 use crate::common::timing::{argument, ms, timed};
 use crate::known_motion::Truth;
@@ -28,71 +28,71 @@ pub fn serve() {
 }
 
 fn answer() -> Result<()> {
-    let mut materials = materials(argument("--frames", 8), argument("--width", 640));
-    for frame in materials
+    let mut sequences = sequences(argument("--frames", 8), argument("--width", 640));
+    for frame in sequences
         .iter_mut()
-        .flat_map(|material| &mut material.frames)
+        .flat_map(|sequence| &mut sequence.frames)
     {
         *frame = ((&*frame * 255.0)?.round()? / 255.0)?;
     }
-    let names: Vec<&str> = materials
+    let names: Vec<&str> = sequences
         .iter()
-        .map(|material| material.name.as_str())
+        .map(|sequence| sequence.name.as_str())
         .collect();
     println!("ready {}", names.join(" "));
-    let mut pass = None;
+    let mut walk = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split(' ').collect();
-        match (words.as_slice(), &mut pass) {
+        match (words.as_slice(), &mut walk) {
             (&["load", name, dir], _) => {
-                let material = materials.iter().find(|material| material.name == name);
-                let material = material.expect("a clip");
-                write(material, Path::new(dir))?;
-                pass = Some(Pass::new(material));
-                println!("{}", if material.known { "known" } else { "unknown" });
+                let sequence = sequences.iter().find(|sequence| sequence.name == name);
+                let sequence = sequence.expect("a clip");
+                write(sequence, Path::new(dir))?;
+                walk = Some(Walk::new(sequence));
+                println!("{}", if sequence.known { "known" } else { "unknown" });
             }
-            (["begin"], Some(pass)) => {
-                pass.begin()?;
+            (["begin"], Some(walk)) => {
+                walk.begin()?;
                 println!("begun");
             }
-            (["next"], Some(pass)) => println!("{}", pass.next()?),
+            (["next"], Some(walk)) => println!("{}", walk.next()?),
             _ => panic!("no such command, or no clip: {line}"),
         }
     }
     Ok(())
 }
 
-fn write(material: &Material, dir: &Path) -> Result<()> {
-    let frames = (Tensor::stack(&material.frames, 0)? * 255.0)?.round()?;
+fn write(sequence: &Sequence, dir: &Path) -> Result<()> {
+    let frames = (Tensor::stack(&sequence.frames, 0)? * 255.0)?.round()?;
     frames
         .to_dtype(DType::U8)?
         .write_npy(dir.join("frames.npy"))?;
-    if material.known {
-        let (h, w, _) = material.frames[0].dims3()?;
+    if sequence.known {
+        let (h, w, _) = sequence.frames[0].dims3()?;
         let tensor = |motion: &Truth| {
             let visible = motion.visible.iter().map(|&visible| f32::from(visible));
-            let places = motion.u.iter().zip(&motion.v).zip(visible);
-            let values = places.flat_map(|((&u, &v), visible)| [u, v, visible]);
+            let flow = motion.u.iter().zip(&motion.v).zip(visible);
+            let values = flow.flat_map(|((&u, &v), visible)| [u, v, visible]);
             Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
         };
-        let motions: Result<Vec<Tensor>> = material.motions.iter().map(tensor).collect();
+        let motions: Result<Vec<Tensor>> = sequence.motions.iter().map(tensor).collect();
         Tensor::stack(&motions?, 0)?.write_npy(dir.join("motions.npy"))?;
     }
     Ok(())
 }
 
-/// A walk through a clip, each frame of which is its own painting.
-struct Pass<'a> {
-    material: &'a Material,
+/// A walk through a clip, whose frames stand in for their paintings.
+struct Walk<'a> {
+    sequence: &'a Sequence,
     index: usize,
     history: FrameHistory,
 }
 
-impl<'a> Pass<'a> {
-    fn new(material: &'a Material) -> Self {
+impl<'a> Walk<'a> {
+    fn new(sequence: &'a Sequence) -> Self {
         Self {
-            material,
+            sequence,
             index: 0,
             history: FrameHistory::default(),
         }
@@ -101,7 +101,7 @@ impl<'a> Pass<'a> {
     fn begin(&mut self) -> Result<()> {
         self.index = 0;
         self.history.clear();
-        self.remember(Pyramid::new(&self.material.frames[0])?);
+        self.remember(Pyramid::new(&self.sequence.frames[0])?);
         Ok(())
     }
 
@@ -112,8 +112,8 @@ impl<'a> Pass<'a> {
 
     fn next(&mut self) -> Result<String> {
         let (now, before) = (
-            &self.material.frames[self.index + 1],
-            &self.material.frames[self.index],
+            &self.sequence.frames[self.index + 1],
+            &self.sequence.frames[self.index],
         );
         let (pyramid_time, pyramid) = timed(|| Pyramid::new(now));
         let pyramid = pyramid?;
@@ -130,16 +130,16 @@ impl<'a> Pass<'a> {
         let (start_time, start) =
             timed(|| Start::new(frames, &pyramid, &motion, &mut self.history));
         start?;
-        let own = pixels(&motion, pyramid.size);
+        let estimate = per_pixel(&motion, pyramid.size);
         self.remember(pyramid);
-        let truth = &self.material.motions[self.index];
+        let truth = &self.sequence.motions[self.index];
         self.index += 1;
         let times =
             [pyramid_time, flow_time, ready_time, start_time].map(|time| ms(time).to_string());
         Ok(format!(
             "{} {}",
             times.join(" "),
-            end_point_error(&own, truth)
+            end_point_error(&estimate, truth)
         ))
     }
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What moving the last result along with the picture is worth, on clips whose motion is known
-//! exactly and on a filmed one: how well the strokes stay where they belong, what it costs in loss
-//! and in time.
+//! What warping the last result along the motion is worth, on clips whose motion is known exactly and
+//! on a filmed one: how well strokes stay where they belong, and what that costs in loss and time.
 //!
 //! `cargo bench --bench temporal [-- --frames N --iterations N --converged N --width W
 //! --temporal-weight W --clip NAME --csv FILE]`
 //!
-//! With `--drift` or `--memory` instead: whether long runs stay as they are (lasting.rs). With
-//! `--flow`: the other side of flow.py (flow.rs).
+//! With `--drift` or `--memory` instead: whether long runs are stable (long_runs.rs). With `--flow`:
+//! the server for flow.py (flow.rs).
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -18,13 +17,13 @@ mod known_motion;
 
 mod clips;
 mod flow;
-mod lasting;
+mod long_runs;
 mod starts;
 
 use common::timing::flag;
 use std::process::ExitCode;
 
-/// What may be asked for.
+/// The options there are.
 const OPTIONS: [&str; 12] = [
     "--drift",
     "--memory",
@@ -52,10 +51,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     if flag("--drift") {
-        return lasting::drift();
+        return long_runs::drift();
     }
     if flag("--memory") {
-        return lasting::memory();
+        return long_runs::memory();
     }
     if flag("--flow") {
         flow::serve();

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""Plots what the benchmark writes with --csv: each frame's warping error and loss, a panel a clip.
+"""Plots each frame's warping error and loss, as written by the benchmark with --csv, by clip.
 
     plot.py FRAMES.csv PLOT.svg
 """
@@ -12,14 +12,14 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-# Colours that are told apart with any eyes (Okabe and Ito 2008), and marks for prints without any.
+# Colours that are safe for colour-blind readers (Okabe and Ito 2008), and marks for grey prints.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
 MARKS = "os^vDP"
-# Columns of the file, what they are shown in units of, and what they are called.
+# Columns of the file, the units they are plotted in, and their labels.
 VALUES = (("warping_error", 1e-3, "warping error, 1e-3"), ("relative_loss", 1, "relative loss"))
 
 mpl.rcParams.update({"font.size": 9, "lines.markersize": 4, "lines.linewidth": 1.2})
-# The same numbers make the same file.
+# Makes the file reproducible.
 mpl.rcParams["svg.hashsalt"] = "temporal"
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MPL-2.0
 # run.sh [OPTION ...]: compares the starts of a frame and plots them to target/temporal/temporal.svg; the options go to the
 #   benchmark (main.rs).
-# run.sh --flow [OPTION ...]: compares what is done about motion with OpenCV's flow; the options go to flow.py (--help lists them).
+# run.sh --flow [OPTION ...]: compares the time spent on motion with that of OpenCV's flow; the options go to flow.py (--help lists them).
 # TEMPORAL_PYTHON=PYTHON takes a Python that has the packages in requirements.txt instead of making target/temporal/python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -13,7 +13,7 @@ if [[ -z ${TEMPORAL_PYTHON:-} ]]; then
     .ci/python.sh benches/temporal/requirements.txt "$made/python"
     TEMPORAL_PYTHON=$made/python/bin/python
 fi
-# flow.py starts it, and is to find it built.
+# Builds the benchmark before flow.py starts it.
 cargo bench --quiet --bench temporal --no-run
 if [[ ${1:-} == --flow ]]; then
     exec "$TEMPORAL_PYTHON" benches/temporal/flow.py "${@:2}"

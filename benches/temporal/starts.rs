@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The starts of a frame beside each other, at equal iterations: the warping error of the results,
-//! their loss relative to a long optimisation of each frame from scratch, and the time on motion.
+//! Compares the starts of a frame at equal iterations: the warping error of the results, their loss
+//! relative to a long optimisation of each frame from scratch, and the time spent on motion.
 
-use crate::clips::{Material, materials, mean, style};
+use crate::clips::{Sequence, mean, sequences, style};
 use crate::common::problem::network;
 use crate::common::timing::{argument, median, ms, text, timed};
 use candle_core::{Result, Tensor};
@@ -18,17 +18,17 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who paints.
+/// What paints the frames.
 enum Painter {
     Stylizer,
-    /// A stylizer that is told to forget before each frame.
-    Forgetful,
-    /// An optimiser that goes on from the last result, pixel by pixel, with what it learned: what
-    /// the stylizer does where nothing moves.
+    /// A stylizer that is reset before each frame.
+    Resetting,
+    /// A bare optimiser that continues from the last result, unmoved, with its state: what the
+    /// stylizer does while nothing moves.
     Optimizer,
 }
 
-struct Row {
+struct Variant {
     name: String,
     painter: Painter,
     config: Config,
@@ -37,7 +37,7 @@ struct Row {
 /// A painted frame.
 struct Painted {
     image: Tensor,
-    /// Without the temporal term, which not all rows have.
+    /// Without the temporal term, which only some variants have.
     loss: f64,
     time: Duration,
     motion_time: Duration,
@@ -59,7 +59,7 @@ pub fn compare() {
         ..default
     };
     assert!(count > 1, "--frames: there is no motion in fewer than two");
-    let materials = materials(count, width);
+    let sequences = sequences(count, width);
     println!(
         "{count} frames, {width} wide; {} iterations for the first and {} for each later one.\n",
         base.initial_iterations, base.iterations
@@ -68,14 +68,14 @@ pub fn compare() {
         "| clip | end-point error, pixels | seen before | warping error of the clip itself, 1e-3 |"
     );
     println!("|---|---|---|---|");
-    for material in &materials {
-        let error = material.end_point_error();
+    for sequence in &sequences {
+        let error = sequence.end_point_error();
         let error = error.map_or("?".into(), |error| format!("{error:.2}"));
-        let warping = mean(material.warping_errors(&material.frames).into_iter());
-        let visible = 100.0 * material.visible();
+        let warping = mean(sequence.warping_errors(&sequence.frames).into_iter());
+        let visible = 100.0 * sequence.visible();
         println!(
             "| {} | {error} | {visible:.1} % | {:.3} |",
-            material.name,
+            sequence.name,
             1e3 * warping
         );
     }
@@ -88,11 +88,11 @@ pub fn compare() {
     println!("\n| clip | start | warping error, 1e-3 | relative loss | on motion |");
     println!("|---|---|---|---|---|");
     let (vgg, style) = (network(Precision::Auto), style());
-    let rows = rows(&base, converged, weight);
-    for material in &materials {
+    let variants = variants(&base, converged, weight);
+    for sequence in &sequences {
         let mut best: Option<Vec<f64>> = None;
-        for row in &rows {
-            let painted = row.paint(material, &vgg, &style);
+        for variant in &variants {
+            let painted = variant.paint(sequence, &vgg, &style);
             let losses = || painted.iter().map(|frame| frame.loss);
             let best = best.get_or_insert_with(|| losses().collect());
             let relative: Vec<f64> = losses()
@@ -100,18 +100,21 @@ pub fn compare() {
                 .map(|(loss, best)| loss / *best)
                 .collect();
             let images: Vec<Tensor> = painted.iter().map(|frame| frame.image.clone()).collect();
-            let errors = material.warping_errors(&images);
-            println!("{}", line(material, row, &painted, &relative, &errors));
+            let errors = sequence.warping_errors(&images);
+            println!(
+                "{}",
+                table_row(sequence, variant, &painted, &relative, &errors)
+            );
             if let Some(file) = &mut csv {
-                write(file, material, row, &painted, &relative, &errors).expect("lines");
+                write_csv(file, sequence, variant, &painted, &relative, &errors).expect("lines");
             }
         }
     }
 }
 
-/// The first one is what the losses of the others are relative to.
-fn rows(base: &Config, converged: u32, weight: usize) -> Vec<Row> {
-    let row = |name: &str, painter, config| Row {
+/// The variants. The losses are relative to those of the first one.
+fn variants(base: &Config, converged: u32, weight: usize) -> Vec<Variant> {
+    let variant = |name: &str, painter, config| Variant {
         name: name.into(),
         painter,
         config,
@@ -133,16 +136,16 @@ fn rows(base: &Config, converged: u32, weight: usize) -> Vec<Row> {
         ..flow.clone()
     };
     vec![
-        row(
+        variant(
             &format!("{converged} iterations from scratch"),
-            Painter::Forgetful,
+            Painter::Resetting,
             long,
         ),
-        row("init=content", Painter::Stylizer, content),
-        row("unmoved", Painter::Optimizer, base.clone()),
-        row("motion=none", Painter::Stylizer, base.clone()),
-        row("motion=flow", Painter::Stylizer, flow),
-        row(
+        variant("init=content", Painter::Stylizer, content),
+        variant("unmoved", Painter::Optimizer, base.clone()),
+        variant("motion=none", Painter::Stylizer, base.clone()),
+        variant("motion=flow", Painter::Stylizer, flow),
+        variant(
             &format!("motion=flow temporal-weight={weight}"),
             Painter::Stylizer,
             temporal,
@@ -150,11 +153,11 @@ fn rows(base: &Config, converged: u32, weight: usize) -> Vec<Row> {
     ]
 }
 
-/// A line of the table: means and medians over all frames but the first, which all rows but the
-/// long one begin alike.
-fn line(
-    material: &Material,
-    row: &Row,
+/// A row of the table: means and medians over all frames but the first, which starts alike in all
+/// variants but the long one.
+fn table_row(
+    sequence: &Sequence,
+    variant: &Variant,
     painted: &[Painted],
     relative: &[f64],
     errors: &[f64],
@@ -163,8 +166,8 @@ fn line(
     let parts = later().map(|frame| frame.motion_time.as_secs_f64() / frame.time.as_secs_f64());
     format!(
         "| {} | {} | {:.3} | {:.3} | {:.1} ms, {:.1} % |",
-        material.name,
-        row.name,
+        sequence.name,
+        variant.name,
         1e3 * mean(errors.iter().copied()),
         mean(relative.iter().skip(1).copied()),
         median(later().map(|frame| ms(frame.motion_time)).collect()),
@@ -172,10 +175,10 @@ fn line(
     )
 }
 
-fn write(
+fn write_csv(
     file: &mut File,
-    material: &Material,
-    row: &Row,
+    sequence: &Sequence,
+    variant: &Variant,
     painted: &[Painted],
     relative: &[f64],
     errors: &[f64],
@@ -186,8 +189,8 @@ fn write(
         writeln!(
             file,
             "{},{},{index},{},{},{},{},{}",
-            material.name,
-            row.name,
+            sequence.name,
+            variant.name,
             frame.loss,
             relative[index],
             error.unwrap_or_default(),
@@ -198,26 +201,26 @@ fn write(
     Ok(())
 }
 
-impl Row {
-    fn paint(&self, material: &Material, vgg: &Arc<Vgg>, style: &StyleImage) -> Vec<Painted> {
+impl Variant {
+    fn paint(&self, sequence: &Sequence, vgg: &Arc<Vgg>, style: &StyleImage) -> Vec<Painted> {
         match self.painter {
-            Painter::Stylizer => self.stylize(material, vgg, style, false),
-            Painter::Forgetful => self.stylize(material, vgg, style, true),
-            Painter::Optimizer => self.optimize(material, vgg, style).expect("painted frames"),
+            Painter::Stylizer => self.stylize(sequence, vgg, style, false),
+            Painter::Resetting => self.stylize(sequence, vgg, style, true),
+            Painter::Optimizer => self.optimize(sequence, vgg, style).expect("painted frames"),
         }
     }
 
     fn stylize(
         &self,
-        material: &Material,
+        sequence: &Sequence,
         vgg: &Arc<Vgg>,
         style: &StyleImage,
-        forget: bool,
+        reset: bool,
     ) -> Vec<Painted> {
         let stylizer = Stylizer::new(vgg.clone(), style.clone(), self.config.clone());
         let mut stylizer = stylizer.expect("a stylizer");
         let paint = |frame| {
-            if forget {
+            if reset {
                 stylizer.reset();
             }
             let (time, painted) = timed(|| stylizer.stylize(frame, &|| false));
@@ -229,17 +232,17 @@ impl Row {
                 motion_time: report.motion_time,
             }
         };
-        material.frames.iter().map(paint).collect()
+        sequence.frames.iter().map(paint).collect()
     }
 
     fn optimize(
         &self,
-        material: &Material,
+        sequence: &Sequence,
         vgg: &Arc<Vgg>,
         style: &StyleImage,
     ) -> Result<Vec<Painted>> {
         let config = &self.config;
-        let (h, w, _) = material.frames[0].dims3()?;
+        let (h, w, _) = sequence.frames[0].dims3()?;
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
         let objective = Objective::new(
             vgg.clone(),
@@ -252,7 +255,7 @@ impl Row {
         let style = style.tensor(h.max(w), config.style_scale)?;
         objective.set_style(&style, &|| false).expect("style");
         let balance = Balance::from(config);
-        let image = material.frames[0].copy()?;
+        let image = sequence.frames[0].copy()?;
         let mut optimizer = optimizer(&image, config)?;
         let mut iterations = config.initial_iterations;
         let mut paint = |frame| {
@@ -274,7 +277,7 @@ impl Row {
                 motion_time: Duration::ZERO,
             })
         };
-        material.frames.iter().map(&mut paint).collect()
+        sequence.frames.iter().map(&mut paint).collect()
     }
 
     fn loss(&self, losses: &Losses) -> f64 {

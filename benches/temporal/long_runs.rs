@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Long runs. Moved for every frame, a picture could blur, fade or turn grey little by little, and
-//! what is remembered of the frames could grow.
+//! Checks long runs. A picture that is warped for every frame could blur, fade or lose its colour
+//! little by little, and the state kept between frames could grow.
 //!
 //! `cargo bench --bench temporal -- --drift [--frames N --width W --iterations N --sigma S]`: a
-//! still scene with noise of S/255 as sensors have it. The exit status is 0 only if the results'
-//! mean, contrast and saturation stay within 2 % of what they were after a tenth of the frames.
+//! still scene with sensor noise of standard deviation S/255. The exit status is 0 only if the
+//! results' mean, contrast and saturation stay within 2 % of those after a tenth of the frames.
 //!
 //! `cargo bench --bench temporal -- --memory [--frames N --width W --iterations N]`: a moving clip,
-//! back and forth. The exit status is 0 only if the memory after a tenth of the frames is enough
-//! for the others (Linux).
+//! back and forth. The exit status is 0 only if memory does not grow after a tenth of the frames
+//! (Linux).
 
-use crate::clips::{known, mean, style};
+use crate::clips::{known_clips, mean, style};
 use crate::common::problem::network;
 use crate::common::process::{mib, peak, resident};
 use crate::common::timing::argument;
@@ -24,25 +24,25 @@ use rand::{Rng, SeedableRng};
 use std::f32::consts::TAU;
 use std::process::ExitCode;
 
-/// How far the results may drift.
-const DRIFT: f64 = 0.02;
+/// How far the results may drift, relative to the first checkpoint.
+const MAX_DRIFT: f64 = 0.02;
 
-/// What an allocator may keep for itself, in bytes: at the default width and number of frames, a
-/// tensor that stayed for each frame would be ten times as much.
-const GROWTH: usize = 2 << 20;
+/// Bytes that the allocator may keep to itself. At the default width and number of frames, one leaked
+/// tensor per frame would be ten times as much.
+const MAX_GROWTH: usize = 2 << 20;
 
-/// Frames of the moving clip.
-const TURN: usize = 16;
+/// Frames of the moving clip, which is played back and forth.
+const CLIP_FRAMES: usize = 16;
 
-/// How often a run is looked at.
-const LOOKS: usize = 10;
+/// How often a run is checked.
+const CHECKPOINTS: usize = 10;
 
 pub fn drift() -> ExitCode {
     let count = argument("--frames", 500);
     let sigma = argument("--sigma", 3) as f32 / 255.0;
-    let scene = known(argument("--width", 128))[0].frame(0);
+    let scene = known_clips(argument("--width", 128))[0].frame(0);
     let mut stylizer = stylizer(Config {
-        // Or the first painting would be repeated.
+        // Else the first painting would be repeated.
         skip_still: false,
         ..Config::default()
     });
@@ -54,12 +54,12 @@ pub fn drift() -> ExitCode {
     for index in 1..=count {
         let frame = noisy(&scene, sigma, &mut rng);
         let (image, _) = stylizer.stylize(&frame, &|| false).expect("a frame");
-        if index % (count / LOOKS).max(1) != 0 {
+        if index % (count / CHECKPOINTS).max(1) != 0 {
             continue;
         }
-        let looks = look(&image);
-        let first = first.get_or_insert(looks);
-        let relative = [0, 1, 2].map(|i| looks[i] / first[i]);
+        let current = statistics(&image);
+        let first = first.get_or_insert(current);
+        let relative = [0, 1, 2].map(|i| current[i] / first[i]);
         furthest = relative
             .iter()
             .map(|part| (part - 1.0).abs())
@@ -71,7 +71,7 @@ pub fn drift() -> ExitCode {
         );
     }
     println!("\nWithin {:.2} % of the first.", 100.0 * furthest);
-    match furthest <= DRIFT {
+    match furthest <= MAX_DRIFT {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
@@ -79,8 +79,8 @@ pub fn drift() -> ExitCode {
 
 pub fn memory() -> ExitCode {
     let count = argument("--frames", 1000);
-    let clip = &known(argument("--width", 64))[0];
-    let frames: Vec<Tensor> = (0..TURN).map(|index| clip.frame(index)).collect();
+    let clip = &known_clips(argument("--width", 64))[0];
+    let frames: Vec<Tensor> = (0..CLIP_FRAMES).map(|index| clip.frame(index)).collect();
     let mut stylizer = stylizer(Config {
         iterations: 2,
         ..Config::default()
@@ -89,16 +89,16 @@ pub fn memory() -> ExitCode {
     println!("|---|---|");
     let mut first = None;
     for index in 1..=count {
-        let there = index % (2 * TURN - 2);
-        let frame = &frames[there.min(2 * TURN - 2 - there)];
+        let phase = index % (2 * CLIP_FRAMES - 2);
+        let frame = &frames[phase.min(2 * CLIP_FRAMES - 2 - phase)];
         stylizer.stylize(frame, &|| false).expect("a frame");
-        if index % (count / LOOKS).max(1) == 0 {
+        if index % (count / CHECKPOINTS).max(1) == 0 {
             first = first.or(resident());
             println!("| {index} | {} |", memory_used());
         }
     }
     match (first, resident()) {
-        (Some(first), Some(last)) if last > first + GROWTH => ExitCode::FAILURE,
+        (Some(first), Some(last)) if last > first + MAX_GROWTH => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     }
 }
@@ -127,7 +127,7 @@ fn noisy(image: &Tensor, sigma: f32, rng: &mut StdRng) -> Tensor {
 
 /// The mean of an image, the standard deviation of its luma (Rec. 601), and the mean distance
 /// between a pixel's largest and smallest channel.
-fn look(image: &Tensor) -> [f64; 3] {
+fn statistics(image: &Tensor) -> [f64; 3] {
     let values = image.flatten_all().and_then(|image| image.to_vec1::<f32>());
     let values = values.expect("values");
     let pixels = || {
@@ -141,7 +141,7 @@ fn look(image: &Tensor) -> [f64; 3] {
     [mean(pixels().flatten()), spread.sqrt(), mean(saturation)]
 }
 
-/// What memory this process has and had at most.
+/// The current and the peak resident memory of this process.
 fn memory_used() -> String {
     match (resident(), peak()) {
         (Some(now), Some(most)) => format!("{:.1}, at most {:.1}", mib(now), mib(most)),
