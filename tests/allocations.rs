@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::{Config, OptimizerKind};
-use gstgatys::stylizer::objective::{Balance, Objective};
+use gstgatys::stylizer::objective::{LossWeights, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::vgg::weights::{Source, Weights};
 use gstgatys::vgg::{Layer, Precision, Vgg};
@@ -62,7 +62,7 @@ fn allocations(precision: Precision, kind: OptimizerKind) -> Vec<usize> {
     let mut objective = Objective::new(vgg, SIZE, content, style, config.pooling).unwrap();
     objective.set_style(&picture(1.0), &|| false).unwrap();
     objective.set_content(&picture(2.0), &|| false).unwrap();
-    let balance = Balance::from(&config);
+    let loss_weights = LossWeights::from(&config);
     let image = picture(3.0);
     let budget = Budget {
         iterations: 30,
@@ -73,7 +73,7 @@ fn allocations(precision: Precision, kind: OptimizerKind) -> Vec<usize> {
         .unwrap()
         .minimize(&image, budget, &mut |image, gradient| {
             seen.push(ALLOCATED.load(Ordering::Relaxed));
-            objective.evaluate(image, balance, gradient, &|| false)
+            objective.evaluate(image, loss_weights, gradient, &|| false)
         })
         .unwrap();
     seen.windows(2).map(|pair| pair[1] - pair[0]).collect()

@@ -6,7 +6,7 @@
 use candle_core::{Device, Tensor};
 use gstgatys::ops::elementwise::dot;
 use gstgatys::stylizer::config::Config;
-use gstgatys::stylizer::objective::{Balance, Losses, Objective};
+use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::stylizer::resize::{fit, pad, resize};
 use gstgatys::vgg::weights::Source;
@@ -41,10 +41,10 @@ impl Problem {
     }
 
     fn evaluate(&self, image: &Tensor, gradient: &Tensor) -> Losses {
-        let balance = Balance::from(&Config::default());
+        let loss_weights = LossWeights::from(&Config::default());
         self.0
             .borrow_mut()
-            .evaluate(image, balance, gradient, &|| false)
+            .evaluate(image, loss_weights, gradient, &|| false)
             .unwrap()
     }
 

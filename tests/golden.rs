@@ -7,7 +7,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::{FULL, NARROW, random_weights};
 use gstgatys::stylizer::config::{Config, LossScale};
-use gstgatys::stylizer::objective::{Balance, Objective};
+use gstgatys::stylizer::objective::{LossWeights, Objective};
 use gstgatys::vgg::{Pooling, Vgg};
 use std::collections::HashMap;
 use std::path::Path;
@@ -45,17 +45,22 @@ impl Golden {
     }
 
     fn check(&self, case: Case) {
-        let balance = Balance {
+        let loss_weights = LossWeights {
             alpha: 1.0,
             beta: 100.0,
             tv_weight: 5.0,
             temporal_weight: 0.0,
             loss_scale: case.loss_scale,
         };
-        self.check_with(case, &Config::default(), balance);
+        self.check_with(case, &Config::default(), loss_weights);
     }
 
-    fn check_with(&self, Case { name, pooling, .. }: Case, layers: &Config, balance: Balance) {
+    fn check_with(
+        &self,
+        Case { name, pooling, .. }: Case,
+        layers: &Config,
+        loss_weights: LossWeights,
+    ) {
         let image = &self.values["image"];
         let (h, w, _) = image.dims3().unwrap();
         let (content, style) = (&layers.content_layers, &layers.style_layers);
@@ -69,7 +74,7 @@ impl Golden {
             .unwrap();
         let gradient = image.ones_like().unwrap();
         let losses = objective
-            .evaluate(image, balance, &gradient, &|| false)
+            .evaluate(image, loss_weights, &gradient, &|| false)
             .unwrap();
 
         let expected = self.values[&format!("{name}.losses")]
@@ -128,7 +133,7 @@ fn narrow_network_with_other_layers_and_weights() {
         ..Config::default()
     };
     let loss_scale = LossScale::Relative;
-    let balance = Balance {
+    let loss_weights = LossWeights {
         alpha: 2.0,
         beta: 30.0,
         tv_weight: 0.0,
@@ -142,7 +147,7 @@ fn narrow_network_with_other_layers_and_weights() {
             loss_scale,
         },
         &layers,
-        balance,
+        loss_weights,
     );
 }
 

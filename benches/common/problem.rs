@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::Config;
-use gstgatys::stylizer::objective::{Balance, Losses, Objective};
+use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
 use gstgatys::stylizer::resize::{pad, resize};
 use gstgatys::stylizer::style::StyleImage;
 use gstgatys::vgg::weights::Source;
@@ -177,7 +177,7 @@ impl Pictures {
 /// The objective, ready to be evaluated.
 pub struct Problem {
     objective: Mutex<Objective>,
-    balance: Balance,
+    loss_weights: LossWeights,
     pub image: Tensor,
     /// The gradient of the last evaluation.
     pub gradient: Tensor,
@@ -203,7 +203,7 @@ impl Problem {
             .expect("style");
         Self {
             objective: Mutex::new(objective),
-            balance: Balance::from(&config),
+            loss_weights: LossWeights::from(&config),
             image: pictures.image.copy().expect("a copy"),
             gradient: pictures.image.zeros_like().expect("a gradient"),
         }
@@ -223,7 +223,7 @@ impl Problem {
         self.objective
             .lock()
             .expect("no evaluation fails")
-            .evaluate(image, self.balance, gradient, &|| false)
+            .evaluate(image, self.loss_weights, gradient, &|| false)
             .expect("losses")
     }
 }

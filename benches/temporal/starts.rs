@@ -9,7 +9,7 @@ use crate::common::timing::{argument, median, ms, text, timed};
 use candle_core::{Result, Tensor};
 use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::{Config, Init, MotionKind};
-use gstgatys::stylizer::objective::{Balance, Losses, Objective};
+use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::stylizer::style::StyleImage;
 use gstgatys::vgg::{Precision, Vgg};
@@ -254,7 +254,7 @@ impl Variant {
         let mut objective = objective.expect("an objective");
         let style = style.tensor(h.max(w), config.style_scale)?;
         objective.set_style(&style, &|| false).expect("style");
-        let balance = Balance::from(config);
+        let loss_weights = LossWeights::from(config);
         let image = sequence.frames[0].copy()?;
         let mut optimizer = optimizer(&image, config)?;
         let mut iterations = config.initial_iterations;
@@ -266,7 +266,7 @@ impl Variant {
             let (time, outcome) = timed(|| {
                 objective.set_content(frame, &|| false)?;
                 optimizer.minimize(&image, budget, &mut |image, gradient| {
-                    objective.evaluate(image, balance, gradient, &|| false)
+                    objective.evaluate(image, loss_weights, gradient, &|| false)
                 })
             });
             iterations = config.iterations;

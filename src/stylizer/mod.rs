@@ -21,7 +21,7 @@ use canvas::{Canvas, Scene, Settling};
 use config::{Color, Config, ConfigError, Init};
 use motion::Motion;
 use motion::pyramid::Pyramid;
-use objective::{Balance, Losses, Objective};
+use objective::{LossWeights, Losses, Objective};
 use optimizer::{Budget, Outcome, Reason};
 use rayon::ThreadPool;
 use std::sync::Arc;
@@ -375,11 +375,11 @@ impl Stylizer {
         };
         objective.set_content(content, cancel)?;
         objective.set_temporal(target)?;
-        let balance = Balance::from(&self.config);
+        let weights = LossWeights::from(&self.config);
         let optimizer = &mut canvas.optimizer;
         Ok(
             optimizer.minimize(&canvas.image, budget, &mut |image, gradient| {
-                objective.evaluate(image, balance, gradient, cancel)
+                objective.evaluate(image, weights, gradient, cancel)
             })?,
         )
     }

@@ -1,46 +1,54 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What crosses between the host and the device in an evaluation.
+//! The scalars of an evaluation that pass between the host and the device.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-/// Where a term leaves its sum, `f64` `[1]`, and finds the factor of its gradient, `f32` `[1]`.
-pub struct Place {
+/// A term's scalars on the device: its kernels leave its sum, `f64` `[1]`, and read the factor of
+/// its gradient, `f32` `[1]`.
+pub struct TermSlot {
     pub index: usize,
     pub sum: Tensor,
     pub factor: Tensor,
 }
 
-/// The sums and the factors of all terms: each crosses to the device, or back, in one piece.
+/// The sums and the factors of all terms; either vector is transferred in one piece.
 pub struct Exchange {
-    pub sums: Tensor,
+    sums: Tensor,
     factors: Tensor,
     /// The factors that are on the device.
     written: Vec<f32>,
-    pub places: usize,
+    allocated: usize,
 }
 
 impl Exchange {
-    pub fn new(places: usize, device: &Device) -> candle_core::Result<Self> {
+    pub fn new(slots: usize, device: &Device) -> Result<Self> {
         Ok(Self {
-            sums: Tensor::zeros(places, DType::F64, device)?,
-            factors: Tensor::zeros(places, DType::F32, device)?,
-            written: vec![0.0; places],
-            places: 0,
+            sums: Tensor::zeros(slots, DType::F64, device)?,
+            factors: Tensor::zeros(slots, DType::F32, device)?,
+            written: vec![0.0; slots],
+            allocated: 0,
         })
     }
 
-    pub fn place(&mut self) -> candle_core::Result<Place> {
-        let index = self.places;
-        self.places += 1;
-        Ok(Place {
+    /// The next free slot.
+    pub fn allocate(&mut self) -> Result<TermSlot> {
+        let index = self.allocated;
+        self.allocated += 1;
+        Ok(TermSlot {
             index,
             sum: self.sums.narrow(0, index, 1)?,
             factor: self.factors.narrow(0, index, 1)?,
         })
     }
 
-    pub fn write(&mut self, factors: Vec<f32>) -> candle_core::Result<()> {
+    /// The number of slots in use.
+    pub fn allocated(&self) -> usize {
+        self.allocated
+    }
+
+    /// Transfers the factors, in the order of the slots, unless they are on the device already.
+    pub fn write_factors(&mut self, factors: Vec<f32>) -> Result<()> {
         if factors != self.written {
             let device = self.factors.device();
             let values = Tensor::from_slice(&factors, factors.len(), device)?;
@@ -48,5 +56,10 @@ impl Exchange {
             self.written = factors;
         }
         Ok(())
+    }
+
+    /// The sums in the order of the slots; waits for the device.
+    pub fn read_sums(&self) -> Result<Vec<f64>> {
+        self.sums.to_vec1()
     }
 }

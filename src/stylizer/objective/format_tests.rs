@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What a GPU's formats make of the gradient, with composed operations on the CPU in its place.
+//! The gradient in a GPU's formats, emulated by composed operations on the CPU.
 
 use super::*;
+use crate::ops::elementwise::dot;
 use crate::ops::{Format, composed};
+use crate::stylizer::config::Config;
 use crate::stylizer::optimizer::{Budget, optimizer};
 use crate::stylizer::resize::{fit, pad, resize};
 use crate::vgg::weights::{Source, Weights};
@@ -13,12 +15,13 @@ use std::path::Path;
 /// Longest side of the pictures.
 const SIDE: u32 = 128;
 
-/// The columns of the style and of the frame in the project's own picture, which shows the style, the
-/// frame and what became of it.
+/// The columns of the style image and of the frame in the project's own picture, which shows the
+/// style image, the frame and the result side by side.
 const STYLE: Range<usize> = 0..288;
 const FRAME: Range<usize> = 288..672;
 
-/// A picture of those beside the checkout, or some columns of the project's own.
+/// A picture from the shared data beside the checkout, or, without that, some columns of the
+/// project's own.
 fn picture(shared: &str, columns: Range<usize>) -> Tensor {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let shared = root.join("../shared/data").join(shared);
@@ -53,10 +56,10 @@ fn objective(vgg: Vgg, content: &Tensor, style: &Tensor) -> Objective {
 }
 
 fn gradient(objective: &mut Objective, image: &Tensor) -> (Losses, Tensor) {
-    let balance = Balance::from(&Config::default());
+    let loss_weights = LossWeights::from(&Config::default());
     let gradient = image.zeros_like().unwrap();
     let losses = objective
-        .evaluate(image, balance, &gradient, &|| false)
+        .evaluate(image, loss_weights, &gradient, &|| false)
         .unwrap();
     (losses, gradient)
 }
@@ -65,9 +68,9 @@ fn cosine(a: &Tensor, b: &Tensor) -> f64 {
     dot(a, b).unwrap() / (dot(a, a).unwrap() * dot(b, b).unwrap()).sqrt()
 }
 
-/// Weights so large that their activations are no numbers of f16.
+/// Weights so large that their activations overflow f16.
 #[test]
-fn activations_that_do_not_fit_are_told() {
+fn activations_that_overflow_are_reported() {
     let weights = Weights::load(&Source::BuiltIn).unwrap();
     let large = |(kernel, bias): &(Tensor, Tensor)| {
         let large = |tensor: &Tensor| (tensor * 30.0).unwrap();
@@ -94,8 +97,8 @@ fn activations_that_do_not_fit_are_told() {
     assert!(error.starts_with(start) && error.ends_with(end), "{error}");
 }
 
-/// At the frame itself, where all is to be done, and after 20 iterations, where what is left of the
-/// gradient is made of small differences.
+/// At the frame itself, where the gradient is large, and after 20 iterations, where it is the
+/// remainder of terms that nearly cancel.
 #[test]
 fn formats_keep_the_gradients_direction() {
     let weights = Weights::load(&Source::BuiltIn).unwrap();
@@ -109,11 +112,11 @@ fn formats_keep_the_gradients_direction() {
         iterations: 20,
         deadline: None,
     };
-    let balance = Balance::from(&config);
+    let loss_weights = LossWeights::from(&config);
     optimizer(&later, &config)
         .unwrap()
         .minimize(&later, budget, &mut |image, gradient| {
-            exact.evaluate(image, balance, gradient, &|| false)
+            exact.evaluate(image, loss_weights, gradient, &|| false)
         })
         .unwrap();
     for (format, at_the_start, after, off) in [

@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What keeps gradients within the range of f16.
+//! Keeps gradients within the range of f16, like dynamic loss scaling in mixed-precision training.
 
 use crate::vgg::Precision;
 
-/// How far, in powers of two, the root mean square may be from 1 before the scale follows: f16 goes
-/// 16 above it and 24 below.
+/// How far the log2 of the scaled gradient's root mean square may be from 0 before the scale is
+/// changed. f16 reaches from 2⁻²⁴ to 2¹⁶.
 const SLACK: f64 = 8.0;
 
-/// How far the scale goes down where a gradient did not fit.
+/// How much the exponent is lowered after a gradient overflowed.
 const BACK_OFF: i32 = 4;
 
-/// How far it goes up where nothing was left of a gradient, and the furthest it gets.
+/// How much the exponent is raised after a gradient underflowed to zero.
 const ADVANCE: i32 = 16;
-const LARGEST: i32 = 64;
 
-/// A power of two that the network's gradient is multiplied by on its way back, where it is in f16:
-/// one that takes the root mean square of the gradient with respect to the image to about 1.
+/// The exponent stays within ± this.
+const MAX_EXPONENT: i32 = 64;
+
+/// A power of two that f16 gradients are multiplied by in the backward pass, chosen such that the
+/// root mean square of the gradient with respect to the image is about 1.
 pub struct GradientScale {
-    /// None where no scale is needed.
+    /// log2 of the scale; None where the format needs none.
     exponent: Option<i32>,
-    /// What was found to fit.
+    /// The largest exponent that has not been seen to overflow.
     ceiling: i32,
 }
 
@@ -28,7 +30,7 @@ impl GradientScale {
     pub fn new(precision: Precision) -> Self {
         Self {
             exponent: (precision == Precision::F16).then_some(0),
-            ceiling: LARGEST,
+            ceiling: MAX_EXPONENT,
         }
     }
 
@@ -40,13 +42,13 @@ impl GradientScale {
         f64::from(self.exponent.unwrap_or(0)).exp2()
     }
 
-    /// The gradient is of other terms now: what did not fit may.
-    pub fn renew(&mut self) {
-        self.ceiling = LARGEST;
+    /// Allows exponents that overflowed again: the terms of the objective have changed.
+    pub fn reset_ceiling(&mut self) {
+        self.ceiling = MAX_EXPONENT;
     }
 
-    /// Takes the mean square of the gradient with respect to the image, without the scale. True
-    /// where the scale has changed, so that the gradient is to be computed again.
+    /// Adapts the scale to the mean square of the unscaled gradient with respect to the image. True
+    /// if the scale has changed, so that the gradient must be computed again.
     pub fn adapt(&mut self, mean_square: f64) -> bool {
         let Some(exponent) = self.exponent else {
             return false;
@@ -57,13 +59,13 @@ impl GradientScale {
         } else if mean_square == 0.0 {
             exponent + ADVANCE
         } else {
-            let size = f64::from(exponent) + 0.5 * mean_square.log2();
-            match size.abs() > SLACK {
-                true => exponent - size.round() as i32,
+            let log2_rms = f64::from(exponent) + 0.5 * mean_square.log2();
+            match log2_rms.abs() > SLACK {
+                true => exponent - log2_rms.round() as i32,
                 false => exponent,
             }
         };
-        let next = wanted.clamp(-LARGEST, self.ceiling.max(-LARGEST));
+        let next = wanted.clamp(-MAX_EXPONENT, self.ceiling.max(-MAX_EXPONENT));
         self.exponent = Some(next);
         next != exponent
     }
@@ -73,8 +75,8 @@ impl GradientScale {
 mod tests {
     use super::*;
 
-    /// Evaluations until the scale is right for a gradient of one size, of which the largest value
-    /// is `peak` times the root mean square; and the exponent.
+    /// The evaluations until the scale suits a gradient of root mean square `rms` whose largest
+    /// value is `peak` times that; and the exponent.
     fn adapted(scale: &mut GradientScale, rms: f64, peak: f64) -> (usize, f64) {
         for evaluations in 1..100 {
             let largest = rms * peak * scale.value();
@@ -87,23 +89,23 @@ mod tests {
                 return (evaluations, scale.value().log2());
             }
         }
-        panic!("the scale does not come to rest for {rms} with a peak of {peak}");
+        panic!("the scale does not settle for {rms} with a peak of {peak}");
     }
 
     #[test]
-    fn gradients_of_all_sizes_come_to_fit() {
+    fn gradients_of_all_sizes_are_scaled_into_range() {
         for rms in [1e-15, 1e-9, 1e-5, 1.0, 1e4, 1e9] {
             let mut scale = GradientScale::new(Precision::F16);
             let (_, exponent) = adapted(&mut scale, rms, 30.0);
             let size = rms.log2() + exponent;
             assert!(size.abs() <= SLACK, "{rms}: 2^{size}");
-            // What fits is left alone, also when it shrinks as optimisation goes on.
+            // A scale that fits stays, also while the gradient shrinks during optimisation.
             assert_eq!(adapted(&mut scale, rms / 16.0, 30.0).0, 1);
         }
     }
 
     #[test]
-    fn what_can_not_fit_ends() {
+    fn a_gradient_that_cannot_fit_ends_the_search() {
         let mut scale = GradientScale::new(Precision::F16);
         adapted(&mut scale, 1e-3, 1e6);
         adapted(&mut scale, 0.0, 1.0);
@@ -115,19 +117,19 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_fit_may_fit_later() {
+    fn an_exponent_that_overflowed_is_tried_again_for_other_terms() {
         let mut scale = GradientScale::new(Precision::F16);
         adapted(&mut scale, 1e3, 30.0);
         for _ in 0..3 {
             scale.adapt(f64::INFINITY);
         }
-        scale.renew();
+        scale.reset_ceiling();
         let (_, exponent) = adapted(&mut scale, 1e-12, 30.0);
         assert!((1e-12f64.log2() + exponent).abs() <= SLACK);
     }
 
     #[test]
-    fn other_formats_have_none() {
+    fn other_formats_are_not_scaled() {
         for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
             let mut scale = GradientScale::new(precision);
             assert!(!scale.is_needed() && !scale.adapt(1e-30) && scale.value() == 1.0);

@@ -13,16 +13,19 @@ use candle_core::Device;
 const CHANNELS: [usize; 16] = [4, 4, 6, 6, 8, 8, 8, 8, 10, 10, 10, 10, 10, 10, 10, 10];
 pub const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 pub const STD: [f64; 3] = [0.229, 0.224, 0.225];
-/// Layers with both losses, with one, and with none.
+/// Some layers have both losses, some one, some none.
 pub const CONTENT: &str = "conv1_2:0.2,conv2_1:0.3,conv4_2:0.5";
 pub const STYLE: &str = "conv1_1:0.2,conv2_1:0.3,conv3_1:0.1,conv3_4:0.2,conv5_2:0.2";
+
 /// A network as nested loops in `f64`.
 pub struct Network(pub Vec<Kernel>);
 
-/// The input and the output of each layer, normalised image and pooled features among them.
-pub type Passed = Vec<(Array, Array)>;
+/// The input and the output of each layer; the first input is the normalised image, and those after
+/// a pooling are pooled.
+pub type Activations = Vec<(Array, Array)>;
 
 impl Network {
+    /// A narrow network of random weights.
     pub fn new() -> Self {
         let mut inputs = 3;
         let kernels = CHANNELS.iter().enumerate().map(|(i, &outputs)| {
@@ -72,32 +75,37 @@ impl Network {
         }
     }
 
-    pub fn forward(&self, image: &Array, pooling: Pooling) -> Passed {
+    pub fn forward(&self, image: &Array, pooling: Pooling) -> Activations {
         let mut image = image.clone();
         for (i, value) in image.values.iter_mut().enumerate() {
             *value = (*value - MEAN[i % 3]) / STD[i % 3];
         }
-        let mut passed: Passed = Vec::new();
+        let mut activations: Activations = Vec::new();
         let mut block = 0;
         for (layer, kernel) in Layer::all().zip(&self.0) {
-            let input = match passed.last() {
+            let input = match activations.last() {
                 None => image.clone(),
                 Some((_, before)) if layer.block() > block => pool(pooling, before),
                 Some((_, before)) => before.clone(),
             };
             block = layer.block();
             let output = kernel.forward(&input, Self::border(layer));
-            passed.push((input, output));
+            activations.push((input, output));
         }
-        passed
+        activations
     }
 
     /// The gradient with respect to the image; `gradients` has that of each layer's own loss.
-    pub fn backward(&self, passed: &Passed, mut gradients: Vec<Array>, pooling: Pooling) -> Array {
+    pub fn backward(
+        &self,
+        activations: &Activations,
+        mut gradients: Vec<Array>,
+        pooling: Pooling,
+    ) -> Array {
         let layers: Vec<Layer> = Layer::all().take(self.0.len()).collect();
         for layer in layers.into_iter().rev() {
             let i = layer.index();
-            let (input, output) = &passed[i];
+            let (input, output) = &activations[i];
             let mut gradient = self.0[i].backward(&gradients[i], output, Self::border(layer));
             if i == 0 {
                 for (j, value) in gradient.values.iter_mut().enumerate() {
@@ -105,7 +113,7 @@ impl Network {
                 }
                 return gradient;
             }
-            let before = &passed[i - 1].1;
+            let before = &activations[i - 1].1;
             if input.h != before.h {
                 gradient = pool_backward(pooling, &gradient, before);
             }
@@ -125,38 +133,41 @@ fn half_square(values: &[f64]) -> f64 {
     0.5 * values.iter().map(|value| value * value).sum::<f64>()
 }
 
-/// The objective, from the formulas of the paper.
+/// The objective, straight from the formulas of the paper.
 pub struct Reference {
     network: Network,
     pooling: Pooling,
-    balance: Balance,
-    content: Passed,
-    style: Passed,
+    loss_weights: LossWeights,
+    content: Activations,
+    style: Activations,
 }
 
 impl Reference {
-    pub fn new(pooling: Pooling, balance: Balance, [content, style]: [&Array; 2]) -> Self {
+    pub fn new(pooling: Pooling, loss_weights: LossWeights, [content, style]: [&Array; 2]) -> Self {
         let network = Network::new();
         Self {
             content: network.forward(content, pooling),
             style: network.forward(style, pooling),
             network,
             pooling,
-            balance,
+            loss_weights,
         }
     }
 
     pub fn evaluate(&self, image: &Array) -> (Losses, Array) {
-        let passed = self.network.forward(image, self.pooling);
-        let mut gradients: Vec<Array> = passed
+        let activations = self.network.forward(image, self.pooling);
+        let mut gradients: Vec<Array> = activations
             .iter()
             .map(|(_, f)| Array::zeros(f.h, f.w, f.n))
             .collect();
-        let balance = self.balance;
+        let loss_weights = self.loss_weights;
         let mut losses = Losses::default();
         for (layer, weight) in layers(CONTENT).iter() {
-            let (f, p) = (&passed[layer.index()].1, &self.content[layer.index()].1);
-            let scale = match balance.loss_scale {
+            let (f, p) = (
+                &activations[layer.index()].1,
+                &self.content[layer.index()].1,
+            );
+            let scale = match loss_weights.loss_scale {
                 LossScale::Paper => 1.0,
                 LossScale::Mean => f.values.len() as f64,
                 LossScale::Relative => half_square(&p.values),
@@ -166,21 +177,21 @@ impl Reference {
             losses.content += weight / scale * half_square(&error.values);
             add(
                 &mut gradients[layer.index()],
-                balance.alpha * weight / scale,
+                loss_weights.alpha * weight / scale,
                 &error,
             );
         }
         for (layer, weight) in layers(STYLE).iter() {
-            let f = &passed[layer.index()].1;
+            let f = &activations[layer.index()].1;
             let target = gram(&self.style[layer.index()].1);
             let n_squared = (f.n * f.n) as f64;
-            let scale = match balance.loss_scale {
+            let scale = match loss_weights.loss_scale {
                 LossScale::Relative => half_square(&target) / (2.0 * n_squared),
                 _ => 1.0,
             };
             let error: Vec<f64> = gram(f).iter().zip(&target).map(|(g, a)| g - a).collect();
             losses.style += weight / scale * half_square(&error) / (2.0 * n_squared);
-            let factor = balance.beta * weight / (scale * n_squared * (f.h * f.w) as f64);
+            let factor = loss_weights.beta * weight / (scale * n_squared * (f.h * f.w) as f64);
             let gradient = &mut gradients[layer.index()].values;
             for (gradient, f) in gradient.chunks_mut(f.n).zip(f.values.chunks(f.n)) {
                 for (i, gradient) in gradient.iter_mut().enumerate() {
@@ -189,11 +200,11 @@ impl Reference {
                 }
             }
         }
-        let mut gradient = self.network.backward(&passed, gradients, self.pooling);
+        let mut gradient = self.network.backward(&activations, gradients, self.pooling);
         losses.variation = self.variation(image, &mut gradient);
-        losses.total = balance.alpha * losses.content
-            + balance.beta * losses.style
-            + balance.tv_weight * losses.variation;
+        losses.total = loss_weights.alpha * losses.content
+            + loss_weights.beta * losses.style
+            + loss_weights.tv_weight * losses.variation;
         (losses, gradient)
     }
 
@@ -207,7 +218,7 @@ impl Reference {
                         if to_y < image.h && to_x < image.w {
                             let d = image.at(to_y, to_x, c) - image.at(y, x, c);
                             sum += d * d / count;
-                            let slope = 2.0 * self.balance.tv_weight * d / count;
+                            let slope = 2.0 * self.loss_weights.tv_weight * d / count;
                             *gradient.at_mut(to_y, to_x, c) += slope;
                             *gradient.at_mut(y, x, c) -= slope;
                         }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SIZE: (usize, usize) = (35, 38);
 
-/// A smooth image whose values `f32` holds exactly.
+/// A smooth image whose values are exact in `f32`.
 fn smooth((h, w): (usize, usize), phase: f64) -> Array {
     let mut image = Array::zeros(h, w, 3);
     for y in 0..h {
@@ -40,8 +40,8 @@ fn style() -> Array {
     smooth((33, 50), 2.7)
 }
 
-fn balance(loss_scale: LossScale) -> Balance {
-    Balance {
+fn loss_weights(loss_scale: LossScale) -> LossWeights {
+    LossWeights {
         alpha: 1.5,
         beta: 40.0,
         tv_weight: 5.0,
@@ -67,12 +67,12 @@ fn objective(pooling: Pooling) -> Objective {
     objective
 }
 
-/// The reference deserves its name: its gradient is that of its loss, by central differences.
-/// The step is so small that hardly a ReLU or a maximum changes sides within it.
+/// The reference's gradient is that of its loss, by central differences. The step is so small that
+/// hardly any ReLU or maximum switches within it.
 #[test]
 fn reference_against_finite_differences() {
     for (pooling, loss_scale) in cases() {
-        let reference = Reference::new(pooling, balance(loss_scale), [&content(), &style()]);
+        let reference = Reference::new(pooling, loss_weights(loss_scale), [&content(), &style()]);
         let (_, gradient) = reference.evaluate(&image());
         for seed in 0..3 {
             let direction = Array::random(SIZE.0, SIZE.1, 3, seed);
@@ -101,12 +101,13 @@ fn reference_against_finite_differences() {
 fn losses_and_gradient_against_the_reference() {
     for (pooling, loss_scale) in cases() {
         let (expected, expected_gradient) =
-            Reference::new(pooling, balance(loss_scale), [&content(), &style()]).evaluate(&image());
+            Reference::new(pooling, loss_weights(loss_scale), [&content(), &style()])
+                .evaluate(&image());
         with_both_sides(|side| {
             let image = image().tensor();
             let gradient = image.ones_like().unwrap();
             let losses = objective(pooling)
-                .evaluate(&image, balance(loss_scale), &gradient, &|| false)
+                .evaluate(&image, loss_weights(loss_scale), &gradient, &|| false)
                 .unwrap();
             for (value, expected) in [
                 (losses.content, expected.content),
@@ -127,11 +128,12 @@ fn losses_and_gradient_against_the_reference() {
     }
 }
 
-/// The built-in network at its full width, on a picture with noise: features at every layer, and
-/// the longest way back. A ReLU that lets through what the reference's does not moves a gradient
-/// by far more than rounding does, so the reference goes back through the ReLUs as they are.
+/// The built-in network at its full width, on a picture with noise: the features of every layer,
+/// and the backward pass from the deepest one. A ReLU that is open in one and closed in the other
+/// moves a gradient by far more than rounding does, so the reference's backward pass takes the
+/// features, and so the open ReLUs, of the network under test.
 #[test]
-fn the_built_in_network_is_the_nested_loops() {
+fn the_built_in_network_against_the_reference() {
     let weights = Weights::load(&Source::BuiltIn).unwrap();
     assert_eq!(
         (weights.preprocessing.mean, weights.preprocessing.std),
@@ -150,9 +152,9 @@ fn the_built_in_network_is_the_nested_loops() {
     let no = || false;
     vgg.forward(&image.tensor(), Pooling::Avg, vgg.deepest(), &features, &no)
         .unwrap();
-    let mut passed = network.forward(&image, Pooling::Avg);
+    let mut activations = network.forward(&image, Pooling::Avg);
     let (mut flipped, mut count) = (0, 0);
-    for (layer, (_, output)) in Layer::all().zip(&mut passed) {
+    for (layer, (_, output)) in Layer::all().zip(&mut activations) {
         let found = features.layer(layer);
         let error = relative_error(found, &output.values);
         println!("{layer}: {error:.1e}");
@@ -160,7 +162,7 @@ fn the_built_in_network_is_the_nested_loops() {
         let found = found.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let largest = output.values.iter().copied().fold(0.0, f64::max);
         for (value, found) in output.values.iter_mut().zip(found) {
-            // What is zero but for rounding is as good on either side of the ReLU.
+            // Where the input is zero but for rounding, the ReLU may be open or closed.
             let apart = (*value - f64::from(found)).abs() > 1e-6 * largest;
             flipped += usize::from(apart && (*value > 0.0) != (found > 0.0));
             count += 1;
@@ -170,7 +172,7 @@ fn the_built_in_network_is_the_nested_loops() {
     println!("{flipped} of {count} ReLUs differ");
     assert!(flipped <= 1 + count / 1_000_000, "{flipped} of {count}");
 
-    let mut seeds: Vec<Array> = passed
+    let mut seeds: Vec<Array> = activations
         .iter()
         .map(|(_, f)| Array::zeros(f.h, f.w, f.n))
         .collect();
@@ -193,7 +195,7 @@ fn the_built_in_network_is_the_nested_loops() {
         &no,
     )
     .unwrap();
-    let expected = network.backward(&passed, seeds, Pooling::Avg);
+    let expected = network.backward(&activations, seeds, Pooling::Avg);
     let error = relative_error(&gradient, &expected.values);
     println!("gradient: {error:.1e}");
     assert!(error < 1e-5, "gradient: {error}");
@@ -204,13 +206,13 @@ fn the_frame_itself_has_no_content_loss() {
     let mut objective = objective(Pooling::Avg);
     let image = content().tensor();
     let gradient = image.ones_like().unwrap();
-    let balance = Balance {
+    let loss_weights = LossWeights {
         beta: 0.0,
         tv_weight: 0.0,
-        ..balance(LossScale::Relative)
+        ..loss_weights(LossScale::Relative)
     };
     let losses = objective
-        .evaluate(&image, balance, &gradient, &|| false)
+        .evaluate(&image, loss_weights, &gradient, &|| false)
         .unwrap();
     assert_eq!((losses.content, losses.total), (0.0, 0.0));
     assert!(losses.style > 0.0);
@@ -228,7 +230,7 @@ fn the_style_image_itself_has_no_style_loss() {
     let losses = objective
         .evaluate(
             &image().tensor(),
-            balance(LossScale::Relative),
+            loss_weights(LossScale::Relative),
             &gradient,
             &|| false,
         )
@@ -237,9 +239,9 @@ fn the_style_image_itself_has_no_style_loss() {
     assert!(losses.content > 0.0);
 }
 
-/// It adds its mean, and its gradient to the others'.
+/// Its loss is a mean over the values, and its gradient is added to that of the other terms.
 #[test]
-fn the_temporal_term_holds_pixels_to_the_target() {
+fn the_temporal_term_draws_pixels_to_the_target() {
     let mut objective = objective(Pooling::Avg);
     let (h, w) = SIZE;
     let target = Array {
@@ -248,21 +250,21 @@ fn the_temporal_term_holds_pixels_to_the_target() {
             .collect(),
         ..Array::zeros(h, w, 4)
     };
-    let held = Balance {
+    let held = LossWeights {
         temporal_weight: 30.0,
-        ..balance(LossScale::Relative)
+        ..loss_weights(LossScale::Relative)
     };
-    let mut evaluate = |target: Option<&Array>, balance| {
+    let mut evaluate = |target: Option<&Array>, loss_weights| {
         objective.set_temporal(target.map(Array::tensor)).unwrap();
         let gradient = image().tensor().zeros_like().unwrap();
         let losses = objective
-            .evaluate(&image().tensor(), balance, &gradient, &|| false)
+            .evaluate(&image().tensor(), loss_weights, &gradient, &|| false)
             .unwrap();
         let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         (losses, gradient)
     };
     let (free, free_gradient) = evaluate(None, held);
-    let (unweighted, _) = evaluate(Some(&target), balance(LossScale::Relative));
+    let (unweighted, _) = evaluate(Some(&target), loss_weights(LossScale::Relative));
     assert_eq!(unweighted, free);
     assert_eq!(free.temporal, 0.0);
 
@@ -283,7 +285,7 @@ fn the_temporal_term_holds_pixels_to_the_target() {
     }
 }
 
-/// A network whose features are all zero: there is nothing to be relative to.
+/// A network whose features are all zero, which leaves `relative` nothing to divide by.
 #[test]
 fn dead_layers_give_finite_losses() {
     let mut network = Network::new();
@@ -307,7 +309,12 @@ fn dead_layers_give_finite_losses() {
         objective.set_style(&style().tensor(), &|| false).unwrap();
         let gradient = image().tensor();
         let losses = objective
-            .evaluate(&image().tensor(), balance(loss_scale), &gradient, &|| false)
+            .evaluate(
+                &image().tensor(),
+                loss_weights(loss_scale),
+                &gradient,
+                &|| false,
+            )
             .unwrap();
         assert_eq!((losses.content, losses.style), (0.0, 0.0));
         assert!(losses.total.is_finite());
@@ -316,9 +323,9 @@ fn dead_layers_give_finite_losses() {
     }
 }
 
-/// Each pass asks before each of its layers whether to stop, so the questions count layers.
+/// Each pass calls `cancel` before each of its layers, so the calls count the layers.
 #[test]
-fn no_layer_is_computed_in_vain() {
+fn no_layer_beyond_the_deepest_term_is_computed() {
     let vgg = Network::new().vgg();
     let (shallow, deep) = (layers("conv2_1"), layers("conv4_2"));
     let count = AtomicUsize::new(0);
@@ -326,7 +333,7 @@ fn no_layer_is_computed_in_vain() {
         count.fetch_add(1, Ordering::SeqCst);
         false
     };
-    let asked = || count.swap(0, Ordering::SeqCst);
+    let calls = || count.swap(0, Ordering::SeqCst);
     for (content_layers, style_layers) in [(&shallow, &deep), (&deep, &shallow)] {
         let mut objective = Objective::new(
             vgg.clone(),
@@ -337,29 +344,29 @@ fn no_layer_is_computed_in_vain() {
         )
         .unwrap();
         objective.set_style(&style().tensor(), &cancel).unwrap();
-        assert_eq!(asked(), style_layers.deepest().index() + 1);
+        assert_eq!(calls(), style_layers.deepest().index() + 1);
         objective.set_content(&content().tensor(), &cancel).unwrap();
-        asked();
+        calls();
         let gradient = image().tensor();
         objective
             .evaluate(
                 &image().tensor(),
-                balance(LossScale::Relative),
+                loss_weights(LossScale::Relative),
                 &gradient,
                 &cancel,
             )
             .unwrap();
-        assert_eq!(asked(), 2 * (deep.deepest().index() + 1));
+        assert_eq!(calls(), 2 * (deep.deepest().index() + 1));
     }
 }
 
 #[test]
-fn stopping_ends_each_pass() {
+fn cancelling_ends_each_pass() {
     for last in 1..=32 {
         let count = AtomicUsize::new(0);
         let result = objective(Pooling::Avg).evaluate(
             &image().tensor(),
-            balance(LossScale::Relative),
+            loss_weights(LossScale::Relative),
             &image().tensor(),
             &|| count.fetch_add(1, Ordering::SeqCst) + 1 == last,
         );
