@@ -256,7 +256,7 @@ impl Stylizer {
         let (style_h, style_w) = self.style.size(h.max(w), config.style_scale);
         let deepest = style_layers.deepest();
         let style = self.vgg.feature_bytes(style_h, style_w, deepest);
-        let images = optimizer::images(config) + IMAGES;
+        let images = optimizer::image_count(config) + IMAGES;
         objective + style + images * h * w * 3 * size_of::<f32>() + device::scratch_bytes((h, w))
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-use super::{Budget, Config, Evaluate, Optimizer, Outcome, Reason, Run};
+use super::{Budget, Config, Evaluate, FrameRun, Optimizer, Outcome, Reason};
 use crate::ops::elementwise::{adam_step, copy, decay};
 use crate::vgg::Error;
 use candle_core::Tensor;
@@ -9,12 +9,14 @@ const BETA_1: f64 = 0.9;
 const BETA_2: f64 = 0.99;
 
 /// Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1), each
-/// step held within 0..1. Its moments and their corrections go on from frame to frame.
+/// step projected onto 0..1. Its moments and their bias corrections are carried over from frame to
+/// frame.
 pub struct Adam {
     learning_rate: f64,
     steps: i32,
-    /// First and second moments of the gradient.
+    /// The first moment of the gradient.
     m: Tensor,
+    /// The second moment.
     v: Tensor,
     gradient: Tensor,
     best: Tensor,
@@ -53,15 +55,15 @@ impl Optimizer for Adam {
         budget: Budget,
         evaluate: Evaluate,
     ) -> Result<Outcome, Error> {
-        let mut run = Run::new(budget, evaluate);
+        let mut run = FrameRun::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;
         let mut losses = initial;
         copy(&self.best, image)?;
         loop {
-            // The gradient of a loss that is not a number would spoil the moments for good.
-            let spoilt = (!losses.total.is_finite()).then_some(Reason::Converged);
-            if let Some(reason) = run.ended().or(spoilt) {
+            // The gradient of a loss that is not finite would ruin the moments for good.
+            let diverged = (!losses.total.is_finite()).then_some(Reason::Converged);
+            if let Some(reason) = run.stop_reason().or(diverged) {
                 copy(image, &self.best)?;
                 return Ok(run.outcome(reason, initial, best));
             }

@@ -1,42 +1,43 @@
 // SPDX-License-Identifier: MPL-2.0
 
-use super::pairs::{Moved, Pairs};
-use super::{Budget, Config, Evaluate, Optimizer, Outcome, Reason, Run};
+use super::inverse_hessian::InverseHessian;
+use super::trial_step::TrialStep;
+use super::{Budget, Config, Evaluate, FrameRun, Optimizer, Outcome, Reason};
 use crate::ops::elementwise::{copy, step};
 use crate::ops::record::Recorded;
 use crate::vgg::Error;
 use candle_core::{Tensor, TensorId};
 
-/// A step is taken if the loss falls by this part of what the gradient promises (Armijo; Nocedal
-/// and Wright, "Numerical Optimization", eq. 3.4).
-const SUFFICIENT: f64 = 1e-4;
+/// Armijo condition: a step is accepted if the loss falls by at least this part of what the
+/// directional derivative predicts (Nocedal and Wright, "Numerical Optimization", eq. 3.4).
+const ARMIJO: f64 = 1e-4;
 
-/// Root mean square of a step below which the pixels do not feel it.
+/// A step of a smaller root mean square makes no visible difference.
 const MIN_STEP: f64 = 1e-6;
 
-/// A step that is shortened this often leads nowhere.
-const MAX_SHORTENINGS: u32 = 6;
+/// After so many backtracks a direction is given up.
+const MAX_BACKTRACKS: u32 = 6;
 
-/// L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5), each step held within 0..1 and the pairs
-/// taken from the displacement that was really made.
+/// L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5) with a backtracking line search. Each step
+/// is projected onto 0..1, and the pairs are made of the projected displacement.
 ///
-/// The pairs go on from frame to frame: the next frame's objective curves much like this one's. They
-/// stay at their pixels where the picture moves: moving them along made the losses of a panning and
+/// The pairs are carried over from frame to frame: the curvature of the next frame's objective is
+/// similar. They are not moved along with the picture: moving them made the losses of a panning and
 /// a turning clip 0.4 and 1.6 % lower, and their warping errors 7 % lower and 2 % higher.
 ///
-/// A step that raises the loss is shortened; if that does not help, what was learned is dropped.
+/// Where backtracking finds no lower loss, first the pairs are dropped, then γ.
 pub struct Lbfgs {
     history: usize,
-    pairs: Pairs,
+    inverse_hessian: InverseHessian,
     direction: Tensor,
     gradient: Tensor,
     /// The image after a step, and its gradient.
     trial: Tensor,
     trial_gradient: Tensor,
-    moved: Moved,
+    trial_step: TrialStep,
     acceptance: Recorded,
-    /// The image that this was recorded for.
-    image: TensorId,
+    /// The image that `acceptance` was recorded for.
+    recorded_image: TensorId,
 }
 
 impl Lbfgs {
@@ -45,21 +46,21 @@ impl Lbfgs {
         let history = config.lbfgs_history as usize;
         Ok(Self {
             history,
-            pairs: Pairs::new(history, image)?,
+            inverse_hessian: InverseHessian::new(history, image)?,
             direction: image.zeros_like()?,
             gradient: image.zeros_like()?,
             trial: image.zeros_like()?,
             trial_gradient: image.zeros_like()?,
-            moved: Moved::new(image)?,
+            trial_step: TrialStep::new(image)?,
             acceptance: Recorded::default(),
-            image: image.id(),
+            recorded_image: image.id(),
         })
     }
 
-    /// Goes from `image` to the trial, and says where to go from there.
-    fn accept(&mut self, image: &Tensor) -> candle_core::Result<()> {
+    /// Replaces `image` by the trial, updates the inverse Hessian, and computes the next direction.
+    fn accept_trial(&mut self, image: &Tensor) -> candle_core::Result<()> {
         let Self {
-            pairs,
+            inverse_hessian,
             direction,
             gradient,
             trial,
@@ -67,16 +68,16 @@ impl Lbfgs {
             ..
         } = self;
         self.acceptance.run(image.device(), || {
-            pairs.learn((image, gradient), (trial, trial_gradient))?;
+            inverse_hessian.update((image, gradient), (trial, trial_gradient))?;
             copy(image, trial)?;
             copy(gradient, trial_gradient)?;
-            pairs.direction((image, gradient), direction)
+            inverse_hessian.direction((image, gradient), direction)
         })
     }
 
     fn set_direction(&self, image: &Tensor) -> candle_core::Result<()> {
         let point = (image, &self.gradient);
-        self.pairs.direction(point, &self.direction)
+        self.inverse_hessian.direction(point, &self.direction)
     }
 }
 
@@ -91,59 +92,67 @@ impl Optimizer for Lbfgs {
         budget: Budget,
         evaluate: Evaluate,
     ) -> Result<Outcome, Error> {
-        if self.pairs.history() != self.history || self.image != image.id() {
-            self.pairs.set_history(self.history, image)?;
-            (self.acceptance, self.image) = (Recorded::default(), image.id());
+        if self.inverse_hessian.history() != self.history || self.recorded_image != image.id() {
+            self.inverse_hessian.set_history(self.history, image)?;
+            (self.acceptance, self.recorded_image) = (Recorded::default(), image.id());
         }
-        let mut run = Run::new(budget, evaluate);
+        let mut run = FrameRun::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;
-        let mut length = 1.0;
-        let mut shortenings = 0;
+        let (mut step_length, mut backtracks) = (1.0, 0);
         self.set_direction(image)?;
         loop {
-            if let Some(reason) = run.ended() {
-                // What led nowhere in this frame would lead nowhere in the next one too.
-                if shortenings > 0 && best.total == initial.total {
-                    self.pairs.clear()?;
+            if let Some(reason) = run.stop_reason() {
+                // A direction that failed throughout this frame would fail in the next one, too.
+                if backtracks > 0 && best.total == initial.total {
+                    self.inverse_hessian.reset()?;
                 }
                 return Ok(run.outcome(reason, initial, best));
             }
-            step(&self.trial, image, length, &self.direction)?;
-            self.moved.set((image, &self.gradient), &self.trial)?;
+            step(&self.trial, image, step_length, &self.direction)?;
+            self.trial_step
+                .measure((image, &self.gradient), &self.trial)?;
             let losses = run.evaluate(&self.trial, &self.trial_gradient)?;
-            let (size, promised) = self.moved.read()?;
-            if size < MIN_STEP {
-                // Either this is the minimum, or what was learned is of another objective.
-                if best.total < initial.total || !self.pairs.forget(true)? {
+            let (rms, derivative) = self.trial_step.read()?;
+            if rms < MIN_STEP {
+                // Either this is the minimum, or the curvature is that of another objective.
+                if best.total < initial.total || !self.inverse_hessian.discard(true)? {
                     return Ok(run.outcome(Reason::Converged, initial, best));
                 }
-                (length, shortenings) = (1.0, 0);
+                (step_length, backtracks) = (1.0, 0);
                 self.set_direction(image)?;
                 continue;
             }
-            if promised < 0.0 && losses.total <= best.total + SUFFICIENT * promised {
-                self.accept(image)?;
+            if derivative < 0.0 && losses.total <= best.total + ARMIJO * derivative {
+                self.accept_trial(image)?;
                 best = losses;
-                (length, shortenings) = (1.0, 0);
+                (step_length, backtracks) = (1.0, 0);
                 continue;
             }
-            shortenings += 1;
-            if promised >= 0.0 || shortenings > MAX_SHORTENINGS {
-                // A frame that made progress has seen that the curvature is of its objective.
+            backtracks += 1;
+            if derivative >= 0.0 || backtracks > MAX_BACKTRACKS {
+                // γ suits this frame's objective if the frame has made progress.
                 let progressed = best.total < initial.total;
-                if !self.pairs.forget(!progressed)? {
+                if !self.inverse_hessian.discard(!progressed)? {
                     return Ok(run.outcome(Reason::Converged, initial, best));
                 }
-                (length, shortenings) = (1.0, 0);
+                (step_length, backtracks) = (1.0, 0);
                 self.set_direction(image)?;
             } else {
-                // The minimum of the parabola through both losses and the slope; a loss that is
-                // not a number is far too high.
-                let rise = losses.total - best.total - promised;
-                let minimum = -promised / (2.0 * rise);
-                length *= if minimum > 0.1 { minimum.min(0.5) } else { 0.1 };
+                step_length *= backtrack(losses.total - best.total, derivative);
             }
         }
+    }
+}
+
+/// What to multiply a step by that changed the loss by `change`: the minimiser of the parabola
+/// through both losses and the directional derivative, within 0.1 to 0.5 (Nocedal and Wright,
+/// section 3.5).
+fn backtrack(change: f64, derivative: f64) -> f64 {
+    let minimiser = -derivative / (2.0 * (change - derivative));
+    // False for a NaN, too.
+    match minimiser > 0.1 {
+        true => minimiser.min(0.5),
+        false => 0.1,
     }
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The optimisers. Both keep what they learned from one frame to the next.
+//! The optimisers. Both carry their state over from one frame to the next.
 
 mod adam;
+mod inverse_hessian;
 mod lbfgs;
-mod pairs;
+mod trial_step;
 
 use super::config::{Config, OptimizerKind};
 use super::objective::Losses;
@@ -12,22 +13,23 @@ use crate::vgg::Error;
 use candle_core::Tensor;
 use std::time::Instant;
 
-/// The losses of an image, with the gradient of their total written to the second tensor.
+/// Returns the losses of the first tensor, an image, and writes the gradient of their total to the
+/// second.
 pub type Evaluate<'a> = &'a mut dyn FnMut(&Tensor, &Tensor) -> Result<Losses, Error>;
 
-/// Progress has stopped when the loss fell by less than this part of itself over the last
-/// [`WINDOW`] iterations.
+/// Relative decrease of the loss over the last [`WINDOW`] iterations up to which a frame counts as
+/// converged.
 const CONVERGED: f64 = 1e-4;
 const WINDOW: usize = 30;
 
-/// A frame gets so many iterations at least, whatever its deadline: one at its start and one after a
-/// step, or it would never leave its start.
+/// The iterations that a frame gets even after its deadline: the evaluation of its start and one
+/// step.
 const MIN_ITERATIONS: u32 = 2;
 
-/// When a frame is done.
+/// What the optimisation of a frame may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Evaluations of the objective.
+    /// The largest number of evaluations of the objective.
     pub iterations: u32,
     pub deadline: Option<Instant>,
 }
@@ -40,23 +42,23 @@ pub enum Reason {
     Converged,
 }
 
-/// What became of a frame.
+/// The outcome of a frame's optimisation.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     pub iterations: u32,
     pub reason: Reason,
     /// The losses of the image that the frame started from.
     pub initial: Losses,
-    /// The losses of the image that it ended with, the best that was seen.
+    /// The losses of the image that it ended with, which is the best one evaluated.
     pub best: Losses,
 }
 
 /// Minimises an objective over images whose values lie within 0..1.
 pub trait Optimizer: Send {
-    /// Takes the settings that concern it; what it learned stays.
+    /// Applies the settings that concern the optimiser; its state is kept.
     fn configure(&mut self, config: &Config);
 
-    /// Takes `image` from where it is to the best one found.
+    /// Starts from `image` and leaves the best image found in it.
     fn minimize(
         &mut self,
         image: &Tensor,
@@ -73,23 +75,23 @@ pub fn optimizer(image: &Tensor, config: &Config) -> candle_core::Result<Box<dyn
     })
 }
 
-/// How many images the optimiser that `config` names works in.
-pub fn images(config: &Config) -> usize {
+/// How many tensors of an image's size the optimiser that `config` names allocates.
+pub fn image_count(config: &Config) -> usize {
     match config.optimizer {
         OptimizerKind::Lbfgs => 2 * config.lbfgs_history as usize + 7,
         OptimizerKind::Adam => 4,
     }
 }
 
-/// Counts a frame's iterations and says when they end.
-struct Run<'a> {
+/// The optimisation of one frame: counts its iterations and decides when it stops.
+struct FrameRun<'a> {
     evaluate: Evaluate<'a>,
     budget: Budget,
-    /// The lowest total loss after each iteration.
+    /// The lowest total loss up to each iteration.
     lowest: Vec<f64>,
 }
 
-impl<'a> Run<'a> {
+impl<'a> FrameRun<'a> {
     fn new(budget: Budget, evaluate: Evaluate<'a>) -> Self {
         Self {
             evaluate,
@@ -112,24 +114,24 @@ impl<'a> Run<'a> {
         self.lowest.len() as u32
     }
 
-    /// Whether the frame is done, and why.
-    fn ended(&self) -> Option<Reason> {
-        let late = self
+    /// Why the optimisation is to stop; None while it is to go on.
+    fn stop_reason(&self) -> Option<Reason> {
+        let past_deadline = self
             .budget
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline);
         if self.iterations() >= self.budget.iterations {
             Some(Reason::Iterations)
-        } else if late && self.iterations() >= MIN_ITERATIONS {
+        } else if past_deadline && self.iterations() >= MIN_ITERATIONS {
             Some(Reason::Budget)
-        } else if self.stagnates() {
+        } else if self.has_converged() {
             Some(Reason::Converged)
         } else {
             None
         }
     }
 
-    fn stagnates(&self) -> bool {
+    fn has_converged(&self) -> bool {
         match self.lowest.as_slice() {
             [.., last] if self.lowest.len() > WINDOW => {
                 let before = self.lowest[self.lowest.len() - 1 - WINDOW];

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What L-BFGS learns of the objective's curvature.
+//! The approximation of the inverse Hessian that L-BFGS builds.
 
 #[cfg(feature = "cudnn")]
 use crate::ops::cuda::pairs as gpu;
 use crate::ops::elementwise::{axpy, clear_outward, copy, difference, dot, scale};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use std::collections::VecDeque;
 
-/// Root mean square of what the very first step does to the pixels, before anything is known of
-/// the curvature.
+/// Root mean square of the first step, before any curvature is known.
 const FIRST_STEP: f64 = 0.01;
 
-/// A pair teaches curvature if the cosine between its displacement and its change of gradient is
-/// above this.
+/// Curvature condition: a pair is used only if the cosine between s and y is above this.
 const MIN_COSINE: f64 = 1e-4;
 
-/// The inverse Hessian as far as it is known. On a GPU it stays there, with its scalars.
-pub enum Pairs {
-    Host(Host),
+/// The limited-memory inverse Hessian H: the last pairs (s, y) of a displacement and the change of
+/// the gradient over it, and the scale γ of the initial inverse Hessian γ I. On a GPU all of it
+/// stays there, scalars included.
+pub enum InverseHessian {
+    Host(HostInverseHessian),
     #[cfg(feature = "cudnn")]
     Gpu(gpu::Pairs),
 }
@@ -26,7 +26,7 @@ pub enum Pairs {
 /// An image and its gradient.
 pub type Point<'a> = (&'a Tensor, &'a Tensor);
 
-impl Pairs {
+impl InverseHessian {
     /// Room for `history` pairs over images of the shape and device of `image`.
     pub fn new(history: usize, image: &Tensor) -> Result<Self> {
         match image.device() {
@@ -34,15 +34,16 @@ impl Pairs {
             device @ candle_core::Device::Cuda(_) => {
                 gpu::Pairs::new(history, image.elem_count(), device).map(Self::Gpu)
             }
-            _ => Ok(Self::Host(Host {
+            _ => Ok(Self::Host(HostInverseHessian {
                 history,
                 pairs: VecDeque::new(),
                 spare: None,
-                curvature: None,
+                gamma: None,
             })),
         }
     }
 
+    /// The largest number of pairs.
     pub fn history(&self) -> usize {
         match self {
             Self::Host(host) => host.history,
@@ -51,14 +52,14 @@ impl Pairs {
         }
     }
 
-    /// Has room for another number of pairs; a GPU drops those there are.
+    /// Changes the largest number of pairs. The latest ones are kept, on a GPU none.
     #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
     pub fn set_history(&mut self, history: usize, image: &Tensor) -> Result<()> {
         match self {
             Self::Host(host) => {
                 host.history = history;
-                let superfluous = host.pairs.len().saturating_sub(history);
-                host.pairs.drain(..superfluous);
+                let excess = host.pairs.len().saturating_sub(history);
+                host.pairs.drain(..excess);
             }
             #[cfg(feature = "cudnn")]
             Self::Gpu(_) => *self = Self::new(history, image)?,
@@ -66,8 +67,8 @@ impl Pairs {
         Ok(())
     }
 
-    /// The direction −H g at a point, with the inverse Hessian H of the pairs, as far as it does not
-    /// lead out of 0..1, into `direction`.
+    /// The direction −H g at a point, into `direction`. Components that would lead out of 0..1 are
+    /// zero.
     pub fn direction(&self, point: Point, direction: &Tensor) -> Result<()> {
         match self {
             Self::Host(host) => host.direction(point, direction),
@@ -76,97 +77,62 @@ impl Pairs {
         }
     }
 
-    /// Learns from the step from a point to another.
-    pub fn learn(&mut self, from: Point, to: Point) -> Result<()> {
+    /// Adds the pair of a step from one point to another, if it meets the curvature condition.
+    pub fn update(&mut self, from: Point, to: Point) -> Result<()> {
         match self {
-            Self::Host(host) => host.learn(from, to),
+            Self::Host(host) => host.update(from, to),
             #[cfg(feature = "cudnn")]
             Self::Gpu(pairs) => pairs.learn(from, to, MIN_COSINE),
         }
     }
 
-    /// Drops the pairs, or, if there are none and `all` may go, what is left of them; false if there
-    /// is nothing.
-    pub fn forget(&mut self, all: bool) -> Result<bool> {
+    /// Drops the pairs or, if there are none and `gamma_too` is set, γ. False if there was nothing
+    /// to drop.
+    pub fn discard(&mut self, gamma_too: bool) -> Result<bool> {
         match self {
             Self::Host(host) => {
-                let known = !host.pairs.is_empty();
+                let had_pairs = !host.pairs.is_empty();
                 host.pairs.clear();
-                Ok(known || (all && host.curvature.take().is_some()))
+                Ok(had_pairs || (gamma_too && host.gamma.take().is_some()))
             }
             #[cfg(feature = "cudnn")]
             Self::Gpu(pairs) => {
-                let (known, curvature) = pairs.known()?;
+                let (count, gamma) = pairs.known()?;
                 pairs.forget()?;
-                if known == 0 && all {
+                if count == 0 && gamma_too {
                     pairs.forget_curvature()?;
                 }
-                Ok(known > 0 || (all && curvature != 0.0))
+                Ok(count > 0 || (gamma_too && gamma != 0.0))
             }
         }
     }
 
-    /// Drops all that is known.
-    pub fn clear(&mut self) -> Result<()> {
-        self.forget(false)?;
-        self.forget(true).map(drop)
+    /// Drops the pairs and γ.
+    pub fn reset(&mut self) -> Result<()> {
+        self.discard(false)?;
+        self.discard(true).map(drop)
     }
 }
 
-/// Σ (trial − image)² and Σ gradient (trial − image), which are read when they are needed.
-pub struct Moved {
-    /// trial − image, where it is not a GPU's work.
-    step: Tensor,
-    /// `f64` `[2]`
-    sums: Tensor,
-}
-
-impl Moved {
-    pub fn new(image: &Tensor) -> Result<Self> {
-        Ok(Self {
-            step: image.zeros_like()?,
-            sums: Tensor::zeros(2, DType::F64, image.device())?,
-        })
-    }
-
-    /// Takes the sums for a step from a point to `trial`.
-    pub fn set(&self, (image, gradient): Point, trial: &Tensor) -> Result<()> {
-        match image.device() {
-            #[cfg(feature = "cudnn")]
-            candle_core::Device::Cuda(_) => gpu::Pairs::moved(image, trial, gradient, &self.sums),
-            device => {
-                difference(&self.step, trial, image)?;
-                let sums = [dot(&self.step, &self.step)?, dot(gradient, &self.step)?];
-                self.sums.slice_set(&Tensor::new(&sums, device)?, 0, 0)
-            }
-        }
-    }
-
-    /// The root mean square of the step, and what the gradient promises of it, gᵀs.
-    pub fn read(&self) -> Result<(f64, f64)> {
-        let sums = self.sums.to_vec1::<f64>()?;
-        Ok(((sums[0] / self.step.elem_count() as f64).sqrt(), sums[1]))
-    }
-}
-
-/// A displacement s that was made, the change y of the gradient over it, and sᵀy > 0.
-struct Pair {
+/// A displacement s, the change y of the gradient over it, and sᵀy > 0.
+struct CurvaturePair {
     s: Tensor,
     y: Tensor,
     sy: f64,
 }
 
-/// The pairs, with scalars on the host.
-pub struct Host {
+/// The inverse Hessian with its scalars on the host.
+pub struct HostInverseHessian {
     history: usize,
-    pairs: VecDeque<Pair>,
-    /// What the next pair is made in.
-    spare: Option<Pair>,
-    /// sᵀy / yᵀy of the last pair: the scale of the inverse Hessian, which outlives the pairs.
-    curvature: Option<f64>,
+    /// The oldest first.
+    pairs: VecDeque<CurvaturePair>,
+    /// A dropped pair, whose tensors the next one reuses.
+    spare: Option<CurvaturePair>,
+    /// γ = sᵀy / yᵀy of the last pair (Nocedal and Wright, eq. 7.20); outlives the pairs.
+    gamma: Option<f64>,
 }
 
-impl Host {
+impl HostInverseHessian {
     /// The two-loop recursion (Nocedal and Wright, algorithm 7.4).
     fn direction(&self, (image, gradient): Point, d: &Tensor) -> Result<()> {
         copy(d, gradient)?;
@@ -178,7 +144,7 @@ impl Host {
             axpy(-a, &pair.y, d)?;
             coefficients.push(a);
         }
-        scale(self.first_scale(gradient)?, d)?;
+        scale(self.initial_scale(gradient)?, d)?;
         for (pair, a) in self.pairs.iter().zip(coefficients.iter().rev()) {
             let b = dot(&pair.y, d)? / pair.sy;
             axpy(a - b, &pair.s, d)?;
@@ -186,12 +152,13 @@ impl Host {
         clear_outward(d, image)
     }
 
-    fn first_scale(&self, gradient: &Tensor) -> Result<f64> {
-        match self.curvature {
-            Some(curvature) => Ok(curvature),
+    /// γ, or, while it is unknown, the scale that makes a step of [`FIRST_STEP`].
+    fn initial_scale(&self, gradient: &Tensor) -> Result<f64> {
+        match self.gamma {
+            Some(gamma) => Ok(gamma),
             None => {
                 let mean_square = dot(gradient, gradient)? / gradient.elem_count() as f64;
-                // Where the gradient is zero, so is the step.
+                // A zero gradient makes a zero step.
                 Ok(match mean_square > 0.0 {
                     true => FIRST_STEP / mean_square.sqrt(),
                     false => 0.0,
@@ -200,17 +167,17 @@ impl Host {
         }
     }
 
-    fn learn(&mut self, (image, gradient): Point, (trial, trial_gradient): Point) -> Result<()> {
+    fn update(&mut self, (image, gradient): Point, (trial, trial_gradient): Point) -> Result<()> {
         let (s, y) = match self.spare.take() {
-            Some(Pair { s, y, .. }) => (s, y),
+            Some(CurvaturePair { s, y, .. }) => (s, y),
             None => (image.zeros_like()?, image.zeros_like()?),
         };
         difference(&s, trial, image)?;
         difference(&y, trial_gradient, gradient)?;
         let (sy, ss, yy) = (dot(&s, &y)?, dot(&s, &s)?, dot(&y, &y)?);
-        let pair = Pair { s, y, sy };
+        let pair = CurvaturePair { s, y, sy };
         if sy > MIN_COSINE * (ss * yy).sqrt() {
-            self.curvature = Some(sy / yy);
+            self.gamma = Some(sy / yy);
             self.pairs.push_back(pair);
             while self.pairs.len() > self.history {
                 self.spare = self.pairs.pop_front();
@@ -232,36 +199,36 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_teaches_nothing_takes_no_others_place() {
+    fn a_pair_without_curvature_displaces_no_other() {
         let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
-        let mut pairs = Pairs::new(1, &from).unwrap();
-        let direction = |pairs: &Pairs| {
+        let mut hessian = InverseHessian::new(1, &from).unwrap();
+        let direction = |hessian: &InverseHessian| {
             let direction = from.zeros_like().unwrap();
-            pairs.direction((&from, &gradient), &direction).unwrap();
+            hessian.direction((&from, &gradient), &direction).unwrap();
             direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        let mut learn = |change: [f32; 3]| {
+        let mut update = |change: [f32; 3]| {
             let to = (&image([0.6, 0.5, 0.5]), &image(change));
-            pairs.learn((&from, &image([0.0; 3])), to).unwrap();
-            direction(&pairs)
+            hessian.update((&from, &image([0.0; 3])), to).unwrap();
+            direction(&hessian)
         };
-        let curved = learn([1.0, 0.5, 0.0]);
-        assert_eq!(learn([-1.0, 0.5, 0.0]), curved);
-        assert_ne!(learn([2.0, 0.5, 0.0]), curved);
+        let curved = update([1.0, 0.5, 0.0]);
+        assert_eq!(update([-1.0, 0.5, 0.0]), curved);
+        assert_ne!(update([2.0, 0.5, 0.0]), curved);
     }
 
     #[test]
-    fn a_shorter_history_forgets_the_oldest_pairs_at_once() {
+    fn a_shorter_history_drops_the_oldest_pairs_at_once() {
         let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
         let direction = |steps: &[([f32; 3], [f32; 3])], history: usize| {
-            let mut pairs = Pairs::new(2, &from).unwrap();
+            let mut hessian = InverseHessian::new(2, &from).unwrap();
             for (to, change) in steps {
                 let to = (&image(*to), &image(*change));
-                pairs.learn((&from, &image([0.0; 3])), to).unwrap();
+                hessian.update((&from, &image([0.0; 3])), to).unwrap();
             }
-            pairs.set_history(history, &from).unwrap();
+            hessian.set_history(history, &from).unwrap();
             let direction = from.zeros_like().unwrap();
-            pairs.direction((&from, &gradient), &direction).unwrap();
+            hessian.direction((&from, &gradient), &direction).unwrap();
             direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let first = ([0.5, 0.4, 0.6], [0.1, -0.5, 0.2]);
