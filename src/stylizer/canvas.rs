@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What lasts from frame to frame for images of one size.
+//! The state that is carried from frame to frame, for images of one size.
 
 use super::config::{Color, Config, Init, MotionKind};
 use super::motion::illumination::Illumination;
@@ -17,65 +17,81 @@ use candle_core::{Device, Result, Tensor};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// A still picture's painting is done when its loss fell by less than this part of itself over this
-/// many iterations.
-const SETTLED: f64 = 1e-3;
-const SETTLING: u32 = 30;
+/// The painting of a still picture has converged when its loss fell by less than this part of
+/// itself over a window of iterations, which spans frames.
+const STILL_CONVERGED: f64 = 1e-3;
+const STILL_WINDOW: u32 = 30;
 
-/// What a frame has to do with those before it.
+/// A frame at the size that is optimised, padded, on the CPU.
+pub struct PreparedFrame {
+    /// `[h, w, 3]`, grey if the frame keeps its colours.
+    pub content: Tensor,
+    pub pyramid: Pyramid,
+}
+
+/// How a frame relates to the one painted last.
 pub enum Scene {
-    /// There are none.
+    /// None was painted.
     First,
-    /// Nothing: it begins another scene.
+    /// The frame begins a new scene.
     Cut,
-    /// It is the picture of the frame that was painted last, but for noise.
+    /// It shows the same picture, but for noise.
     Still,
-    /// It goes on; how that moved, if it was looked at.
+    /// It continues the scene; with its motion, if that was estimated.
     Moving(Option<Box<Motion>>),
 }
 
-/// How far the painting of a still picture has come.
+/// Whether the painting of a still picture has converged.
 #[derive(Default)]
-pub struct Settling {
-    /// The loss before some iterations, and their number.
-    since: Option<(f64, u32)>,
-    pub done: bool,
+pub struct StillConvergence {
+    /// The loss at the start of the window, and the iterations since.
+    window: Option<(f64, u32)>,
+    pub reached: bool,
 }
 
-impl Settling {
-    fn add(&mut self, outcome: &Outcome, config: &Config) {
-        let (loss, iterations) = self.since.take().unwrap_or((outcome.initial.total, 0));
+impl StillConvergence {
+    fn update(&mut self, outcome: &Outcome, config: &Config) {
+        let (loss, iterations) = self.window.take().unwrap_or((outcome.initial.total, 0));
         let iterations = iterations + outcome.iterations;
-        let settled = loss - outcome.best.total <= SETTLED * loss;
-        self.done = config.init != Init::Previous
+        let stalled = loss - outcome.best.total <= STILL_CONVERGED * loss;
+        self.reached = config.init != Init::Previous
             || outcome.reason == Reason::Converged
-            || (iterations >= SETTLING && settled);
-        self.since = (iterations < SETTLING).then_some((loss, iterations));
+            || (iterations >= STILL_WINDOW && stalled);
+        self.window = (iterations < STILL_WINDOW).then_some((loss, iterations));
     }
 }
 
-/// The canvas. Its images are `[h, w, 3]`, RGB 0..1.
+/// Where the optimisation of a frame starts.
+pub struct StartingPoint {
+    image: Tensor,
+    /// What the temporal term draws pixels to, and their weights, `[h, w, 4]`.
+    temporal_target: Option<Tensor>,
+}
+
+/// The image that is optimised, and what the next frames need of the last ones. Images are
+/// `[h, w, 3]`, RGB 0..1.
 pub struct Canvas {
-    /// What is optimised, before padding.
+    /// Height and width of the optimised image before padding.
     pub size: (usize, usize),
     /// The image that is optimised, on the network's device.
     pub image: Tensor,
-    /// None where what it is made from has changed.
+    /// None if it must be built anew, as after a change of the style or the layers.
     pub objective: Option<Objective>,
     pub optimizer: Box<dyn Optimizer>,
-    /// The frame that was painted last and its painting, on the CPU.
+    /// The content of the frame painted last, on the CPU.
     pub content: Tensor,
+    /// Its painting, on the CPU.
     pub result: Tensor,
-    /// What is known of the frames painted last. Without any the next is a first one.
-    past: FrameHistory,
-    /// Whether the next frame may be the picture that was painted last: not where what is painted
-    /// of a frame has changed.
-    pub comparable: bool,
-    pub settling: Settling,
+    /// The frames painted last. If there are none, the next frame is a first one.
+    history: FrameHistory,
+    /// Whether the next frame may count as still. Not if `content` is that of another canvas or
+    /// made with other colour settings.
+    pub may_be_still: bool,
+    pub still_convergence: StillConvergence,
 }
 
 impl Canvas {
-    /// An empty canvas for frames of the shape of `content`, which are `size` before padding.
+    /// A canvas for frames of the shape of `content`, which have `size` before padding.
     pub fn new(
         size: (usize, usize),
         content: &Tensor,
@@ -90,15 +106,15 @@ impl Canvas {
             objective: None,
             content: content.clone(),
             result: content.clone(),
-            past: FrameHistory::default(),
-            comparable: false,
-            settling: Settling::default(),
+            history: FrameHistory::default(),
+            may_be_still: false,
+            still_convergence: StillConvergence::default(),
         })
     }
 
-    /// Takes over the painting from a canvas of another size.
+    /// Takes over the last frame and its painting from a canvas of another size.
     pub fn continue_from(&mut self, earlier: &Self, config: &Config) -> Result<()> {
-        if earlier.past.latest().is_none() {
+        if earlier.history.latest().is_none() {
             return Ok(());
         }
         let scaled = |image: &Tensor| {
@@ -108,21 +124,21 @@ impl Canvas {
         self.result = scaled(&earlier.result)?;
         self.content = scaled(&earlier.content)?;
         let pyramid = Pyramid::new(&self.content)?;
-        let light = light(&pyramid, config);
-        self.past.push(pyramid, light);
+        let illumination = illumination(&pyramid, config);
+        self.history.push(pyramid, illumination);
         Ok(())
     }
 
-    /// What the frame of this pyramid has to do with those that were painted. One that is not `due`
-    /// is only looked at for a cut.
-    pub fn look(&self, pyramid: &Pyramid, due: bool, config: &Config) -> Scene {
-        let Some(last) = self.past.latest() else {
+    /// Relates a frame to the one painted last. One that is not `due` to be painted is only
+    /// examined for a cut.
+    pub fn classify(&self, pyramid: &Pyramid, due: bool, config: &Config) -> Scene {
+        let Some(last) = self.history.latest() else {
             return Scene::First;
         };
         if !due && config.scene_cut >= 1.0 {
             return Scene::Moving(None);
         }
-        if self.comparable && config.skip_still && is_still(pyramid, last) {
+        if self.may_be_still && config.skip_still && is_still(pyramid, last) {
             return Scene::Still;
         }
         if config.motion == MotionKind::None && config.scene_cut >= 1.0 {
@@ -136,18 +152,16 @@ impl Canvas {
         }
     }
 
-    /// The image that the optimisation of a frame starts from, and what its pixels are held to by the
-    /// temporal term, `[h, w, 4]`.
-    pub fn start(
+    /// Where the optimisation of a frame starts.
+    pub fn starting_point(
         &mut self,
-        content: &Tensor,
-        pyramid: &Pyramid,
+        PreparedFrame { content, pyramid }: &PreparedFrame,
         scene: &Scene,
         config: &Config,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    ) -> Result<StartingPoint> {
         let previous = config.init == Init::Previous;
-        let (image, target) = match scene {
-            // One optimisation that goes on, with nothing to be held to.
+        let (image, temporal_target) = match scene {
+            // The last frame's optimisation continues; a temporal term would only hold it back.
             Scene::Still => (Some(self.result.clone()), None),
             Scene::Moving(Some(motion))
                 if config.motion == MotionKind::Flow
@@ -155,20 +169,20 @@ impl Canvas {
             {
                 let frames = Frames {
                     now: content,
-                    illumination: &light(pyramid, config),
+                    illumination: &illumination(pyramid, config),
                     before: &self.content,
                     painting: &self.result,
                 };
-                let start = Start::new(frames, pyramid, motion, &mut self.past)?;
+                let start = Start::new(frames, pyramid, motion, &mut self.history)?;
                 let target = match config.temporal_weight > 0.0 {
                     true => Some(Tensor::cat(&[&start.image, &start.confidence], 2)?),
                     false => None,
                 };
                 (Some(start.image), target)
             }
-            // The paint, so the result less its frame, stays, and what is under it becomes this
-            // frame. Left as it is, the last result may satisfy the content loss of deep layers
-            // without ever showing what moved.
+            // The paint, that is the result less its frame, stays where it is, over the new frame.
+            // The last result unchanged can satisfy the content loss of deep layers without ever
+            // showing what moved.
             Scene::Moving(_) => {
                 let change = (content - &self.content)?;
                 (Some((&self.result + change)?.clamp(0f32, 1f32)?), None)
@@ -177,72 +191,74 @@ impl Canvas {
         };
         let image = match image.filter(|_| previous) {
             Some(image) => image,
-            None => fresh(content, config)?,
+            None => initial_image(content, config)?,
         };
-        Ok((image, target))
+        Ok(StartingPoint {
+            image,
+            temporal_target,
+        })
     }
 
-    /// Puts the image of a start onto the canvas. What comes back is what its pixels are held to, on
-    /// the network's device.
-    pub fn set_start(
+    /// Puts the image of a starting point onto the canvas. Returns its temporal target on the
+    /// network's device.
+    pub fn load(
         &mut self,
-        (image, target): (Tensor, Option<Tensor>),
+        start: StartingPoint,
         transfer: &mut Transfer,
     ) -> Result<Option<Tensor>> {
         let device = self.image.device();
-        copy(&self.image, &transfer.upload(&image, device)?)?;
+        copy(&self.image, &transfer.upload(&start.image, device)?)?;
+        let target = start.temporal_target;
         let target = target.map(|target| transfer.upload(&target, device));
         target.transpose()
     }
 
-    /// Drops what the optimiser learned from the frames before.
-    pub fn renew_optimizer(&mut self, config: &Config) -> Result<()> {
+    /// Replaces the optimiser by one without any state.
+    pub fn reset_optimizer(&mut self, config: &Config) -> Result<()> {
         self.optimizer = optimizer::optimizer(&self.image, config)?;
         Ok(())
     }
 
-    /// Forgets the frames that were painted.
-    pub fn forget(&mut self) {
-        self.past.clear();
+    /// Drops the frames painted so far: the next one is a first one.
+    pub fn reset(&mut self) {
+        self.history.clear();
     }
 
-    /// Keeps a frame, whose result is there, for the next ones.
-    pub fn keep(
+    /// Remembers a frame, whose painting is in `result`, for the next ones.
+    pub fn remember(
         &mut self,
-        content: Tensor,
-        pyramid: Pyramid,
+        PreparedFrame { content, pyramid }: PreparedFrame,
         scene: &Scene,
         outcome: &Outcome,
         config: &Config,
-    ) -> Result<()> {
-        self.comparable = true;
+    ) {
+        self.may_be_still = true;
         if let Scene::Still = scene {
-            self.settling.add(outcome, config);
-            self.past.invalidate_latest();
+            self.still_convergence.update(outcome, config);
+            self.history.invalidate_latest();
         } else {
-            // A start that is no frame's result leads to the same painting again.
-            self.settling = Settling {
-                since: None,
-                done: config.init != Init::Previous,
+            // From the same start as before, the same picture would only be painted the same again.
+            self.still_convergence = StillConvergence {
+                window: None,
+                reached: config.init != Init::Previous,
             };
-            let light = light(&pyramid, config);
-            self.past.push(pyramid, light);
+            let illumination = illumination(&pyramid, config);
+            self.history.push(pyramid, illumination);
             self.content = content;
         }
-        Ok(())
     }
 }
 
-/// The light of the content that is painted of a frame.
-fn light(pyramid: &Pyramid, config: &Config) -> Illumination {
+/// The illumination of a frame's content, which is grey if the frame keeps its colours.
+fn illumination(pyramid: &Pyramid, config: &Config) -> Illumination {
     match config.color {
         Color::Style => pyramid.illumination.clone(),
         Color::Content => pyramid.illumination.grey(),
     }
 }
 
-/// A start from the frame itself, mixed with noise as far as the settings say so.
-fn fresh(content: &Tensor, config: &Config) -> Result<Tensor> {
+/// The frame itself, mixed with as much noise as the settings ask for.
+fn initial_image(content: &Tensor, config: &Config) -> Result<Tensor> {
     let noise = match config.init {
         Init::Previous | Init::Content => config.noise,
         Init::Noise => 1.0,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! One frame's journey: scaled down, stripped of its colours where they are to stay, optimised from
-//! what the frames before it became, and brought back.
+//! One frame's journey: it is scaled down, made grey if it is to keep its colours, optimised,
+//! starting from the results of the frames before it, and scaled back.
 
 mod canvas;
 pub mod color;
@@ -17,7 +17,7 @@ pub mod style;
 use crate::ops::transfer::Transfer;
 use crate::vgg::{self, Cancel, Vgg};
 use candle_core::{Device, Tensor};
-use canvas::{Canvas, Scene, Settling};
+use canvas::{Canvas, PreparedFrame, Scene, StillConvergence};
 use config::{Color, Config, ConfigError, Init};
 use motion::Motion;
 use motion::pyramid::Pyramid;
@@ -59,34 +59,43 @@ impl From<vgg::Error> for Error {
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     pub iterations: u32,
-    /// None where the frame shows the result of the one before.
+    /// Why the optimisation stopped; None if the last result was repeated.
     pub reason: Option<Reason>,
     /// At the image that the frame started from.
     pub initial: Losses,
-    /// At the image that was made of it.
+    /// At the result.
     pub losses: Losses,
     /// Whether the frame is the first of a new scene.
     pub scene_cut: bool,
-    /// What of the frame's time went into finding what moved and moving it.
+    /// The part of the frame's time that was spent on estimating the motion and following it.
     pub motion_time: Duration,
 }
 
-/// Images on the device beside the optimiser's: what is optimised, a frame, a start, and what pixels
-/// are held to.
-const IMAGES: usize = 6;
+impl Report {
+    fn repeated(losses: Losses, motion_time: Duration) -> Self {
+        Self {
+            iterations: 0,
+            reason: None,
+            initial: losses,
+            losses,
+            scene_cut: false,
+            motion_time,
+        }
+    }
+}
 
 /// Turns frames into paintings, one after the other.
 pub struct Stylizer {
     vgg: Arc<Vgg>,
     style: StyleImage,
     config: Config,
-    threads: Arc<ThreadPool>,
+    thread_pool: Arc<ThreadPool>,
     canvas: Option<Canvas>,
     transfer: Transfer,
-    /// The last result in the frame's size, and its losses.
-    shown: Option<(Tensor, Losses)>,
-    /// Frames since the last reset or scene cut.
-    frames: u64,
+    /// The last output, in the size of its frame, and its losses.
+    last_output: Option<(Tensor, Losses)>,
+    /// The number of frames since the last reset or scene cut.
+    frames_in_scene: u64,
     motion: Option<Box<Motion>>,
 }
 
@@ -95,14 +104,14 @@ impl Stylizer {
     pub fn new(vgg: Arc<Vgg>, style: StyleImage, config: Config) -> Result<Self, Error> {
         config.validate(&vgg)?;
         Ok(Self {
-            threads: threads(&config)?,
+            thread_pool: thread_pool(&config)?,
             vgg,
             style,
             config,
             canvas: None,
             transfer: Transfer::default(),
-            shown: None,
-            frames: 0,
+            last_output: None,
+            frames_in_scene: 0,
             motion: None,
         })
     }
@@ -120,30 +129,30 @@ impl Stylizer {
         &self.vgg
     }
 
-    /// How the last frame moved since the one painted before it, if that was looked at.
+    /// The motion of the last frame since the one painted before it, if it was estimated.
     pub fn motion(&self) -> Option<&Motion> {
         self.motion.as_deref()
     }
 
-    /// Takes other settings, from the next frame on; refused ones change nothing.
+    /// Applies other settings from the next frame on. Invalid ones change nothing.
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         config.validate(&self.vgg)?;
         if config == self.config {
             return Ok(());
         }
         let before = &self.config;
-        let threads = match config.n_threads == before.n_threads {
-            true => self.threads.clone(),
-            false => threads(&config)?,
+        let thread_pool = match config.n_threads == before.n_threads {
+            true => self.thread_pool.clone(),
+            false => thread_pool(&config)?,
         };
         if let Some(canvas) = &mut self.canvas {
             if before.optimizer == config.optimizer {
                 canvas.optimizer.configure(&config);
             } else {
-                canvas.renew_optimizer(&config)?;
+                canvas.reset_optimizer(&config)?;
             }
-            canvas.settling = Settling::default();
-            canvas.comparable &= before.color == config.color;
+            canvas.still_convergence = StillConvergence::default();
+            canvas.may_be_still &= before.color == config.color;
             let same_network = before.pooling == config.pooling
                 && before.content_layers == config.content_layers
                 && before.style_layers == config.style_layers;
@@ -153,115 +162,75 @@ impl Stylizer {
                 canvas.objective = None;
             }
         }
-        (self.threads, self.config) = (threads, config);
+        (self.thread_pool, self.config) = (thread_pool, config);
         Ok(())
     }
 
-    /// Paints in the manner of another image from the next frame on.
+    /// Takes another style image from the next frame on.
     pub fn set_style(&mut self, style: StyleImage) {
         self.style = style;
         if let Some(canvas) = &mut self.canvas {
             canvas.objective = None;
-            canvas.settling = Settling::default();
+            canvas.still_convergence = StillConvergence::default();
         }
     }
 
-    /// Forgets the frames that were: the next one is a first one.
+    /// Drops the state of earlier frames: the next one is a first one.
     pub fn reset(&mut self) {
-        self.shown = None;
-        self.frames = 0;
+        self.last_output = None;
+        self.frames_in_scene = 0;
         self.motion = None;
         if let Some(canvas) = &mut self.canvas {
-            canvas.forget();
+            canvas.reset();
         }
     }
 
-    /// Makes a painting of a frame `[h, w, 3]`, RGB 0..1 on the CPU; what comes back has the same
-    /// form. Ends with [`Error::Cancelled`] before the next layer once `cancel` says so.
+    /// Paints a frame `[h, w, 3]`, RGB 0..1 on the CPU; the result has the same form. Fails with
+    /// [`Error::Cancelled`] before the next layer once `cancel` returns true.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
         let (h, w, _) = frame.dims3()?;
-        let stylized = self.threads.clone().install(|| {
-            let size = resize::fit((h, w), self.config.max_size);
-            let mut content = resize::pad(&resize::resize(frame, size)?)?;
-            let pyramid = Pyramid::new(&content)?;
-            if self.config.color == Color::Content {
-                content = color::grey(&content)?;
-            }
-            let mut canvas = self.canvas(size, &content)?;
-            let painted = self.paint(&mut canvas, content, pyramid, cancel);
-            if painted.is_err() {
-                canvas.forget();
-            }
-            let canvas = self.canvas.insert(canvas);
-            let report = painted?;
-            let image = match &self.shown {
-                Some((image, _)) if report.reason.is_none() && image.dims() == frame.dims() => {
-                    image.clone()
-                }
-                _ => {
-                    let result = resize::resize(&resize::crop(&canvas.result, size)?, (h, w))?;
-                    match self.config.color {
-                        Color::Style => result,
-                        Color::Content => color::with_chrominance(&result, frame)?,
-                    }
-                }
-            };
-            self.shown = Some((image.clone(), report.losses));
-            Ok((image, report))
-        });
-        stylized.map_err(|error| self.explained(error, (h, w)))
+        let thread_pool = self.thread_pool.clone();
+        let stylized = thread_pool.install(|| self.stylize_in_pool(frame, cancel));
+        stylized.map_err(|error| self.explain_out_of_memory(error, (h, w)))
     }
 
-    /// Whether frames of a height and width fit into what is free of a GPU's memory, about.
-    pub fn check_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
-        let size = resize::fit(frame, self.config.max_size);
-        match &self.canvas {
-            Some(canvas) if canvas.size == size => Ok(()),
-            _ => self.compare_memory(frame),
+    fn stylize_in_pool(
+        &mut self,
+        frame: &Tensor,
+        cancel: Cancel,
+    ) -> Result<(Tensor, Report), Error> {
+        let (h, w, _) = frame.dims3()?;
+        let size = resize::fit((h, w), self.config.max_size);
+        let mut content = resize::pad(&resize::resize(frame, size)?)?;
+        let pyramid = Pyramid::new(&content)?;
+        if self.config.color == Color::Content {
+            content = color::grey(&content)?;
         }
-    }
-
-    fn compare_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
-        match device::free_bytes(self.device())? {
-            Some(free) => {
-                // An earlier canvas makes room.
-                let earlier = self.canvas.as_ref().filter(|it| it.objective.is_some());
-                let free = free + earlier.map_or(0, |it| self.bytes(it.size));
-                memory::check(frame, self.config.max_size, free, |size| self.bytes(size))
-                    .map_err(Error::Memory)
-            }
-            None => Ok(()),
+        let mut canvas = self.take_canvas(size, &content)?;
+        let painted = self.paint(&mut canvas, PreparedFrame { content, pyramid }, cancel);
+        if painted.is_err() {
+            canvas.reset();
         }
-    }
-
-    /// An error, or what would have fitted where the GPU's memory ran out.
-    fn explained(&self, error: Error, frame: (usize, usize)) -> Error {
-        let ran_out = match &error {
-            Error::Tensor(cause) => cause.to_string().contains("OUT_OF_MEMORY"),
-            _ => false,
+        let canvas = self.canvas.insert(canvas);
+        let report = painted?;
+        let image = match &self.last_output {
+            Some((image, _)) if report.reason.is_none() && image.dims() == frame.dims() => {
+                image.clone()
+            }
+            _ => {
+                let result = resize::resize(&resize::crop(&canvas.result, size)?, (h, w))?;
+                match self.config.color {
+                    Color::Style => result,
+                    Color::Content => color::with_chrominance(&result, frame)?,
+                }
+            }
         };
-        if !ran_out {
-            return error;
-        }
-        // Else the pool keeps what the frame had so far from all that takes memory elsewhere.
-        device::give_back_memory(self.device());
-        self.compare_memory(frame).err().unwrap_or(error)
+        self.last_output = Some((image.clone(), report.losses));
+        Ok((image, report))
     }
 
-    /// What the optimisation of an image of a height and width takes of the device's memory, about.
-    fn bytes(&self, (h, w): (usize, usize)) -> usize {
-        let config = &self.config;
-        let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
-        let objective = Objective::bytes(&self.vgg, (h, w), content_layers, style_layers);
-        let (style_h, style_w) = self.style.size(h.max(w), config.style_scale);
-        let deepest = style_layers.deepest();
-        let style = self.vgg.feature_bytes(style_h, style_w, deepest);
-        let images = optimizer::image_count(config) + IMAGES;
-        objective + style + images * h * w * 3 * size_of::<f32>() + device::scratch_bytes((h, w))
-    }
-
-    /// The canvas for a size, taken out of `self`.
-    fn canvas(&mut self, size: (usize, usize), content: &Tensor) -> Result<Canvas, Error> {
+    /// Takes the canvas out of `self`, or makes one if there is none of this size.
+    fn take_canvas(&mut self, size: (usize, usize), content: &Tensor) -> Result<Canvas, Error> {
         match self.canvas.take() {
             Some(canvas) if canvas.size == size => Ok(canvas),
             earlier => {
@@ -274,74 +243,56 @@ impl Stylizer {
         }
     }
 
-    /// Makes a painting of a frame's content on the canvas.
+    /// Paints a frame on the canvas, unless the last result is to be repeated.
     fn paint(
         &mut self,
         canvas: &mut Canvas,
-        content: Tensor,
-        pyramid: Pyramid,
+        frame: PreparedFrame,
         cancel: Cancel,
     ) -> Result<Report, Error> {
         self.motion = None;
-        let mut watch = Watch::start();
-        let deadline = self
-            .config
-            .time_budget
-            .and_then(|budget| watch.begun.checked_add(budget));
+        let mut stopwatch = Stopwatch::start();
         let interval = u64::from(self.config.frame_interval);
-        let due = self.frames.is_multiple_of(interval);
-        let shown = self.transfer.upload(&content, self.vgg.device())?;
-        let scene = canvas.look(&pyramid, due, &self.config);
+        let due = self.frames_in_scene.is_multiple_of(interval);
+        // A GPU takes the content while the CPU estimates the motion.
+        let mut content = self.transfer.upload(&frame.content, self.vgg.device())?;
+        let scene = canvas.classify(&frame.pyramid, due, &self.config);
         if cancel() {
             return Err(Error::Cancelled);
         }
         let first = matches!(scene, Scene::First | Scene::Cut);
         if first {
-            canvas.forget();
-            self.frames = 0;
+            canvas.reset();
+            self.frames_in_scene = 0;
         }
-        self.frames += 1;
+        self.frames_in_scene += 1;
         let still = matches!(scene, Scene::Still);
-        let done = still && canvas.settling.done;
-        if let Some((_, losses)) = self.shown
+        let finished = still && canvas.still_convergence.reached;
+        if let Some((_, losses)) = self.last_output
             && !first
-            && (done || !due)
+            && (finished || !due)
         {
-            return Ok(Report {
-                iterations: 0,
-                reason: None,
-                initial: losses,
-                losses,
-                scene_cut: false,
-                motion_time: watch.lap(),
-            });
+            return Ok(Report::repeated(losses, stopwatch.lap()));
         }
 
         let previous = self.config.init == Init::Previous;
         if first || !previous {
-            // What the optimiser learned is of another image.
-            canvas.renew_optimizer(&self.config)?;
+            // The curvature and moments seen so far are those of another image.
+            canvas.reset_optimizer(&self.config)?;
         }
-        let start = canvas.start(&content, &pyramid, &scene, &self.config)?;
-        let target = canvas.set_start(start, &mut self.transfer)?;
-        let motion_time = watch.lap();
-        let budget = Budget {
-            iterations: match first {
-                true => self.config.initial_iterations,
-                false => self.config.iterations,
-            },
-            deadline,
-        };
-        // A still picture's content is that which its painting was begun with.
-        let shown = match still {
-            true => self.transfer.upload(&canvas.content, self.vgg.device())?,
-            false => shown,
-        };
-        let outcome = self.optimize(canvas, &shown, target, budget, cancel)?;
-        watch.lap();
+        let start = canvas.starting_point(&frame, &scene, &self.config)?;
+        let temporal_target = canvas.load(start, &mut self.transfer)?;
+        let motion_time = stopwatch.lap();
+        if still {
+            // The painting goes on towards the content that it was begun with, without new noise.
+            content = self.transfer.upload(&canvas.content, self.vgg.device())?;
+        }
+        let budget = self.budget(first, stopwatch.started);
+        let outcome = self.optimize(canvas, &content, temporal_target, budget, cancel)?;
+        stopwatch.lap();
         canvas.result = self.transfer.download(&canvas.image)?;
-        canvas.keep(content, pyramid, &scene, &outcome, &self.config)?;
-        let motion_time = motion_time + watch.lap();
+        canvas.remember(frame, &scene, &outcome, &self.config);
+        let motion_time = motion_time + stopwatch.lap();
         let scene_cut = matches!(scene, Scene::Cut);
         self.motion = match scene {
             Scene::Moving(motion) => motion,
@@ -349,10 +300,12 @@ impl Stylizer {
         };
         Ok(Report {
             iterations: outcome.iterations,
-            reason: Some(match still && previous && canvas.settling.done {
-                true => Reason::Converged,
-                false => outcome.reason,
-            }),
+            reason: Some(
+                match still && previous && canvas.still_convergence.reached {
+                    true => Reason::Converged,
+                    false => outcome.reason,
+                },
+            ),
             initial: outcome.initial,
             losses: outcome.best,
             scene_cut,
@@ -360,12 +313,24 @@ impl Stylizer {
         })
     }
 
-    /// Takes the image on the canvas to the best one found for `content`.
+    /// The budget of a frame whose stylisation started at `started`.
+    fn budget(&self, first: bool, started: Instant) -> Budget {
+        let time_budget = self.config.time_budget;
+        Budget {
+            iterations: match first {
+                true => self.config.initial_iterations,
+                false => self.config.iterations,
+            },
+            deadline: time_budget.and_then(|budget| started.checked_add(budget)),
+        }
+    }
+
+    /// Optimises the image on the canvas for `content`, on the network's device.
     fn optimize(
         &self,
         canvas: &mut Canvas,
         content: &Tensor,
-        target: Option<Tensor>,
+        temporal_target: Option<Tensor>,
         budget: Budget,
         cancel: Cancel,
     ) -> Result<Outcome, Error> {
@@ -374,7 +339,7 @@ impl Stylizer {
             none => none.insert(self.objective(content, cancel)?),
         };
         objective.set_content(content, cancel)?;
-        objective.set_temporal(target)?;
+        objective.set_temporal(temporal_target)?;
         let weights = LossWeights::from(&self.config);
         let optimizer = &mut canvas.optimizer;
         Ok(
@@ -384,7 +349,7 @@ impl Stylizer {
         )
     }
 
-    /// The objective for images of the shape of `content`, without its content.
+    /// The objective for images of the shape of `content`. Its content is yet to be set.
     fn objective(&self, content: &Tensor, cancel: Cancel) -> Result<Objective, Error> {
         let (h, w, _) = content.dims3()?;
         let Config {
@@ -416,29 +381,32 @@ impl Drop for Stylizer {
     }
 }
 
-/// Says how long each stage of a frame took.
-struct Watch {
-    begun: Instant,
-    lap: Instant,
+/// Measures how long the stages of a frame take.
+struct Stopwatch {
+    started: Instant,
+    lap_started: Instant,
 }
 
-impl Watch {
+impl Stopwatch {
     fn start() -> Self {
-        let begun = Instant::now();
-        Self { begun, lap: begun }
+        let now = Instant::now();
+        Self {
+            started: now,
+            lap_started: now,
+        }
     }
 
     /// The time since the last lap.
     fn lap(&mut self) -> Duration {
         let now = Instant::now();
-        now - std::mem::replace(&mut self.lap, now)
+        now - std::mem::replace(&mut self.lap_started, now)
     }
 }
 
-fn threads(config: &Config) -> Result<Arc<ThreadPool>, Error> {
-    let threads = rayon::ThreadPoolBuilder::new()
+fn thread_pool(config: &Config) -> Result<Arc<ThreadPool>, Error> {
+    let thread_pool = rayon::ThreadPoolBuilder::new()
         .num_threads(config.n_threads as usize)
         .thread_name(|index| format!("gatys-{index}"))
         .build()?;
-    Ok(Arc::new(threads))
+    Ok(Arc::new(thread_pool))
 }
