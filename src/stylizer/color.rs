@@ -20,7 +20,7 @@ pub fn grey(image: &Tensor) -> Result<Tensor> {
     luma(image)?.broadcast_as(image.shape())?.contiguous()
 }
 
-/// `result`'s luma with `frame`'s chrominance, both `[h, w, 3]`, held within 0..1.
+/// `result`'s luma with `frame`'s chrominance, both `[h, w, 3]`, clamped to 0..1.
 pub fn with_chrominance(result: &Tensor, frame: &Tensor) -> Result<Tensor> {
     frame
         .broadcast_add(&(luma(result)? - luma(frame)?)?)?
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn luma_of_one_and_chrominance_of_the_other() {
+    fn luma_is_the_results_and_chrominance_the_frames() {
         let result = image(&[[0.5, 0.4, 0.3], [0.6, 0.6, 0.6]]);
         let frame = image(&[[0.3, 0.5, 0.4], [0.45, 0.5, 0.55]]);
         let mixed = pixels(&with_chrominance(&result, &frame).unwrap());

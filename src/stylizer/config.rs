@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What a stylizer can be told, with its defaults and bounds.
+//! The settings of a stylizer, with their defaults and bounds.
 
 use super::motion::scene::DEFAULT_SCENE_CUT;
 use crate::vgg::{Layer, Pooling, UnknownLayer, Vgg};
@@ -11,11 +11,12 @@ use std::time::Duration;
 /// What the terms of the objective are divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LossScale {
-    /// The content loss by ½ Σ P², the style loss of a layer by its value for features that are
-    /// all zero: both are relative squared errors, comparable over sizes, layers and weights.
+    /// The content and the style loss of a layer by their values for features that are all zero, so
+    /// the content loss by ½ Σ P². Both are then relative squared errors, comparable between sizes,
+    /// layers and weights files.
     #[default]
     Relative,
-    /// The content loss by its number of features.
+    /// The content loss by the number of features.
     Mean,
     /// Nothing: the formulas of the paper.
     Paper,
@@ -31,8 +32,8 @@ pub enum OptimizerKind {
 /// The image that the optimisation of a frame starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Init {
-    /// The result of the frame before, brought along as [`MotionKind`] says; the frame itself where
-    /// there is none.
+    /// The result of the frame before, moved as [`MotionKind`] says; the frame itself if there is
+    /// none.
     #[default]
     Previous,
     /// The frame itself.
@@ -41,10 +42,10 @@ pub enum Init {
     Noise,
 }
 
-/// How the last result is brought along to where a frame starts.
+/// How the last result is moved to make the start of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum MotionKind {
-    /// Its strokes stay where they are, and what changed in the frame is added under them.
+    /// Its strokes stay where they are, and the change of the frame is added to them.
     None,
     /// Along the optical flow.
     #[default]
@@ -54,17 +55,17 @@ pub enum MotionKind {
 /// Where the colours of the result come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Color {
-    /// From the optimisation, so from the style image.
+    /// From the optimised image, and so from the style image.
     #[default]
     Style,
     /// From the frame: the style is transferred in luminance only.
     Content,
 }
 
-/// The largest weight of a loss, or of a layer in it: far larger ones leave the range of f32.
+/// The largest weight of a loss, or of a layer in it: much larger ones would overflow f32.
 pub const MAX_WEIGHT: f64 = 1e12;
 
-/// Layers and the weight of each: `conv4_2` or `conv1_1:0.5,conv2_1:0.5`.
+/// Layers and their weights, written as `conv4_2` or `conv1_1:0.5,conv2_1:0.5`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerWeights(Vec<(Layer, f64)>);
 
@@ -113,7 +114,7 @@ pub enum LayersError {
 impl FromStr for LayerWeights {
     type Err = LayersError;
 
-    /// Layers without a weight share 1 equally.
+    /// A layer without a weight gets 1 over the number of layers.
     fn from_str(list: &str) -> Result<Self, LayersError> {
         if list.trim().is_empty() {
             return Err(LayersError::Empty);
@@ -145,7 +146,7 @@ impl FromStr for LayerWeights {
     }
 }
 
-/// All that can be set. Fields have the names of the element's properties.
+/// All settings. The fields have the names of the element's properties.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub style_scale: f64,
@@ -155,7 +156,7 @@ pub struct Config {
     pub style_layers: LayerWeights,
     pub iterations: u32,
     pub initial_iterations: u32,
-    /// None is as long as the iterations take.
+    /// None is unlimited.
     pub time_budget: Option<Duration>,
     pub optimizer: OptimizerKind,
     pub learning_rate: f64,
@@ -166,9 +167,9 @@ pub struct Config {
     pub tv_weight: f64,
     pub temporal_weight: f64,
     pub motion: MotionKind,
-    /// A frame that changed by this or more begins another scene; 1 turns it off.
+    /// The change from which a frame begins a new scene; 1 turns the detection off.
     pub scene_cut: f64,
-    /// Whether the painting of a picture that stays the same is repeated once it has converged.
+    /// Whether the painting of a still picture is repeated once it has converged.
     pub skip_still: bool,
     pub pooling: Pooling,
     /// None is the frame's own size.
@@ -176,8 +177,8 @@ pub struct Config {
     pub color: Color,
     pub loss_scale: LossScale,
     pub frame_interval: u32,
-    /// 0 is one for each core that the process may use, or as many as the environment variable
-    /// `RAYON_NUM_THREADS` says.
+    /// 0 is the value of the environment variable `RAYON_NUM_THREADS` or, if that is unset, one for
+    /// each core that the process may use.
     pub n_threads: u32,
 }
 
@@ -241,7 +242,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Whether these values can be worked with, on this network.
+    /// Checks that the values are valid, and the layers part of this network.
     pub fn validate(&self, vgg: &Vgg) -> Result<(), ConfigError> {
         const NOT_NEGATIVE: &str = "of at least 0";
         const POSITIVE: &str = "above 0";

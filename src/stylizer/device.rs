@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Where the work is done.
+//! The device that the network runs on, and its memory.
 
 use candle_core::Device;
 #[cfg(feature = "cuda")]
@@ -15,7 +15,7 @@ use std::ptr::{from_mut, null_mut};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-/// What the user asks for.
+/// The device that the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// The first GPU if it works, else the CPU.
@@ -25,7 +25,7 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// Why a device cannot be had.
+/// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("‘{0}’ is not a device; auto, cpu, cuda and cuda:N are")]
@@ -54,7 +54,7 @@ impl FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device, and why it is not the GPU where `Auto` had to do without one.
+    /// Opens the device. Where `Auto` fell back to the CPU, the error says why.
     pub fn open(self) -> Result<(Device, Option<Error>), Error> {
         match self {
             Self::Cpu => Ok((Device::Cpu, None)),
@@ -68,7 +68,8 @@ impl DeviceChoice {
     }
 }
 
-/// One device for each GPU of the process: tensors of two devices do not mix, even on one GPU.
+/// The process's one candle device for each GPU: tensors of two devices do not mix, even on one
+/// GPU.
 static GPUS: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
 
 fn cuda(ordinal: usize) -> Result<Device, Error> {
@@ -79,8 +80,9 @@ fn cuda(ordinal: usize) -> Result<Device, Error> {
     if let Some(device) = gpus.get(&ordinal) {
         return Ok(device.clone());
     }
-    // A stream of its own: GStreamer changes threads. Without a driver, the binding can panic.
-    let open = || Device::new_cuda_with_stream(ordinal).and_then(prepared);
+    // Not the calling thread's stream, as GStreamer changes threads. Without a driver, cudarc can
+    // panic.
+    let open = || Device::new_cuda_with_stream(ordinal).and_then(configured);
     let device = catch_unwind(AssertUnwindSafe(open))
         .map_err(|_| Error::Cuda(ordinal, "there is no CUDA driver".into()))?
         .map_err(|error| Error::Cuda(ordinal, error.to_string()))?;
@@ -89,37 +91,38 @@ fn cuda(ordinal: usize) -> Result<Device, Error> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn prepared(device: Device) -> candle_core::Result<Device> {
+fn configured(device: Device) -> candle_core::Result<Device> {
     Ok(device)
 }
 
-/// A GPU that keeps freed memory for what comes next, and does not mark each use of memory with an
-/// event.
+/// Makes a GPU keep freed memory for later allocations, and record no event for each use of a
+/// tensor.
 #[cfg(feature = "cuda")]
-fn prepared(device: Device) -> candle_core::Result<Device> {
+fn configured(device: Device) -> candle_core::Result<Device> {
     let gpu = device.as_cuda_device()?;
     let mut threshold = u64::MAX;
-    // Some GPUs have no pools, as virtual ones: there memory is taken anew each time.
-    if let Ok(pool) = pool(gpu) {
+    // Some GPUs, such as virtual ones, have no memory pools: there each allocation goes to the
+    // driver.
+    if let Ok(pool) = memory_pool(gpu) {
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         // SAFETY: the attribute's value is a u64.
         let _ =
             unsafe { sys::cuMemPoolSetAttribute(pool, attribute, from_mut(&mut threshold).cast()) };
     }
-    // SAFETY: all that uses a tensor is in the device's one stream, so that it comes in order
-    // without events.
+    // SAFETY: all uses of a tensor are in the device's one stream, which orders them without
+    // events.
     unsafe { gpu.disable_event_tracking() };
     Ok(device)
 }
 
-/// What a GPU's memory is taken from.
+/// The pool that a GPU's memory is allocated from.
 #[cfg(feature = "cuda")]
-fn pool(gpu: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
+fn memory_pool(gpu: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
     let stream = gpu.cuda_stream();
     let context = stream.context();
     context.bind_to_thread().w()?;
     let mut pool = null_mut();
-    // SAFETY: the device is that of a context that is alive.
+    // SAFETY: the device is that of a live context.
     unsafe { sys::cuDeviceGetMemPool(&mut pool, context.cu_device()) }
         .result()
         .w()?;
@@ -129,25 +132,27 @@ fn pool(gpu: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
 #[cfg(not(feature = "cuda"))]
 pub fn give_back_memory(_: &Device) {}
 
-/// Returns memory that a GPU keeps and nobody has.
+/// Returns the freed memory that the pool keeps to the driver.
 #[cfg(feature = "cuda")]
 pub fn give_back_memory(device: &Device) {
     let Device::Cuda(gpu) = device else { return };
-    // What was freed is free once the device comes to it. If it cannot be returned, it is kept.
+    // Frees take effect in stream order, so wait for them. An error only means that the memory is
+    // kept.
     let _ = gpu.cuda_stream().synchronize();
-    if let Ok(pool) = pool(gpu) {
-        // SAFETY: the pool is that of a context that is alive.
+    if let Ok(pool) = memory_pool(gpu) {
+        // SAFETY: the pool is that of a live context.
         let _ = unsafe { sys::cuMemPoolTrimTo(pool, 0) };
     }
 }
 
-/// What operations on images of a height and width work in, on a GPU.
+/// The scratch memory of the operations on images of a height and width on a GPU, in bytes.
 #[cfg(feature = "cudnn")]
 pub fn scratch_bytes(_: (usize, usize)) -> usize {
     crate::ops::cuda::SCRATCH
 }
 
-/// Candle's convolution has the nine neighbours of each of conv1_2's 64 channels.
+/// The scratch memory of candle's convolution at its largest: conv1_2's 64 channels, unfolded to
+/// the nine values under the kernel.
 #[cfg(not(feature = "cudnn"))]
 pub fn scratch_bytes((h, w): (usize, usize)) -> usize {
     9 * 64 * h * w * size_of::<f32>()
@@ -158,7 +163,7 @@ pub fn free_bytes(_: &Device) -> candle_core::Result<Option<usize>> {
     Ok(None)
 }
 
-/// What of a GPU's memory is free, in bytes; None of a CPU.
+/// The free memory of a GPU in bytes; None for the CPU.
 #[cfg(feature = "cuda")]
 pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
     use sys::CUmemPool_attribute::{
@@ -175,14 +180,14 @@ pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
             .w()?;
         candle_core::Result::Ok(bytes as usize)
     };
-    // What was freed is kept, where there is a pool, and is free all the same.
-    let kept = pool(gpu)
+    // The pool's unused memory counts as free.
+    let kept = memory_pool(gpu)
         .and_then(|pool| Ok(attribute(pool, RESERVED)?.saturating_sub(attribute(pool, USED)?)));
     let (free, _) = gpu.cuda_stream().context().mem_get_info().w()?;
     Ok(Some(free + kept.unwrap_or(0)))
 }
 
-/// How a device is called in reports: `cpu` or `cuda:N`.
+/// The name of a device in reports: `cpu` or `cuda:N`.
 pub fn name(device: &Device) -> String {
     match device.location() {
         candle_core::DeviceLocation::Cpu => "cpu".into(),
@@ -226,7 +231,7 @@ mod tests {
 
     #[cfg(feature = "cuda")]
     #[test]
-    fn auto_says_why_it_does_without_a_gpu() {
+    fn auto_says_why_it_falls_back_to_the_cpu() {
         let (device, fallback) = DeviceChoice::Auto.open().unwrap();
         assert_eq!(device.is_cpu(), fallback.is_some());
     }

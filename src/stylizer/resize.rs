@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The sizes that an image goes through: down to what is optimised and back.
+//! Resizing and padding: from the size of the frame to the one that is optimised, and back.
 
 use crate::vgg::MIN_SIDE;
 use candle_core::{Device, Result, Tensor};
@@ -22,8 +22,7 @@ pub fn fit((h, w): (usize, usize), max_size: Option<u32>) -> (usize, usize) {
     }
 }
 
-/// An image `[h, w, 3]` on the CPU, scaled to a size by a Lanczos filter of three lobes and held
-/// within 0..1.
+/// An image `[h, w, 3]` on the CPU, resampled to a size by a Lanczos-3 filter and clamped to 0..1.
 pub fn resize(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     let (source_h, source_w, _) = image.dims3()?;
     if (source_h, source_w) == (h, w) {
@@ -43,7 +42,8 @@ pub fn resize(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
 }
 
-/// RGB bytes of a size, scaled to another, `[h, w, 3]` in 0..1. A large picture stays in bytes.
+/// RGB bytes of the size `source`, resampled to another, as `[h, w, 3]` in 0..1. A large source is
+/// never converted to floats.
 pub fn resize_bytes(rgb: &[u8], source: (usize, usize), (h, w): (usize, usize)) -> Result<Tensor> {
     let source = TypedImageRef::<U8x3>::from_buffer(source.1 as u32, source.0 as u32, rgb)
         .map_err(candle_core::Error::wrap)?;
@@ -65,7 +65,7 @@ fn lanczos<P: PixelTrait>(
     Ok(target)
 }
 
-/// An image `[h, w, 3]` whose sides of less than [`MIN_SIDE`] are filled up with its last row or
+/// Pads an image `[h, w, 3]` to at least [`MIN_SIDE`] on both sides by repeating its last row and
 /// column.
 pub fn pad(image: &Tensor) -> Result<Tensor> {
     let (h, w, _) = image.dims3()?;
@@ -75,7 +75,7 @@ pub fn pad(image: &Tensor) -> Result<Tensor> {
         .contiguous()
 }
 
-/// The top left `[h, w, 3]` of an image: what [`pad`] was given.
+/// The top left `[h, w, 3]` of an image: undoes [`pad`].
 pub fn crop(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     image.narrow(0, 0, h)?.narrow(1, 0, w)?.contiguous()
 }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_even_colour_stays_as_it_is() {
+    fn a_uniform_colour_stays_the_same() {
         let colour = [0.0, 0.25, 1.0];
         let source = image(19, 31, |_, _, c| colour[c]);
         for size in [(7, 5), (1, 1), (19, 31), (40, 90)] {
@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn channels_and_axes_are_not_mixed_up() {
-        // Each channel a smooth wave of its own, so that down and up again is nearly the same.
+        // A smooth wave along one axis in each channel: resampling it is close to computing it
+        // at the other size.
         let wave = |at: usize, side: usize| 0.5 + 0.4 * (at as f32 / side as f32 * 6.0).sin();
         let smooth = |h: usize, w: usize| {
             image(h, w, |y, x, c| match c {

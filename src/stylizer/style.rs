@@ -13,11 +13,11 @@ use image::{
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
-/// Longest side and memory that a style image may have: more than any camera's picture.
+/// The longest side and the decoded size that are accepted: more than any camera's picture.
 const MAX_SIDE: u32 = 16_384;
 const MAX_BYTES: u64 = 1 << 30;
 
-/// A style image is not enlarged beyond this: it would only show the enlargement's blur.
+/// The largest enlargement: beyond it a style image would show nothing but the blur of resampling.
 const MAX_ENLARGEMENT: f64 = 2.0;
 
 /// What is wrong with a style image.
@@ -52,12 +52,12 @@ impl From<ImageError> for Error {
     }
 }
 
-/// A decoded style image: upright, transparency over white.
+/// A decoded style image, with its orientation applied and its transparency over white.
 #[derive(Clone, Debug)]
 pub struct StyleImage(RgbImage);
 
 impl StyleImage {
-    /// Decodes a PNG, JPEG or WebP file, told by its content.
+    /// Decodes a PNG, JPEG or WebP file; the format is recognised by the content.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let (file, len) = open(path)?;
         if len == 0 {
@@ -66,7 +66,7 @@ impl StyleImage {
         let mut reader = ImageReader::new(BufReader::new(file)).with_guessed_format()?;
         if reader.format() == Some(ImageFormat::Jpeg) {
             let mut file = reader.into_inner();
-            if !jpeg_ends(&mut file)? {
+            if !has_jpeg_end(&mut file)? {
                 return Err(Error::CutShort);
             }
             file.rewind()?;
@@ -78,7 +78,7 @@ impl StyleImage {
         limits.max_alloc = Some(MAX_BYTES);
         reader.limits(limits);
         let mut decoder = reader.into_decoder()?;
-        // A picture with a broken EXIF block is still a picture.
+        // A broken EXIF block does not make the picture unusable.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         if decoder.total_bytes() > MAX_BYTES {
             return Err(Error::TooLarge);
@@ -92,8 +92,8 @@ impl StyleImage {
         Ok(Self(over_white(image)))
     }
 
-    /// The image as the network sees it, `[h, w, 3]` on the CPU: its longest side `scale` times
-    /// `longest`, but not enlarged too far, and neither side below [`MIN_SIDE`].
+    /// The image for the network, `[h, w, 3]` on the CPU: its longest side is `scale` times
+    /// `longest`, unless that enlarges it too much, and sides below [`MIN_SIDE`] are padded.
     pub fn tensor(&self, longest: usize, scale: f64) -> candle_core::Result<Tensor> {
         let (w, h) = (self.0.width() as usize, self.0.height() as usize);
         pad(&resize_bytes(
@@ -103,7 +103,7 @@ impl StyleImage {
         )?)
     }
 
-    /// Height and width of [`tensor`](Self::tensor) before it is filled up.
+    /// Height and width of [`tensor`](Self::tensor) before padding.
     pub fn size(&self, longest: usize, scale: f64) -> (usize, usize) {
         let (w, h) = (self.0.width() as usize, self.0.height() as usize);
         let ratio = (longest as f64 * scale / h.max(w) as f64).min(MAX_ENLARGEMENT);
@@ -111,11 +111,12 @@ impl StyleImage {
     }
 }
 
-/// Whether a JPEG file goes on to its end marker: the decoder makes up what is missing.
+/// Whether a JPEG file reaches its end marker. The decoder does not tell: it fills in what is
+/// missing.
 ///
 /// The structure is that of ITU-T T.81, annex B: markers, most of them with a segment of a given
 /// length, and coded data between them, in which 0xFF is followed by 0 or a restart marker.
-fn jpeg_ends(file: &mut impl BufRead) -> io::Result<bool> {
+fn has_jpeg_end(file: &mut impl BufRead) -> io::Result<bool> {
     const END: u8 = 0xD9;
     loop {
         file.skip_until(0xFF)?;

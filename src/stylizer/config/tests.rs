@@ -19,7 +19,7 @@ fn vgg() -> Vgg {
 }
 
 #[test]
-fn layers_without_weights_share_one() {
+fn layers_without_weights_are_weighted_equally() {
     let layers = parse(" conv1_1, conv5_4 ").unwrap();
     let expected = [(Layer::new(1, 1), 0.5), (Layer::new(5, 4), 0.5)];
     assert_eq!(layers.iter().collect::<Vec<_>>(), expected);
@@ -39,7 +39,7 @@ fn layers_in_any_order_and_with_weights() {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn formatted_layers_are_parsed_back() {
     for list in [
         "conv4_2",
         "conv4_2:0.25",
@@ -63,7 +63,7 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
-fn lists_that_say_nothing_useful() {
+fn malformed_lists_are_refused() {
     assert!(matches!(parse(""), Err(LayersError::Empty)));
     assert!(matches!(parse(" \t"), Err(LayersError::Empty)));
     for list in [
@@ -183,7 +183,7 @@ fn each_number_has_bounds() {
 }
 
 #[test]
-fn something_is_to_be_optimised() {
+fn alpha_and_beta_are_not_both_zero() {
     let config = Config {
         alpha: 0.0,
         beta: 0.0,
@@ -193,7 +193,7 @@ fn something_is_to_be_optimised() {
 }
 
 #[test]
-fn layers_are_in_the_weights() {
+fn layers_beyond_the_weights_are_refused() {
     for deep in ["conv5_2", "conv1_1,conv5_4"] {
         let config = Config {
             content_layers: parse(deep).unwrap(),

@@ -50,7 +50,7 @@ fn assert_near(pixel: &Rgb<u8>, colour: Rgb<u8>) {
 }
 
 #[test]
-fn the_format_is_told_by_content() {
+fn the_format_is_recognised_by_content() {
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
         for name in ["style", "style.png", "style.jpg", "style.webp", "style.txt"] {
             let image = load(&encoded(halves(64, 32), format), name).unwrap();
@@ -79,7 +79,7 @@ fn pictures_of_other_kinds_become_rgb() {
 #[test]
 fn orientation_is_obeyed() {
     let jpeg = encoded(halves(64, 32), ImageFormat::Jpeg);
-    // Where the left half of what is stored goes: to a point in the picture's quarters.
+    // Where the stored left half ends up, in quarters of the picture's sides.
     for (orientation, size, red) in [
         (1, (64, 32), (1, 2)),
         (2, (64, 32), (3, 2)),
@@ -99,7 +99,7 @@ fn orientation_is_obeyed() {
 }
 
 #[test]
-fn broken_exif_is_passed_over() {
+fn broken_exif_is_ignored() {
     let jpeg = encoded(halves(64, 32), ImageFormat::Jpeg);
     for orientation in [0, 9, 255] {
         let image = load(&with_orientation(&jpeg, orientation), "style").unwrap();
@@ -116,7 +116,7 @@ fn broken_exif_is_passed_over() {
 }
 
 #[test]
-fn transparency_is_over_white() {
+fn transparency_is_blended_with_white() {
     let pixels = [
         [0, 0, 0, 0],
         [0, 0, 0, 255],
@@ -141,7 +141,7 @@ fn transparency_is_over_white() {
 }
 
 #[test]
-fn jpegs_with_more_than_a_picture_are_whole() {
+fn jpegs_with_thumbnails_or_trailing_bytes_are_accepted() {
     let jpeg = encoded(halves(64, 32), ImageFormat::Jpeg);
     let thumbnail = [b"Exif\0\0", jpeg.as_slice()].concat();
     load(&with_segment(&jpeg, &thumbnail), "style").unwrap();
@@ -150,27 +150,27 @@ fn jpegs_with_more_than_a_picture_are_whole() {
         "style",
     )
     .unwrap();
-    // Without its own end, that of the thumbnail does not count.
+    // The end marker of the thumbnail does not stand in for the picture's own.
     let cut = with_segment(&jpeg[..jpeg.len() - 2], &thumbnail);
     assert!(load(&cut, "style").is_err());
 }
 
 #[test]
-fn every_shortened_file_is_refused() {
+fn every_truncated_file_is_refused() {
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
         let bytes = encoded(halves(16, 16), format);
         for len in 0..bytes.len() {
             let error = load(&bytes[..len], "style");
-            // A PNG's last chunk holds nothing, and a WebP's last byte makes its length even:
-            // the picture is whole without them.
-            let needless = match format {
+            // The picture is complete without a PNG's empty last chunk, and without the byte that
+            // pads a WebP to an even length.
+            let dispensable = match format {
                 ImageFormat::Png => 12,
                 ImageFormat::WebP => 1,
                 _ => 0,
             };
-            let is_whole = len + needless >= bytes.len();
+            let is_complete = len + dispensable >= bytes.len();
             assert!(
-                error.is_err() || is_whole,
+                error.is_err() || is_complete,
                 "{format:?}: {len} of {}",
                 bytes.len()
             );
@@ -179,7 +179,7 @@ fn every_shortened_file_is_refused() {
 }
 
 #[test]
-fn sizes_that_the_network_cannot_see() {
+fn sizes_below_the_networks_minimum_are_refused() {
     for (width, height) in [(1, 1), (15, 16), (16, 15), (1, 4000)] {
         let error = load(&encoded(halves(width, height), ImageFormat::Png), "style");
         assert!(
@@ -198,7 +198,7 @@ fn assert_size(image: (u32, u32), longest: usize, scale: f64, (h, w): (usize, us
 }
 
 #[test]
-fn the_longest_side_is_a_multiple_of_the_frames() {
+fn the_longest_side_follows_the_frames() {
     assert_size((200, 100), 200, 1.0, (100, 200));
     assert_size((200, 100), 100, 1.0, (50, 100));
     assert_size((100, 200), 100, 0.5, (50, 25));
@@ -213,7 +213,7 @@ fn enlarged_to_twice_its_size_at_most() {
 }
 
 #[test]
-fn no_side_is_too_short_for_the_network() {
+fn short_sides_are_padded() {
     assert_size((400, 20), 100, 1.0, (16, 100));
     assert_size((20, 400), 100, 1.0, (100, 16));
     assert_size((64, 64), 1, 0.01, (16, 16));
