@@ -17,7 +17,7 @@ use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
-use gstgatys::vgg::weights::{Source, Weights};
+use gstgatys::vgg::weights::{Weights, WeightsSource};
 use gstgatys::vgg::{Layer, Precision};
 use std::time::Instant;
 
@@ -128,7 +128,7 @@ struct Step {
 impl Walk {
     fn new(image: &Tensor, precision: Precision) -> Result<Self> {
         let config = Config::default();
-        let weights = Weights::load(&Source::BuiltIn).expect("weights");
+        let weights = Weights::load(&WeightsSource::BuiltIn).expect("weights");
         let deepest = config
             .content_layers
             .deepest()

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::{Config, Init, OptimizerKind};
 use gstgatys::stylizer::style::StyleImage;
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 
 /// Iterations of the frame that starts a run, and of the one that the others are compared with.
@@ -112,7 +112,7 @@ fn run(count: u32, iterations: u32, width: u32) {
 }
 
 fn losses(row: &Row, style: &StyleImage, frames: &[Tensor]) -> Vec<f64> {
-    let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu, Precision::Auto).expect("weights");
+    let vgg = Vgg::shared(&WeightsSource::BuiltIn, &Device::Cpu, Precision::Auto).expect("weights");
     let mut stylizer = Stylizer::new(vgg, style.clone(), row.config.clone()).expect("stylizer");
     let other = match row.config.optimizer {
         OptimizerKind::Lbfgs => OptimizerKind::Adam,

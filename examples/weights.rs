@@ -5,7 +5,7 @@
 //! `cargo run --release --example weights -- FILE OUT.safetensors`
 
 use gstgatys::vgg::Layer;
-use gstgatys::vgg::weights::{Source, Weights};
+use gstgatys::vgg::weights::{Weights, WeightsSource};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn convert(file: &Path, out: &Path) -> Result<(), String> {
-    let weights = Weights::load(&Source::File(file.into()))
+    let weights = Weights::load(&WeightsSource::File(file.into()))
         .map_err(|error| format!("{}: {error}", file.display()))?;
     weights
         .save(out)

@@ -3,17 +3,17 @@
 //! `gatys`: a GStreamer element that paints video in the style of an image, by solving the
 //! optimisation of Gatys, Ecker and Bethge for every frame.
 //!
-//! A frame passes once through the modules, from left to right and back: [`element`] knows
-//! GStreamer, [`stylizer`] one frame's journey, [`vgg`] the network, [`ops`] its operations. All
-//! but the first are a library of their own, which the Cargo feature `plugin` is not needed for:
+//! A frame passes through the modules in this order, and back: [`element`] is the GStreamer element,
+//! [`stylizer`] stylises one frame after the other, [`vgg`] is the network, [`ops`] are its operations.
+//! All but the first form a library that does without GStreamer and the Cargo feature `plugin`:
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use gstgatys::stylizer::{Stylizer, config::Config, style::StyleImage};
-//! use gstgatys::vgg::{Precision, Vgg, weights::Source};
+//! use gstgatys::vgg::{Precision, Vgg, weights::WeightsSource};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu, Precision::Auto)?;
+//! let vgg = Vgg::shared(&WeightsSource::BuiltIn, &Device::Cpu, Precision::Auto)?;
 //! # let path = std::env::temp_dir().join(format!("gatys-style-{}.png", std::process::id()));
 //! # image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([8 * x as u8, 8 * y as u8, 90])).save(&path)?;
 //! let style = StyleImage::load(&path)?;

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::{Config, OptimizerKind};
 use gstgatys::stylizer::objective::{LossWeights, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
-use gstgatys::vgg::weights::{Source, Weights};
+use gstgatys::vgg::weights::{Weights, WeightsSource};
 use gstgatys::vgg::{Layer, Precision, Vgg};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::OnceLock;
@@ -53,7 +53,7 @@ fn picture(phase: f32) -> Tensor {
 
 /// Allocations of the sizes in question in each iteration of an optimisation.
 fn allocations(precision: Precision, kind: OptimizerKind) -> Vec<usize> {
-    let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu, precision).unwrap();
+    let vgg = Vgg::shared(&WeightsSource::BuiltIn, &Device::Cpu, precision).unwrap();
     let config = Config {
         optimizer: kind,
         ..Config::default()
@@ -92,7 +92,7 @@ fn sizes(weights: &Weights) -> Vec<usize> {
 
 #[test]
 fn an_iteration_allocates_no_tensors() {
-    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
     SIZES.set(sizes(&weights)).unwrap();
     let has = |precision: &Precision| precision.check(&Device::Cpu).is_ok();
     for precision in [Precision::F32, Precision::Bf16].into_iter().filter(has) {

@@ -9,7 +9,7 @@ use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::stylizer::resize::{fit, pad, resize};
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ struct Problem(RefCell<Objective>);
 impl Problem {
     fn new(precision: Precision, content: &Tensor, style: &Tensor) -> Self {
         let config = Config::default();
-        let vgg = Vgg::shared(&Source::BuiltIn, &Device::Cpu, precision).unwrap();
+        let vgg = Vgg::shared(&WeightsSource::BuiltIn, &Device::Cpu, precision).unwrap();
         assert_eq!(vgg.precision(), precision);
         let (h, w, _) = content.dims3().unwrap();
         let mut objective = Objective::new(

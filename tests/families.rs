@@ -9,7 +9,7 @@ mod files;
 
 use candle_core::{DType, Device, Tensor};
 use files::{run, stored, values};
-use gstgatys::vgg::weights::{Error, Source, Weights};
+use gstgatys::vgg::weights::{Error, Weights, WeightsSource};
 use gstgatys::vgg::{Layer, Pooling, Vgg};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn family_file(name: &str) -> PathBuf {
 }
 
 fn load(path: &Path) -> Result<Weights, Error> {
-    Weights::load(&Source::File(path.into()))
+    Weights::load(&WeightsSource::File(path.into()))
 }
 
 fn read_tensors(name: &str) -> HashMap<String, Tensor> {

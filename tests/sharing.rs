@@ -11,13 +11,13 @@ use common::painter::{Painter, element};
 use common::video::{Pixels, info};
 use gst::prelude::*;
 use gst_video::VideoFormat;
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use std::sync::{Arc, Barrier, Weak};
 
 fn network(files: &Files) -> Arc<Vgg> {
     Vgg::shared(
-        &Source::File(files.weights.clone()),
+        &WeightsSource::File(files.weights.clone()),
         &Device::Cpu,
         Precision::Auto,
     )

@@ -14,7 +14,7 @@ use files::{
 };
 use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::preprocessing::Preprocessing;
-use gstgatys::vgg::weights::{Error, Source, Weights};
+use gstgatys::vgg::weights::{Error, Weights, WeightsSource};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype, TensorView};
@@ -74,7 +74,7 @@ fn from_f16(bits: u16) -> f32 {
 
 #[test]
 fn the_built_in_weights() {
-    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
     assert_eq!(weights.preprocessing, Preprocessing::TORCHVISION);
     let names: Vec<String> = Layer::all()
         .take(13)

@@ -7,7 +7,7 @@ use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
 use gstgatys::stylizer::resize::{pad, resize};
 use gstgatys::stylizer::style::StyleImage;
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,7 +59,7 @@ pub fn precision() -> Precision {
 
 /// The built-in network.
 pub fn network(precision: Precision) -> Arc<Vgg> {
-    Vgg::shared(&Source::BuiltIn, &Device::Cpu, precision).expect("weights")
+    Vgg::shared(&WeightsSource::BuiltIn, &Device::Cpu, precision).expect("weights")
 }
 
 /// A pool of this many threads, as a stylizer has; 0 is one for each core.

@@ -15,7 +15,7 @@ use gstgatys::ops::transfer::Transfer;
 use gstgatys::stylizer::Stylizer;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use std::time::{Duration, Instant};
 
@@ -165,7 +165,7 @@ pub fn throughput(bench: &Bench, options: &Options, report: &mut Report) {
     };
     for iterations in [5, 10, 20] {
         report.attempt(&format!("{iterations} iterations"), || {
-            let vgg = Vgg::shared(&Source::BuiltIn, &bench.device, Precision::Auto)?;
+            let vgg = Vgg::shared(&WeightsSource::BuiltIn, &bench.device, Precision::Auto)?;
             let config = Config {
                 iterations,
                 max_size: None,

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::device::{DeviceChoice, give_back_memory};
 use gstgatys::stylizer::{Error, Stylizer};
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use std::thread;
 
@@ -78,7 +78,7 @@ impl Clip {
     }
 
     fn stylizer(&self, device: &Device) -> Outcome<Stylizer> {
-        let vgg = Vgg::shared(&Source::BuiltIn, device, Precision::Auto)?;
+        let vgg = Vgg::shared(&WeightsSource::BuiltIn, device, Precision::Auto)?;
         let config = Config {
             iterations: ITERATIONS,
             initial_iterations: ITERATIONS,

@@ -6,7 +6,7 @@ use crate::common::problem::{Pictures, Problem, picture};
 use crate::report::Outcome;
 use candle_core::{Device, Tensor};
 use gstgatys::ops::cuda::notes::{self, Note};
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 
 /// Pictures on a device.
@@ -20,7 +20,7 @@ pub fn on(device: &Device, pictures: &Pictures) -> Outcome<Pictures> {
 
 /// The built-in network's objective, for pictures that are on the device.
 pub fn problem(device: &Device, precision: Precision, pictures: &Pictures) -> Outcome<Problem> {
-    let vgg = Vgg::shared(&Source::BuiltIn, device, precision)?;
+    let vgg = Vgg::shared(&WeightsSource::BuiltIn, device, precision)?;
     Ok(Problem::new(vgg, pictures))
 }
 

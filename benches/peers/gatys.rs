@@ -18,7 +18,7 @@ mod common;
 use candle_core::Device;
 use common::problem::{Pictures, Problem, size, threads};
 use common::timing::{argument, ms, timed};
-use gstgatys::vgg::weights::Source;
+use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg, shared};
 use std::io::BufRead;
 use std::path::Path;
@@ -29,8 +29,8 @@ fn main() {
 
 fn serve() {
     let source = match std::env::var_os("GATYS_WEIGHTS") {
-        Some(file) => Source::File(file.into()),
-        None => Source::BuiltIn,
+        Some(file) => WeightsSource::File(file.into()),
+        None => WeightsSource::BuiltIn,
     };
     let network = |precision| match Vgg::shared(&source, &Device::Cpu, precision) {
         Ok(vgg) => Some(vgg),

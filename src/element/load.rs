@@ -6,7 +6,7 @@ use super::settings::{Invalid, Settings, weights_by_name};
 use crate::stylizer::config::ConfigError;
 use crate::stylizer::style::StyleImage;
 use crate::stylizer::{self, Stylizer, device};
-use crate::vgg::weights::Source;
+use crate::vgg::weights::WeightsSource;
 use crate::vgg::{Precision, Vgg, shared};
 use gst::{ErrorMessage, ResourceError, error_msg};
 
@@ -40,10 +40,10 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
     Ok((stylizer, fallback))
 }
 
-fn weights_error(source: &Source, error: &shared::Error) -> String {
+fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
     let path = match source {
-        Source::BuiltIn => return format!("weights=those built in: {error}"),
-        Source::File(path) => path,
+        WeightsSource::BuiltIn => return format!("weights=those built in: {error}"),
+        WeightsSource::File(path) => path,
     };
     let named = match weights_by_name(path) {
         Some(named) => format!(

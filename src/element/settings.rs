@@ -5,7 +5,7 @@
 use super::{Color, Init, LossScale, Motion, Optimizer, Pooling, Precision};
 use crate::stylizer::config::{Config, LayerWeights, MAX_WEIGHT};
 use crate::stylizer::device::DeviceChoice;
-use crate::vgg::weights::Source;
+use crate::vgg::weights::WeightsSource;
 use gst::glib::{self, ParamFlags, ParamSpec, Value};
 use gst::prelude::*;
 use once_cell::sync::Lazy;
@@ -334,13 +334,13 @@ impl Settings {
     }
 
     /// Where the weights are: a path, else a name in the data directory.
-    pub fn weights(&self) -> Source {
+    pub fn weights(&self) -> WeightsSource {
         let Some(path) = given(&self.weights) else {
-            return Source::BuiltIn;
+            return WeightsSource::BuiltIn;
         };
         match weights_by_name(&path) {
-            Some(named) if named.exists() => Source::File(named),
-            _ => Source::File(path),
+            Some(named) if named.exists() => WeightsSource::File(named),
+            _ => WeightsSource::File(path),
         }
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! VGG-19's convolutional part (Simonyan and Zisserman 2015), with frozen weights: the features of
-//! an image, and the gradient with respect to the image of a loss on them.
+//! The convolutional part of VGG-19 (Simonyan and Zisserman 2015) with frozen weights: computes the
+//! features of an image, and the gradient of a loss on them with respect to the image.
 //!
-//! The network is a chain, so the backward pass is written out rather than recorded.
+//! The network is a fixed chain, so the backward pass is written out: there is no autograd.
 
 mod precision;
 pub mod shared;
@@ -15,7 +15,7 @@ pub use crate::ops::pool::Pooling;
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
-use precision::Chosen;
+use precision::ResolvedPrecision;
 pub use precision::{Error as PrecisionError, Precision};
 use rayon::ThreadPoolBuilder;
 use std::fmt;
@@ -23,13 +23,13 @@ use std::str::FromStr;
 use weights::Weights;
 use weights::preprocessing::Preprocessing;
 
-/// Convolutions of each block; a pooling layer stands between two blocks.
+/// The number of convolutions in each block; blocks are separated by pooling layers.
 pub const BLOCKS: [usize; 5] = [2, 2, 4, 4, 4];
 
-/// The number of convolutions of a whole VGG-19.
+/// The number of convolutions in all of VGG-19.
 pub const LAYERS: usize = 16;
 
-/// Shortest side of an image that the deepest block still sees a pixel of.
+/// The shortest side of an image that leaves the deepest block at least one pixel.
 pub const MIN_SIDE: usize = 1 << (BLOCKS.len() - 1);
 
 /// Why features or a gradient were not computed.
@@ -38,7 +38,7 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
-    /// Other formats go further than f16, and weights are checked to be numbers.
+    /// Only f16 can overflow: the others have f32's range, and weights are checked to be finite.
     #[error("the activations of {0} do not fit f16; precision=bf16 or f32 takes them")]
     Overflow(Layer),
     #[error(transparent)]
@@ -48,7 +48,7 @@ pub enum Error {
 /// Asked before every layer; `true` ends the computation with [`Error::Cancelled`].
 pub type Cancel<'a> = &'a (dyn Fn() -> bool + Sync);
 
-/// A convolution of VGG-19 by its place in the network. Its name, `conv1_1` to `conv5_4`, means
+/// A convolution of VGG-19, by its index in the network. Its name, `conv1_1` to `conv5_4`, refers to
 /// the activation after its ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Layer(usize);
@@ -60,7 +60,7 @@ impl Layer {
     /// The layer `conv{block}_{within}`, both counted from 1.
     ///
     /// # Panics
-    /// Where VGG-19 has no such layer.
+    /// If VGG-19 has no such layer.
     pub const fn new(block: usize, within: usize) -> Self {
         assert!(1 <= within && within <= BLOCKS[block - 1]);
         let mut index = within - 1;
@@ -77,17 +77,17 @@ impl Layer {
         (0..LAYERS).map(Self)
     }
 
-    /// Its place, from 0.
+    /// Its index in the network, from 0.
     pub fn index(self) -> usize {
         self.0
     }
 
-    /// Its block, from 0: the layer sees the image at 1 / 2^block of its size.
+    /// Its block, from 0: features have 1 / 2^block of the image's height and width.
     pub fn block(self) -> usize {
-        self.place().0
+        self.block_and_offset().0
     }
 
-    fn place(self) -> (usize, usize) {
+    fn block_and_offset(self) -> (usize, usize) {
         let mut within = self.0;
         for (block, &convs) in BLOCKS.iter().enumerate() {
             if within < convs {
@@ -95,23 +95,23 @@ impl Layer {
             }
             within -= convs;
         }
-        unreachable!("a layer's place is below LAYERS")
+        unreachable!("a layer's index is below LAYERS")
     }
 
     /// Whether a pooling layer comes before it.
     fn follows_pool(self) -> bool {
-        self.0 > 0 && self.place().1 == 0
+        self.0 > 0 && self.block_and_offset().1 == 0
     }
 }
 
 impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (block, within) = self.place();
+        let (block, within) = self.block_and_offset();
         write!(f, "conv{}_{}", block + 1, within + 1)
     }
 }
 
-/// A name that is no layer's.
+/// A name that is not a layer's.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no layer ‘{0}’; the layers are conv1_1, conv1_2, conv2_1, conv2_2, conv3_1 to conv3_4, conv4_1 to conv4_4 and conv5_1 to conv5_4"
@@ -128,13 +128,13 @@ impl FromStr for Layer {
     }
 }
 
-/// The activations of an image, or the gradients with respect to them: tensors allocated once for
-/// an image size, written at each iteration. Gradients share memory: each is gone once that with
-/// respect to the layer two before it is there.
+/// The activations of an image, or the gradients with respect to them: tensors that are allocated
+/// once for an image size and overwritten at each iteration. Gradients share memory: computing one
+/// overwrites the gradient two steps deeper.
 pub struct Features {
     /// `[h, w, channels]` of each layer, from conv1_1 to the deepest that is used.
     layers: Vec<Tensor>,
-    /// What each block but the first is given.
+    /// The input of each block but the first, after pooling.
     pooled: Vec<Tensor>,
 }
 
@@ -144,7 +144,7 @@ impl Features {
         &self.layers[layer.0]
     }
 
-    /// The input of `layer`'s convolution, for an image at the network's end.
+    /// The input of `layer`'s convolution, which is `image` for conv1_1.
     fn input<'a>(&'a self, layer: Layer, image: &'a Tensor) -> &'a Tensor {
         match layer.0 {
             0 => image,
@@ -153,14 +153,14 @@ impl Features {
         }
     }
 
-    /// The deepest layer that there is a tensor for.
+    /// The deepest layer that has a tensor.
     pub fn deepest(&self) -> Layer {
         Layer(self.layers.len() - 1)
     }
 }
 
-/// Where a tensor of features lies in its piece of memory.
-struct FeaturePlace {
+/// The position of a tensor in the buffer that it shares with others, in elements.
+struct TensorSlice {
     pooled: bool,
     shape: (usize, usize, usize),
     start: usize,
@@ -180,28 +180,36 @@ pub struct Vgg {
 impl Vgg {
     /// Puts `weights` on `device`, in f32.
     pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
-        Self::build(weights.clone(), device, Chosen::F32)
+        Self::build(weights.clone(), device, ResolvedPrecision::F32)
     }
 
-    /// A network that computes as a GPU does in `format`, with composed operations on the CPU.
+    /// A network on the CPU that emulates a GPU's arithmetic in `format`.
     #[cfg(test)]
     pub(crate) fn emulated(
         weights: &Weights,
         format: crate::ops::Format,
     ) -> candle_core::Result<Self> {
-        Self::build(weights.clone(), &Device::Cpu, Chosen::Gpu(format))
+        Self::build(
+            weights.clone(),
+            &Device::Cpu,
+            ResolvedPrecision::Gpu(format),
+        )
     }
 
-    /// The image's preparation becomes part of conv1_1. Its border is replicated, because zeros
-    /// there would leave a frame around the picture; further in, zeros stand around the features,
-    /// as the weights were trained with.
-    fn build(weights: Weights, device: &Device, chosen: Chosen) -> candle_core::Result<Self> {
+    /// The preprocessing of the image is folded into conv1_1, which replicates the image's border:
+    /// zero padding would leave a visible frame around the picture. All other layers are padded with
+    /// zeros, as in training.
+    fn build(
+        weights: Weights,
+        device: &Device,
+        resolved: ResolvedPrecision,
+    ) -> candle_core::Result<Self> {
         let Weights {
             convs,
             preprocessing,
             family,
         } = weights;
-        // Each kernel is gone once it is packed.
+        // Frees each kernel as soon as it is packed.
         let conv = |(index, (kernel, bias)): (usize, (Tensor, Tensor))| {
             let (kernel, bias, border) = if index == 0 {
                 let (kernel, bias) = preprocessing.folded(&kernel, &bias)?;
@@ -210,17 +218,19 @@ impl Vgg {
                 (kernel, bias, Border::Zeros)
             };
             let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
-            match chosen {
-                Chosen::F32 => Conv3x3::new(&kernel, &bias, border),
-                Chosen::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
-                Chosen::Gpu(format) => Conv3x3::with_format(&kernel, &bias, border, format),
+            match resolved {
+                ResolvedPrecision::F32 => Conv3x3::new(&kernel, &bias, border),
+                ResolvedPrecision::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
+                ResolvedPrecision::Gpu(format) => {
+                    Conv3x3::with_format(&kernel, &bias, border, format)
+                }
             }
         };
         let load = || convs.into_iter().enumerate().map(conv).collect();
-        let convs: candle_core::Result<_> = match chosen {
-            Chosen::Gpu(_) => load(),
-            // Threads of its own, which end with the packing of the kernels: rayon's global ones
-            // would stay, and panic where they cannot be had.
+        let convs: candle_core::Result<_> = match resolved {
+            ResolvedPrecision::Gpu(_) => load(),
+            // A temporary pool: rayon's global one would stay, and panics where threads cannot be
+            // started.
             _ => ThreadPoolBuilder::new()
                 .build()
                 .map_err(candle_core::Error::wrap)?
@@ -230,19 +240,19 @@ impl Vgg {
         Ok(Self {
             convs,
             device: device.clone(),
-            precision: chosen.precision(),
-            dtype: chosen.dtype(),
+            precision: resolved.precision(),
+            dtype: resolved.dtype(),
             family,
             preprocessing,
         })
     }
 
-    /// What the weights were recognised as.
+    /// The family of weights files that the weights were recognised as.
     pub fn family(&self) -> &str {
         &self.family
     }
 
-    /// How an image is prepared for the weights, which is part of conv1_1 here.
+    /// How the weights expect an image to be prepared, which conv1_1 does here.
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
     }
@@ -251,23 +261,22 @@ impl Vgg {
         &self.device
     }
 
-    /// What the features are computed in: never [`Precision::Auto`].
+    /// The precision of the features: never [`Precision::Auto`].
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// The deepest layer that the weights go to.
+    /// The deepest layer that there are weights for.
     pub fn deepest(&self) -> Layer {
         Layer(self.convs.len() - 1)
     }
 
-    /// What the kernels of all layers take up in memory.
+    /// The size of all layers' packed kernels in memory.
     pub fn packed_bytes(&self) -> usize {
         self.convs.iter().map(Conv3x3::packed_bytes).sum()
     }
 
-    /// Tensors for the features of an image `[h, w, 3]`, as deep as `deepest`, in the network's
-    /// precision.
+    /// Tensors for the features of an image `[h, w, 3]` up to `deepest`, in the network's precision.
     pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
         self.tensors(h, w, deepest, |start, len| start + len)
     }
@@ -282,60 +291,60 @@ impl Vgg {
         self.tensors(h, w, deepest, |_, _| 0)
     }
 
-    /// What [`allocate`](Self::allocate) takes of the device's memory.
+    /// The device memory that [`allocate`](Self::allocate) takes.
     pub fn feature_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
-        let (_, ends) = self.places(h, w, deepest, |start, len| start + len);
+        let (_, ends) = self.layout(h, w, deepest, |start, len| start + len);
         (ends[0] + ends[1]) * self.dtype.size_in_bytes()
     }
 
-    /// What [`allocate_gradients`](Self::allocate_gradients) takes.
+    /// The device memory that [`allocate_gradients`](Self::allocate_gradients) takes.
     pub fn gradient_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
-        let (_, ends) = self.places(h, w, deepest, |_, _| 0);
+        let (_, ends) = self.layout(h, w, deepest, |_, _| 0);
         (ends[0] + ends[1]) * self.dtype.size_in_bytes()
     }
 
-    /// What a layer's features of an image `[h, w, 3]` take.
+    /// The device memory of one layer's features of an image `[h, w, 3]`.
     pub fn layer_bytes(&self, h: usize, w: usize, layer: Layer) -> usize {
         let channels = self.convs[layer.0].out_channels();
         (h >> layer.block()) * (w >> layer.block()) * channels * self.dtype.size_in_bytes()
     }
 
-    /// Where the tensors of features lie, as [`tensors`](Self::tensors) says, and the sizes of both
-    /// pieces of memory.
-    fn places(
+    /// The layout of the tensors in two buffers, and the buffers' lengths; see
+    /// [`tensors`](Self::tensors).
+    fn layout(
         &self,
         h: usize,
         w: usize,
         deepest: Layer,
         next: impl Fn(usize, usize) -> usize,
-    ) -> (Vec<FeaturePlace>, [usize; 2]) {
+    ) -> (Vec<TensorSlice>, [usize; 2]) {
         let (mut starts, mut ends) = ([0; 2], [0; 2]);
-        let mut places = Vec::new();
-        let mut place = |pooled: bool, shape: (usize, usize, usize)| {
-            let (turn, len) = (places.len() % 2, shape.0 * shape.1 * shape.2);
-            places.push(FeaturePlace {
+        let mut slices = Vec::new();
+        let mut add = |pooled: bool, shape: (usize, usize, usize)| {
+            let (buffer, len) = (slices.len() % 2, shape.0 * shape.1 * shape.2);
+            slices.push(TensorSlice {
                 pooled,
                 shape,
-                start: starts[turn],
+                start: starts[buffer],
                 len,
             });
-            ends[turn] = ends[turn].max(starts[turn] + len);
-            starts[turn] = next(starts[turn], len);
+            ends[buffer] = ends[buffer].max(starts[buffer] + len);
+            starts[buffer] = next(starts[buffer], len);
         };
         for layer in Layer::all().take_while(|&layer| layer <= deepest) {
             let conv = &self.convs[layer.0];
             let (h, w) = (h >> layer.block(), w >> layer.block());
             if layer.follows_pool() {
-                place(true, (h, w, conv.in_channels()));
+                add(true, (h, w, conv.in_channels()));
             }
-            place(false, (h, w, conv.out_channels()));
+            add(false, (h, w, conv.out_channels()));
         }
-        (places, ends)
+        (slices, ends)
     }
 
-    /// Tensors in two pieces of memory, by turns, so that neighbours are in different ones, as
-    /// operations on tensors demand. `next(start, len)` is where the one after a tensor starts in
-    /// the piece.
+    /// Tensors that alternate between two buffers: operations need their input and output in
+    /// different ones. In its buffer, a tensor at `start` of length `len` is followed by one at
+    /// `next(start, len)`.
     fn tensors(
         &self,
         h: usize,
@@ -343,25 +352,25 @@ impl Vgg {
         deepest: Layer,
         next: impl Fn(usize, usize) -> usize,
     ) -> candle_core::Result<Features> {
-        let (places, ends) = self.places(h, w, deepest, next);
-        // There is no memory of no length on a GPU.
-        let memory = |len: usize| match self.dtype {
-            // As integers zeros take no memory before they are overwritten.
+        let (slices, ends) = self.layout(h, w, deepest, next);
+        // At least one element, because a GPU cannot allocate zero bytes.
+        let buffer = |len: usize| match self.dtype {
+            // Zeroed integers come from calloc, and take no memory until they are written.
             DType::BF16 if self.device.is_cpu() => {
                 let zeros: Vec<bf16> = vec![0u16; len.max(1)].reinterpret_into();
                 Tensor::from_vec(zeros, len.max(1), &self.device)
             }
             dtype => Tensor::zeros(len.max(1), dtype, &self.device),
         };
-        let memory = [memory(ends[0])?, memory(ends[1])?];
+        let buffers = [buffer(ends[0])?, buffer(ends[1])?];
         let mut features = Features {
             layers: Vec::new(),
             pooled: Vec::new(),
         };
-        for (turn, place) in places.into_iter().enumerate() {
-            let memory = memory[turn % 2].narrow(0, place.start, place.len)?;
-            let tensor = memory.reshape(place.shape)?;
-            match place.pooled {
+        for (index, slice) in slices.into_iter().enumerate() {
+            let values = buffers[index % 2].narrow(0, slice.start, slice.len)?;
+            let tensor = values.reshape(slice.shape)?;
+            match slice.pooled {
                 true => features.pooled.push(tensor),
                 false => features.layers.push(tensor),
             }
@@ -369,7 +378,7 @@ impl Vgg {
         Ok(features)
     }
 
-    /// The activations of `image` `[h, w, 3]`, RGB 0..1, up to `deepest`, into `features`.
+    /// Computes the activations of `image` `[h, w, 3]`, RGB 0..1, up to `deepest`, into `features`.
     pub fn forward(
         &self,
         image: &Tensor,
@@ -391,12 +400,12 @@ impl Vgg {
         Ok(())
     }
 
-    /// The gradient with respect to the image, into `image_gradient` `[h, w, 3]`.
+    /// Computes the gradient with respect to the image into `image_gradient` `[h, w, 3]`.
     ///
-    /// From the deepest layer on, `seed(layer, gradient, accumulate)` writes the loss's own
-    /// gradient with respect to the layer's activation to `gradient`, or adds it to what came from
-    /// deeper layers; it says whether `gradient` holds one now. The pass starts at the first layer
-    /// that has one. `features` are those of the last `forward`, `gradients` of the same depth.
+    /// For each layer from the deepest on, `seed(layer, gradient, accumulate)` writes the gradient of
+    /// the layer's own loss term to `gradient`, or adds it to that from deeper layers if `accumulate`;
+    /// it returns false if the layer has no such term. The pass starts at the deepest layer that has
+    /// one. `features` are those of the last `forward`; `gradients` has the same depth.
     pub fn backward(
         &self,
         pooling: Pooling,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the network's features are computed in. Pixels, the optimiser and the losses are f32 or
-//! wider whatever this is.
+//! The precision of the network's features. Pixels, the optimiser and the losses are f32 or wider in
+//! any case.
 
 use super::weights::Weights;
 use crate::ops::Format;
@@ -9,8 +9,8 @@ use crate::ops::amx::{Amx, CHANNELS};
 use candle_core::{DType, Device};
 use std::fmt;
 
-/// What features, gradients with respect to them, and weights are rounded to. Sums are f32 or
-/// wider in each.
+/// The format that weights, features and the gradients with respect to them are rounded to. Sums are
+/// f32 or wider in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else
@@ -20,9 +20,9 @@ pub enum Precision {
     F32,
     /// On GPUs.
     Tf32,
-    /// On GPUs, and on CPUs with AMX for networks whose numbers of channels are multiples of 32.
+    /// On GPUs, and on CPUs with AMX if the network's channels are multiples of 32.
     Bf16,
-    /// On GPUs: closer to f32 than bf16, but activations beyond 65504 do not fit.
+    /// On GPUs: more precise than bf16, but activations beyond 65504 overflow.
     F16,
 }
 
@@ -60,68 +60,76 @@ pub enum Error {
     BeforeAmpere,
 }
 
-/// A precision that a device has, and what it takes.
+/// A precision that the device has, never `Auto`, with what its computation needs.
 #[derive(Clone, Copy)]
-pub(super) enum Chosen {
+pub(super) enum ResolvedPrecision {
     F32,
     Bf16(Amx),
     Gpu(Format),
 }
 
 impl Precision {
-    /// Whether `device` has it.
+    /// Checks that `device` has it.
     pub fn check(self, device: &Device) -> Result<(), Error> {
         self.on(device).map(drop)
     }
 
-    /// What it is on `device`, for a network that all precisions take.
-    pub(super) fn on(self, device: &Device) -> Result<Chosen, Error> {
+    /// Resolves it on `device`, for a network that suits all precisions.
+    pub(super) fn on(self, device: &Device) -> Result<ResolvedPrecision, Error> {
         if !device.is_cpu() {
-            return self.on_gpu(Gpu::of(device)).map(Chosen::Gpu);
+            return self
+                .on_gpu(GpuSupport::of(device))
+                .map(ResolvedPrecision::Gpu);
         }
         match self {
-            Self::F32 => Ok(Chosen::F32),
-            Self::Auto => Ok(Amx::new().map_or(Chosen::F32, Chosen::Bf16)),
-            Self::Bf16 => Amx::new().map(Chosen::Bf16).ok_or(Error::NoAmx),
+            Self::F32 => Ok(ResolvedPrecision::F32),
+            Self::Auto => Ok(Amx::new().map_or(ResolvedPrecision::F32, ResolvedPrecision::Bf16)),
+            Self::Bf16 => Amx::new().map(ResolvedPrecision::Bf16).ok_or(Error::NoAmx),
             Self::Tf32 | Self::F16 => Err(Error::NotOnCpu),
         }
     }
 
-    fn on_gpu(self, gpu: Gpu) -> Result<Format, Error> {
+    fn on_gpu(self, gpu: GpuSupport) -> Result<Format, Error> {
         match (self, gpu) {
-            (Self::F32, _) | (Self::Auto, Gpu::WithoutCudnn) => Ok(Format::F32),
-            (_, Gpu::WithoutCudnn) => Err(Error::NoCudnn),
+            (Self::F32, _) | (Self::Auto, GpuSupport::WithoutCudnn) => Ok(Format::F32),
+            (_, GpuSupport::WithoutCudnn) => Err(Error::NoCudnn),
             (Self::F16 | Self::Auto, _) => Ok(Format::F16),
-            (_, Gpu::BeforeAmpere) => Err(Error::BeforeAmpere),
-            (Self::Bf16, Gpu::Ampere) => Ok(Format::Bf16),
-            (Self::Tf32, Gpu::Ampere) => Ok(Format::Tf32),
+            (_, GpuSupport::BeforeAmpere) => Err(Error::BeforeAmpere),
+            (Self::Bf16, GpuSupport::Ampere) => Ok(Format::Bf16),
+            (Self::Tf32, GpuSupport::Ampere) => Ok(Format::Tf32),
         }
     }
 
-    /// What it is on `device` for a network with these convolutions.
-    pub(super) fn choose(self, device: &Device, weights: &Weights) -> Result<Chosen, Error> {
+    /// Resolves it on `device` for a network with these weights.
+    pub(super) fn resolve(
+        self,
+        device: &Device,
+        weights: &Weights,
+    ) -> Result<ResolvedPrecision, Error> {
         match self.on(device)? {
-            Chosen::Bf16(_) if weights.channels().any(|n| !n.is_multiple_of(CHANNELS)) => {
+            ResolvedPrecision::Bf16(_)
+                if weights.channels().any(|n| !n.is_multiple_of(CHANNELS)) =>
+            {
                 match self {
-                    Self::Auto => Ok(Chosen::F32),
+                    Self::Auto => Ok(ResolvedPrecision::F32),
                     _ => Err(Error::Narrow),
                 }
             }
-            chosen => Ok(chosen),
+            resolved => Ok(resolved),
         }
     }
 }
 
-/// What decides what a GPU computes in; a build knows GPUs with cuDNN or without.
+/// What limits the precisions of a GPU. A build has only the first, or only the other two.
 #[derive(Clone, Copy)]
 #[allow(dead_code)]
-enum Gpu {
+enum GpuSupport {
     WithoutCudnn,
     BeforeAmpere,
     Ampere,
 }
 
-impl Gpu {
+impl GpuSupport {
     #[cfg(not(feature = "cudnn"))]
     fn of(_: &Device) -> Self {
         Self::WithoutCudnn
@@ -136,8 +144,8 @@ impl Gpu {
     }
 }
 
-impl Chosen {
-    /// Of features and of gradients with respect to them.
+impl ResolvedPrecision {
+    /// The type of features and of the gradients with respect to them.
     pub(super) fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -167,21 +175,29 @@ mod tests {
     #[test]
     fn precisions_of_gpus() {
         use Precision::*;
-        let formats = |gpu| [Auto, F32, Tf32, Bf16, F16].map(|it| it.on_gpu(gpu).ok());
+        let formats =
+            |gpu| [Auto, F32, Tf32, Bf16, F16].map(|precision| precision.on_gpu(gpu).ok());
         let [f32, f16] = [Format::F32, Format::F16].map(Some);
-        assert_eq!(formats(Gpu::BeforeAmpere), [f16, f32, None, None, f16]);
+        assert_eq!(
+            formats(GpuSupport::BeforeAmpere),
+            [f16, f32, None, None, f16]
+        );
         let [tf32, bf16] = [Format::Tf32, Format::Bf16].map(Some);
-        assert_eq!(formats(Gpu::Ampere), [f16, f32, tf32, bf16, f16]);
-        assert_eq!(formats(Gpu::WithoutCudnn), [f32, f32, None, None, None]);
+        assert_eq!(formats(GpuSupport::Ampere), [f16, f32, tf32, bf16, f16]);
+        assert_eq!(
+            formats(GpuSupport::WithoutCudnn),
+            [f32, f32, None, None, None]
+        );
         for precision in [Tf32, Bf16] {
-            let refused = precision.on_gpu(Gpu::BeforeAmpere);
+            let refused = precision.on_gpu(GpuSupport::BeforeAmpere);
             assert!(matches!(refused, Err(Error::BeforeAmpere)), "{precision}");
         }
     }
 
     #[test]
     fn precisions_of_the_cpu() {
-        let on_cpu = |precision: Precision| precision.on(&Device::Cpu).map(Chosen::precision);
+        let on_cpu =
+            |precision: Precision| precision.on(&Device::Cpu).map(ResolvedPrecision::precision);
         assert_eq!(on_cpu(Precision::F32).unwrap(), Precision::F32);
         for precision in [Precision::Tf32, Precision::F16] {
             let error = precision.check(&Device::Cpu).unwrap_err();

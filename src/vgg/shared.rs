@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! One copy of a network for each device and precision, shared by all that use it in the process.
+//! A process-wide cache: one copy of a network for each device and precision, shared by its users.
 
-use super::weights::{self, Source, Weights};
+use super::weights::{self, Weights, WeightsSource};
 use super::{Precision, PrecisionError, Vgg};
 use candle_core::{Device, DeviceLocation};
 use once_cell::sync::Lazy;
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-/// Why a network could not be had.
+/// Why a network could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -21,34 +21,39 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
-/// A file may be replaced while the process runs: its time and length tell.
-type Key = (Source, Option<(SystemTime, u64)>, DeviceLocation, Precision);
+/// With the file's modification time and length, because it may be replaced while the process runs.
+type Key = (
+    WeightsSource,
+    Option<(SystemTime, u64)>,
+    DeviceLocation,
+    Precision,
+);
 
 static NETWORKS: Lazy<Mutex<HashMap<Key, Weak<Vgg>>>> = Lazy::new(Mutex::default);
 
 impl Vgg {
-    /// The network of `source` on `device` in `precision`: that in use already, or loaded now.
+    /// The network of `source` on `device` in `precision`: the one already in use, or newly loaded.
     pub fn shared(
-        source: &Source,
+        source: &WeightsSource,
         device: &Device,
         precision: Precision,
     ) -> Result<Arc<Self>, Error> {
-        // Before it is read: what replaces the file meanwhile is another network.
+        // Taken before the file is read, so that replacing it meanwhile makes another network.
         let stamp = stamp(source);
         let key = |precision| (source.clone(), stamp, device.location(), precision);
         if let Some(network) = lookup(&key(precision.on(device)?.precision())) {
             return Ok(network);
         }
-        // Loaded without the lock; two that come at the same time both load, and one is kept.
+        // Loaded without the lock: of two concurrent calls both load, and one result is kept.
         let weights = Weights::load(source)?;
-        let chosen = precision.choose(device, &weights)?;
-        let key = key(chosen.precision());
-        // What auto chooses may be known only now.
+        let resolved = precision.resolve(device, &weights)?;
+        let key = key(resolved.precision());
+        // `auto` may be resolved only once the weights are known.
         if let Some(network) = lookup(&key) {
             return Ok(network);
         }
-        let network = Arc::new(Self::build(weights, device, chosen)?);
-        give_back_memory();
+        let network = Arc::new(Self::build(weights, device, resolved)?);
+        trim_heap();
         let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
         networks.retain(|_, network| network.strong_count() > 0);
         if let Some(earlier) = networks.get(&key).and_then(Weak::upgrade) {
@@ -59,10 +64,10 @@ impl Vgg {
     }
 }
 
-/// Has the allocator return what loading took and freed, tens of MB, which it would keep.
-fn give_back_memory() {
+/// Makes the allocator return the tens of MB that loading has freed to the system.
+fn trim_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it touches nothing but memory that nobody has.
+    // SAFETY: it only releases memory that is free.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -73,8 +78,8 @@ fn lookup(key: &Key) -> Option<Arc<Vgg>> {
     networks.get(key).and_then(Weak::upgrade)
 }
 
-fn stamp(source: &Source) -> Option<(SystemTime, u64)> {
-    let Source::File(path) = source else {
+fn stamp(source: &WeightsSource) -> Option<(SystemTime, u64)> {
+    let WeightsSource::File(path) = source else {
         return None;
     };
     let metadata = std::fs::metadata(path).ok()?;

@@ -5,7 +5,7 @@ use crate::ops::amx::Amx;
 use crate::ops::reference::Array;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A network that hands on what it is given: each kernel is 0.1 everywhere.
+/// A network of kernels and biases of 0.1, so that no activation is zero.
 fn vgg(layers: usize) -> Vgg {
     let full = |value: f32, shape: &[usize]| Tensor::full(value, shape, &Device::Cpu).unwrap();
     let conv = |inputs| (full(0.1, &[2, inputs, 3, 3]), full(0.1, &[2]));
@@ -23,9 +23,9 @@ fn is_zero(tensor: &Tensor) -> bool {
     values.iter().all(|&value| value == 0.0)
 }
 
-/// Calls `compute` with a question that says stop when it is asked for the `last` time; how
-/// often it was asked.
-fn asked(last: usize, compute: impl FnOnce(Cancel) -> Result<(), Error>) -> (usize, bool) {
+/// Calls `compute` with a cancel callback that returns true at call number `last`; the number of
+/// calls, and whether it was cancelled.
+fn count_checks(last: usize, compute: impl FnOnce(Cancel) -> Result<(), Error>) -> (usize, bool) {
     let count = AtomicUsize::new(0);
     let result = compute(&|| count.fetch_add(1, Ordering::SeqCst) + 1 == last);
     let cancelled = matches!(result, Err(Error::Cancelled));
@@ -75,7 +75,7 @@ fn forward_goes_no_further_than_asked() {
         assert_eq!(features.pooled.len(), deepest.block());
         for asked_for in Layer::all().take_while(|&layer| layer <= deepest) {
             let features = vgg.allocate(17, 35, deepest).unwrap();
-            let (count, cancelled) = asked(usize::MAX, |cancel| {
+            let (count, cancelled) = count_checks(usize::MAX, |cancel| {
                 vgg.forward(&image(0.5), Pooling::Avg, asked_for, &features, cancel)
             });
             assert_eq!((count, cancelled), (asked_for.index() + 1, false));
@@ -91,7 +91,7 @@ fn forward_stops_before_the_next_layer() {
     let vgg = vgg(16);
     for last in 1..=LAYERS {
         let features = vgg.allocate(17, 35, Layer::new(5, 4)).unwrap();
-        let (count, cancelled) = asked(last, |cancel| {
+        let (count, cancelled) = count_checks(last, |cancel| {
             vgg.forward(&image(0.5), Pooling::Max, vgg.deepest(), &features, cancel)
         });
         assert_eq!((count, cancelled), (last, true));
@@ -106,7 +106,7 @@ fn forward_stops_before_the_next_layer() {
     }
 }
 
-/// A backward pass from `seeded` on, where each of them has a gradient of ones.
+/// A backward pass for a loss whose gradient is 1 with respect to each activation of `seeded`.
 fn backward(vgg: &Vgg, seeded: &[Layer], gradient: &Tensor, cancel: Cancel) -> Result<(), Error> {
     let deepest = vgg.deepest();
     let features = vgg.allocate(17, 35, deepest)?;
@@ -129,7 +129,7 @@ fn backward_starts_at_the_deepest_seeded_layer() {
     for deepest in Layer::all() {
         let gradient = image(7.0);
         let seeded = [Layer::FIRST, deepest];
-        let (count, cancelled) = asked(usize::MAX, |cancel| {
+        let (count, cancelled) = count_checks(usize::MAX, |cancel| {
             backward(&vgg, &seeded, &gradient, cancel)
         });
         assert_eq!((count, cancelled), (deepest.index() + 1, false));
@@ -141,7 +141,7 @@ fn backward_stops_before_the_next_layer() {
     let vgg = vgg(16);
     for last in 1..=10 {
         let gradient = image(7.0);
-        let (count, cancelled) = asked(last, |cancel| {
+        let (count, cancelled) = count_checks(last, |cancel| {
             backward(&vgg, &[Layer::new(4, 2)], &gradient, cancel)
         });
         assert_eq!((count, cancelled), (last, true));
@@ -156,13 +156,12 @@ fn backward_stops_before_the_next_layer() {
 #[test]
 fn without_a_loss_there_is_no_gradient() {
     let gradient = image(7.0);
-    let (count, cancelled) = asked(1, |cancel| backward(&vgg(3), &[], &gradient, cancel));
+    let (count, cancelled) = count_checks(1, |cancel| backward(&vgg(3), &[], &gradient, cancel));
     assert_eq!((count, cancelled), (0, false));
     assert!(is_zero(&gradient));
 }
 
-/// He's weights (2015), of 32 channels and then 64: what bf16 rounds, and how, is as in a network
-/// that was trained.
+/// With He's initialisation (2015), activations keep the scale that they have in a trained network.
 #[test]
 fn bf16_keeps_the_gradients_direction() {
     let Some(amx) = Amx::for_tests() else { return };
@@ -181,15 +180,15 @@ fn bf16_keeps_the_gradients_direction() {
     let weights = Weights::new(convs.collect(), Preprocessing::TORCHVISION);
     let picture = Array::random(20, 24, 3, 7).tensor();
     let picture = picture.affine(0.5, 0.5).unwrap();
-    let gradient = |chosen: Chosen| -> Vec<f32> {
-        let vgg = Vgg::build(weights.clone(), &Device::Cpu, chosen).unwrap();
+    let gradient = |resolved: ResolvedPrecision| -> Vec<f32> {
+        let vgg = Vgg::build(weights.clone(), &Device::Cpu, resolved).unwrap();
         let deepest = vgg.deepest();
         let features = vgg.allocate(20, 24, deepest).unwrap();
         let gradients = vgg.allocate_gradients(20, 24, deepest).unwrap();
         let pooling = Pooling::Avg;
         vgg.forward(&picture, pooling, deepest, &features, &|| false)
             .unwrap();
-        // Of ½ Σ F² of the deepest layer and of one in between.
+        // The gradient of ½ Σ F² at the deepest layer and at one in between.
         let seed = |layer: Layer, gradient: &Tensor, accumulate: bool| {
             let seeded = [deepest, Layer::new(2, 1)].contains(&layer);
             if seeded {
@@ -208,7 +207,10 @@ fn bf16_keeps_the_gradients_direction() {
             .unwrap();
         gradient.flatten_all().unwrap().to_vec1().unwrap()
     };
-    let (exact, rounded) = (gradient(Chosen::F32), gradient(Chosen::Bf16(amx)));
+    let (exact, rounded) = (
+        gradient(ResolvedPrecision::F32),
+        gradient(ResolvedPrecision::Bf16(amx)),
+    );
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         let products = a.iter().zip(b);
         products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -219,7 +221,7 @@ fn bf16_keeps_the_gradients_direction() {
 }
 
 #[test]
-fn memory_is_what_was_said() {
+fn memory_is_as_predicted() {
     let vgg = vgg(16);
     for (h, w, deepest) in [(16, 16, 15), (37, 50, 9), (21, 16, 0)] {
         let deepest = Layer(deepest);
@@ -232,7 +234,7 @@ fn memory_is_what_was_said() {
             vgg.layer_bytes(h, w, deepest),
             bytes(features.layer(deepest))
         );
-        // The largest of each of two turns.
+        // The largest tensor of each of the two buffers.
         let gradients = vgg.gradient_bytes(h, w, deepest);
         let largest = tensors.map(bytes).max().unwrap();
         assert!((largest..=2 * largest).contains(&gradients), "{gradients}");
@@ -241,7 +243,7 @@ fn memory_is_what_was_said() {
 
 /// The sum of the gradients of two losses is the gradient of their sum.
 #[test]
-fn what_comes_from_deeper_layers_is_added() {
+fn gradients_of_deeper_layers_are_added() {
     let vgg = vgg(16);
     let gradient = |seeded: &[Layer]| {
         let gradient = image(7.0);

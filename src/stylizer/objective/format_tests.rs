@@ -8,7 +8,7 @@ use crate::ops::{Format, composed};
 use crate::stylizer::config::Config;
 use crate::stylizer::optimizer::{Budget, optimizer};
 use crate::stylizer::resize::{fit, pad, resize};
-use crate::vgg::weights::{Source, Weights};
+use crate::vgg::weights::{Weights, WeightsSource};
 use std::ops::Range;
 use std::path::Path;
 
@@ -71,7 +71,7 @@ fn cosine(a: &Tensor, b: &Tensor) -> f64 {
 /// Weights so large that their activations overflow f16.
 #[test]
 fn activations_that_overflow_are_reported() {
-    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
     let large = |(kernel, bias): &(Tensor, Tensor)| {
         let large = |tensor: &Tensor| (tensor * 30.0).unwrap();
         (large(kernel), large(bias))
@@ -101,7 +101,7 @@ fn activations_that_overflow_are_reported() {
 /// remainder of terms that nearly cancel.
 #[test]
 fn formats_keep_the_gradients_direction() {
-    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
     let content = picture("tubingen.jpg", FRAME);
     let style = picture("starry_night.jpg", STYLE);
     let config = Config::default();

@@ -5,7 +5,7 @@ use super::*;
 use crate::ops::reference::{Array, relative_error};
 use crate::ops::with_both_sides;
 use crate::stylizer::config::LossScale;
-use crate::vgg::weights::{Source, Weights};
+use crate::vgg::weights::{Weights, WeightsSource};
 use candle_core::Device;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -134,7 +134,7 @@ fn losses_and_gradient_against_the_reference() {
 /// features, and so the open ReLUs, of the network under test.
 #[test]
 fn the_built_in_network_against_the_reference() {
-    let weights = Weights::load(&Source::BuiltIn).unwrap();
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
     assert_eq!(
         (weights.preprocessing.mean, weights.preprocessing.std),
         (MEAN, STD)

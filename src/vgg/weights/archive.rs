@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The tensors of a file, whatever its format, which its first bytes tell.
+//! The tensors of a file of any supported format, which its first bytes tell.
 
 use super::{Error, hdf5, npz, pth};
 use candle_core::safetensors::SliceSafetensors;
@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use zip::ZipArchive;
 
-/// What is wrong with a file, or a tensor of it, for a person.
+/// The error says for a person what is wrong with a file, or one of its tensors.
 pub type Result<T> = std::result::Result<T, String>;
 
-/// A tensor that has not been read yet.
+/// A tensor whose values are read on demand.
 pub struct Entry<'a> {
     pub shape: Vec<usize>,
     read: Box<dyn Fn() -> Result<Tensor> + 'a>,
@@ -25,7 +25,8 @@ impl<'a> Entry<'a> {
         Self { shape, read }
     }
 
-    /// Its values on the CPU, in f16, bf16, f32 or f64. Conversions of the smaller floats may never end.
+    /// Its values on the CPU, in f16, bf16, f32 or f64. Other types are refused: candle's conversions from the smaller
+    /// floats may never return.
     pub fn read(&self) -> Result<Tensor> {
         let tensor = (self.read)()?;
         match tensor.dtype() {
@@ -35,16 +36,16 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// By name.
+/// Tensors by name.
 pub type Entries<'a> = BTreeMap<String, Entry<'a>>;
 
-/// A file's tensors, and what else it says.
+/// A file's tensors and metadata.
 pub struct Archive<'a> {
     pub entries: Entries<'a>,
     pub metadata: HashMap<String, String>,
 }
 
-/// How a file begins: a zip archive, HDF5, NumPy's arrays and MATLAB's files (whose version 7.3 is HDF5 further on).
+/// Magic bytes of zip archives, HDF5, NumPy's arrays and MATLAB's files (version 7.3 of which contains HDF5 further on).
 const ZIP: &[u8] = b"PK\x03\x04";
 const HDF5: &[u8] = b"\x89HDF\r\n\x1a\n";
 const NPY: &[u8] = b"\x93NUMPY";
@@ -52,18 +53,18 @@ const MATLAB: &[u8] = b"MATLAB ";
 
 /// A format that tensors are read from.
 #[derive(Clone, Copy)]
-pub enum Format {
+pub enum FileFormat {
     LegacyPytorch,
     Zip,
     Hdf5,
     Safetensors,
 }
 
-impl Format {
-    /// Bytes of a file's beginning that tell its format.
+impl FileFormat {
+    /// The number of leading bytes that suffice to tell a file's format.
     pub const BEGINNING: u64 = 4096;
 
-    /// That of a file which begins so.
+    /// The format of a file that begins with these bytes.
     pub fn of(beginning: &[u8]) -> std::result::Result<Self, Error> {
         if beginning.is_empty() {
             Err(Error::Empty)
@@ -90,12 +91,12 @@ impl Format {
 impl<'a> Archive<'a> {
     pub fn open(file: &'a [u8]) -> std::result::Result<Self, Error> {
         let damaged = |format| move |cause| Error::Damaged { format, cause };
-        let (entries, metadata) = match Format::of(file)? {
-            Format::LegacyPytorch => {
+        let (entries, metadata) = match FileFormat::of(file)? {
+            FileFormat::LegacyPytorch => {
                 let entries = pth::legacy_entries(file).map_err(damaged("a PyTorch file"))?;
                 (entries, HashMap::new())
             }
-            Format::Zip => {
+            FileFormat::Zip => {
                 let zip = ZipArchive::new(std::io::Cursor::new(file))
                     .map_err(|error| damaged("a zip archive")(error.to_string()))?;
                 let entries = if npz::is_npz(&zip) {
@@ -107,11 +108,11 @@ impl<'a> Archive<'a> {
                 };
                 (entries, HashMap::new())
             }
-            Format::Hdf5 => {
+            FileFormat::Hdf5 => {
                 let entries = hdf5::entries(file).map_err(damaged("an HDF5 file"))?;
                 (entries, HashMap::new())
             }
-            Format::Safetensors => {
+            FileFormat::Safetensors => {
                 safetensors_entries(file).map_err(damaged("a safetensors file"))?
             }
         };
@@ -119,7 +120,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The length of the header, which is JSON, comes first.
+/// The header, which is JSON, follows its length in 8 bytes.
 fn is_safetensors(file: &[u8]) -> bool {
     file.get(8) == Some(&b'{')
 }

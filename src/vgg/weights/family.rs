@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Which of the known families of VGG-19 files a file is of, by the names and shapes of its tensors and not by its own
-//! name: where the convolutions are, and how an image is prepared for them.
+//! Recognises the family of a VGG-19 file by the names and shapes of its tensors, and so which tensors are the
+//! convolutions', and how an image is prepared for them.
 
 use super::Error;
 use super::archive::{Archive, Entries};
@@ -11,19 +11,19 @@ use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// Who made a file, or for what.
+/// The origin of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// PyTorch's `torchvision.models.vgg19`.
     Torchvision,
     /// `vgg19_bn`, whose batch norms are folded into its convolutions.
     TorchvisionBn,
-    /// Simonyan and Zisserman's own, which were trained with Caffe: with layers' names as in Gatys' `vgg_conv.pth`, or with
-    /// torchvision's numbers as in Johnson's `vgg19-d01eb7cb.pth`.
+    /// Simonyan and Zisserman's original weights, trained with Caffe: with layer names as in Gatys' `vgg_conv.pth`, or with
+    /// torchvision's module numbers as in Johnson's `vgg19-d01eb7cb.pth`.
     Caffe,
     /// AdaIN's `vgg_normalised.pth`, whose leading 1x1 convolution is folded into conv1_1.
     Adain,
-    /// `keras.applications.VGG19`, which are Caffe's.
+    /// `keras.applications.VGG19`, converted from Caffe's.
     Keras,
 }
 
@@ -51,26 +51,27 @@ impl fmt::Display for Family {
 }
 
 /// The names of a layer's tensors.
-pub struct Names {
+pub struct TensorNames {
     pub kernel: String,
     pub bias: String,
-    /// What the names of its batch norm begin with.
+    /// The module name of its batch norm.
     pub norm: Option<String>,
 }
 
-/// Where the convolutions are, from conv1_1 on.
-pub struct Located {
+/// The family of a file, and the tensors of its convolutions.
+pub struct NetworkLayout {
     pub family: Family,
-    pub layers: Vec<Names>,
-    /// What the names of a 1x1 convolution before conv1_1 begin with.
-    pub mix: Option<String>,
+    /// From conv1_1 on.
+    pub layers: Vec<TensorNames>,
+    /// The module name of AdaIN's 1x1 convolution before conv1_1.
+    pub leading_conv: Option<String>,
 }
 
-impl Located {
-    /// The longest network of a file.
-    pub fn new(archive: &Archive) -> Result<Self, Error> {
-        let numbered = by_numbers(&archive.entries);
-        match (by_names(&archive.entries), numbered) {
+impl NetworkLayout {
+    /// Finds the network with the most layers in a file.
+    pub fn find(archive: &Archive) -> Result<Self, Error> {
+        let numbered = by_module_numbers(&archive.entries);
+        match (by_layer_names(&archive.entries), numbered) {
             (Ok(None), numbered) => numbered,
             (Ok(Some(named)), Ok(numbered)) if numbered.layers.len() > named.layers.len() => {
                 Ok(numbered)
@@ -82,16 +83,19 @@ impl Located {
     }
 }
 
-/// Simonyan and Zisserman's other networks, and the convolutions of each of their blocks.
-const OTHERS: [(&str, [usize; 5]); 3] = [
+/// Simonyan and Zisserman's other networks, with the number of convolutions in each block.
+const OTHER_VGGS: [(&str, [usize; 5]); 3] = [
     ("VGG-11", [1, 1, 2, 2, 2]),
     ("VGG-13", [2, 2, 2, 2, 2]),
     ("VGG-16", [2, 2, 3, 3, 3]),
 ];
 
-/// Checks that the convolutions `present`, in order, are a VGG-19's from the first on; `keys` are those of a network of so
-/// many convolutions a block.
-fn check<K: PartialEq>(present: &[K], keys: impl Fn(&[usize; 5]) -> Vec<K>) -> Result<(), Error> {
+/// Checks that the convolutions `present`, in order, are a VGG-19's from conv1_1 on without a gap. `keys(blocks)` are those
+/// of a network with these numbers of convolutions in its blocks.
+fn check_sequence<K: PartialEq>(
+    present: &[K],
+    keys: impl Fn(&[usize; 5]) -> Vec<K>,
+) -> Result<(), Error> {
     let expected = keys(&BLOCKS);
     if present.is_empty() {
         return Err(Error::NoNetwork);
@@ -99,7 +103,7 @@ fn check<K: PartialEq>(present: &[K], keys: impl Fn(&[usize; 5]) -> Vec<K>) -> R
     if expected.starts_with(present) {
         return Ok(());
     }
-    for (name, blocks) in &OTHERS {
+    for (name, blocks) in &OTHER_VGGS {
         if keys(blocks).starts_with(present) {
             return Err(Error::OtherNetwork(name));
         }
@@ -114,35 +118,35 @@ fn check<K: PartialEq>(present: &[K], keys: impl Fn(&[usize; 5]) -> Vec<K>) -> R
     }
 }
 
-/// Tensors by the places of the layers that they are called by.
+/// The tensors of one network whose names contain those of layers: by block and by number within it, both from 1.
 #[derive(Default)]
-struct Named<'a> {
+struct NamedLayers<'a> {
     kernels: BTreeMap<(usize, usize), &'a str>,
     biases: BTreeMap<(usize, usize), &'a str>,
     is_keras: bool,
-    /// Two that are for the same layer.
+    /// Two names of the same layer's kernel or bias.
     twice: Option<(&'a str, &'a str)>,
 }
 
-impl<'a> Named<'a> {
-    /// All of a file's, by what stands before the layers' names: a file may hold several networks.
+impl<'a> NamedLayers<'a> {
+    /// A file's networks, which may be several, by the prefix of their names.
     fn groups(entries: &'a Entries) -> BTreeMap<&'a str, Self> {
         let mut groups: BTreeMap<&str, Self> = BTreeMap::new();
         for (name, entry) in entries {
-            let (start, place, is_keras) = match place(name, "block", "_conv") {
-                Some((start, place)) => (start, place, true),
-                None => match place(name, "conv", "_") {
-                    Some((start, place)) => (start, place, false),
+            let (start, position, is_keras) = match find_layer(name, "block", "_conv") {
+                Some((start, position)) => (start, position, true),
+                None => match find_layer(name, "conv", "_") {
+                    Some((start, position)) => (start, position, false),
                     None => continue,
                 },
             };
-            // TensorFlow's slim has a scope for each block: vgg_19/conv3/conv3_1/weights.
-            let group = name[..start].trim_end_matches(&format!("conv{}/", place.0));
+            // TensorFlow-Slim has a scope for each block: vgg_19/conv3/conv3_1/weights.
+            let group = name[..start].trim_end_matches(&format!("conv{}/", position.0));
             let group = groups.entry(group).or_default();
             group.is_keras |= is_keras;
             let twice = match (name.rsplit('.').next(), entry.shape.len()) {
-                (Some("weight"), _) | (_, 4) => group.kernels.insert(place, name),
-                (Some("bias"), _) | (_, 1) => group.biases.insert(place, name),
+                (Some("weight"), _) | (_, 4) => group.kernels.insert(position, name),
+                (Some("bias"), _) | (_, 1) => group.biases.insert(position, name),
                 _ => None,
             };
             group.twice = twice.map(|other| (other, &name[..])).or(group.twice);
@@ -151,9 +155,9 @@ impl<'a> Named<'a> {
     }
 }
 
-/// Convolutions that are called by their layers: `conv1_1.weight`, `block1_conv1/kernel:0`.
-fn by_names(entries: &Entries) -> Result<Option<Located>, Error> {
-    let groups = Named::groups(entries).into_values().rev();
+/// Finds convolutions by the names of layers: `conv1_1.weight`, `block1_conv1/kernel:0`.
+fn by_layer_names(entries: &Entries) -> Result<Option<NetworkLayout>, Error> {
+    let groups = NamedLayers::groups(entries).into_values().rev();
     let largest = groups.max_by_key(|group| group.kernels.len());
     let Some(group) = largest.filter(|group| !group.kernels.is_empty()) else {
         return Ok(None);
@@ -162,32 +166,32 @@ fn by_names(entries: &Entries) -> Result<Option<Located>, Error> {
         return Err(Error::Twice(one.into(), other.into()));
     }
     let present: Vec<(usize, usize)> = group.kernels.keys().copied().collect();
-    check(&present, |blocks| {
+    check_sequence(&present, |blocks| {
         let blocks = blocks.iter().enumerate();
-        let places = blocks.flat_map(|(b, &convs)| (1..=convs).map(move |c| (b + 1, c)));
-        places.collect()
+        let positions = blocks.flat_map(|(b, &convs)| (1..=convs).map(move |c| (b + 1, c)));
+        positions.collect()
     })?;
     let layers = group.kernels.iter().zip(Layer::all());
-    let layers = layers.map(|((place, kernel), layer)| {
-        let bias = group.biases.get(place).ok_or(Error::NoBias(layer))?;
-        Ok(Names {
+    let layers = layers.map(|((position, kernel), layer)| {
+        let bias = group.biases.get(position).ok_or(Error::NoBias(layer))?;
+        Ok(TensorNames {
             kernel: (*kernel).into(),
             bias: (*bias).into(),
             norm: None,
         })
     });
-    Ok(Some(Located {
+    Ok(Some(NetworkLayout {
         family: match group.is_keras {
             true => Family::Keras,
             false => Family::Caffe,
         },
         layers: layers.collect::<Result<_, Error>>()?,
-        mix: None,
+        leading_conv: None,
     }))
 }
 
-/// Where `{before}3{between}1` is in a name as a word of its own, and its numbers.
-fn place(name: &str, before: &str, between: &str) -> Option<(usize, (usize, usize))> {
+/// Finds a word like `{before}3{between}1` in a name: where it begins, and its two numbers.
+fn find_layer(name: &str, before: &str, between: &str) -> Option<(usize, (usize, usize))> {
     name.match_indices(before).find_map(|(start, _)| {
         let is_word = !name[..start].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
         let (block, rest) = digit(&name[start + before.len()..])?;
@@ -202,8 +206,8 @@ fn digit(text: &str) -> Option<(usize, &str)> {
     Some((digit as usize, &text[1..]))
 }
 
-/// Convolutions that are called by their places in PyTorch's sequence of modules: `features.0.weight`.
-fn by_numbers(entries: &Entries) -> Result<Located, Error> {
+/// Finds convolutions by their numbers in a PyTorch `Sequential`: `features.0.weight`.
+fn by_module_numbers(entries: &Entries) -> Result<NetworkLayout, Error> {
     let mut sequences: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
     for (name, _) in entries.iter().filter(|(_, entry)| entry.shape.len() == 4) {
         let Some(module) = name.strip_suffix(".weight") else {
@@ -223,37 +227,37 @@ fn by_numbers(entries: &Entries) -> Result<Located, Error> {
     let module = |number: usize| format!("{sequence}{number}");
     let has = |name: String| entries.contains_key(&name);
 
-    let mix = entries
+    let leading_conv = entries
         .get(&format!("{}.weight", module(0)))
         .filter(|first| first.shape == [3, 3, 1, 1])
         .map(|_| module(0));
     let has_norms = has(format!("{}.running_mean", module(numbers[0] + 1)));
-    // Convolution and ReLU; these and a batch norm between them; these and padding before them, after the 1x1 convolution
-    // and the first padding.
-    let (family, first, modules) = match (&mix, has_norms) {
+    // The number of the first convolution, and modules per convolution: with its ReLU, with a batch norm, or with padding
+    // before it (in AdaIN's after the 1x1 convolution).
+    let (family, first, modules) = match (&leading_conv, has_norms) {
         (Some(_), _) => (Family::Adain, 2, 3),
         (None, true) => (Family::TorchvisionBn, 0, 3),
         (None, false) if is_caffe(entries, &module(0)) => (Family::Caffe, 0, 2),
         (None, false) => (Family::Torchvision, 0, 2),
     };
-    if mix.is_some() {
+    if leading_conv.is_some() {
         numbers.remove(0);
     }
-    check(&numbers, |blocks| numbering(blocks, first, modules))?;
-    let layers = numbers.iter().map(|&number| Names {
+    check_sequence(&numbers, |blocks| module_numbers(blocks, first, modules))?;
+    let layers = numbers.iter().map(|&number| TensorNames {
         kernel: format!("{}.weight", module(number)),
         bias: format!("{}.bias", module(number)),
         norm: has_norms.then(|| module(number + 1)),
     });
-    Ok(Located {
+    Ok(NetworkLayout {
         layers: layers.collect(),
         family,
-        mix,
+        leading_conv,
     })
 }
 
-/// The places of the convolutions in a sequence of so many modules a convolution, and one pool a block.
-fn numbering(blocks: &[usize; 5], first: usize, modules: usize) -> Vec<usize> {
+/// The numbers of the convolutions in a sequence that has `modules` modules per convolution and a pooling layer per block.
+fn module_numbers(blocks: &[usize; 5], first: usize, modules: usize) -> Vec<usize> {
     let mut next = first;
     let mut numbers = Vec::new();
     for &convs in blocks {
@@ -269,12 +273,12 @@ fn numbering(blocks: &[usize; 5], first: usize, modules: usize) -> Vec<usize> {
 /// The first row of torchvision's first kernel.
 const TORCHVISION_KERNEL: [f32; 3] = [-0.053474, -0.049257, -0.067942];
 
-/// Of conv1_1's 64 biases, so many are above zero in Caffe's networks (in its VGG-16 all but one), and about half in
-/// torchvision's.
-const CAFFE_BIASES: usize = 56;
+/// The least number of positive biases among conv1_1's 64 in Caffe's networks. Its VGG-16 has 63, torchvision's networks
+/// about half.
+const CAFFE_POSITIVE_BIASES: usize = 56;
 
-/// Whether a network with torchvision's numbers is Caffe's. conv1_1 tells torchvision's own; of others, Johnson's file has
-/// the classifier's layers at other places, and where they were renamed or left out, conv1_1's biases tell.
+/// Whether a network with torchvision's module numbers is Caffe's. conv1_1's kernel identifies torchvision's. Otherwise the
+/// classifier's numbers identify Johnson's file; without a classifier, the signs of conv1_1's biases tell.
 fn is_caffe(entries: &Entries, first: &str) -> bool {
     let values = |what: &str, shape: &[usize]| {
         let entry = entries.get(&format!("{first}.{what}"))?;
@@ -289,7 +293,7 @@ fn is_caffe(entries: &Entries, first: &str) -> bool {
         return false;
     }
     entries.contains_key("classifier.1.weight")
-        || biases.iter().filter(|&&bias| bias > 0.0).count() >= CAFFE_BIASES
+        || biases.iter().filter(|&&bias| bias > 0.0).count() >= CAFFE_POSITIVE_BIASES
 }
 
 #[cfg(test)]

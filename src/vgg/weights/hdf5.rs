@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! HDF5 files, as Keras writes them.
+//! HDF5 files, as written by Keras.
 
 use super::MAX_KERNEL;
 use super::archive::{Entries, Entry, Result};
@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions};
 use std::collections::HashSet;
 
-/// The datasets by their paths.
+/// A file's datasets, by path.
 pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
     let options = OpenOptions::default()
         .with_chunk_cache_bytes(0)
@@ -18,7 +18,7 @@ pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
     let file = Hdf5File::from_bytes_with_options(file, options).map_err(cause)?;
     let mut entries = Entries::new();
     let mut groups = vec![(String::new(), file.root_group().map_err(cause)?)];
-    // A group may be linked to from several places, its own members among them.
+    // A group may be linked several times, even below itself.
     let mut seen = HashSet::new();
     while let Some((path, group)) = groups.pop() {
         if !seen.insert(group.address()) {
@@ -26,10 +26,13 @@ pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
         }
         let (inner, datasets) = group.members().map_err(cause)?;
         for dataset in datasets {
-            entries.insert(format!("{path}{}", last(dataset.name())), entry(dataset));
+            entries.insert(
+                format!("{path}{}", base_name(dataset.name())),
+                entry(dataset),
+            );
         }
         let inner = inner.into_iter();
-        groups.extend(inner.map(|group| (format!("{path}{}/", last(group.name())), group)));
+        groups.extend(inner.map(|group| (format!("{path}{}/", base_name(group.name())), group)));
     }
     Ok(entries)
 }
@@ -53,7 +56,7 @@ fn entry(dataset: Dataset) -> Entry<'static> {
     })
 }
 
-fn last(path: &str) -> &str {
+fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Where the network's weights come from: the files that can be read, and what can be wrong with one.
+//! Loading of the network's weights from files, and what can be wrong with one.
 //!
-//! A file is an archive of tensors in one of several formats; which tensors are the network's and what it was trained on
-//! is told by the family it is of.
+//! A file is an archive of tensors in one of several formats. Its family tells which tensors are the network's, and how
+//! images were prepared in training.
 
 mod archive;
 pub mod family;
@@ -13,38 +13,37 @@ pub mod preprocessing;
 mod pth;
 
 use super::Layer;
-use archive::{Archive, Entries, Format};
+use archive::{Archive, Entries, FileFormat};
 use candle_core::{DType, Device, Tensor};
-use family::{Family, Located, Names};
+use family::{Family, NetworkLayout, TensorNames};
 use preprocessing::Preprocessing;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// The weights that the library carries: conv1_1 to conv5_1 in f16, trained on procedurally
-/// generated images.
+/// The built-in weights: conv1_1 to conv5_1 in f16, trained on procedurally generated images.
 const BUILT_IN: &[u8] = include_bytes!("../../../weights/vgg19-procedural.safetensors");
 
-/// A weights file is no larger than this: VGG-19 with its classifier is 575 MB in f32, and a training's file has twice as
-/// much again for the optimiser.
+/// The largest weights file in bytes. VGG-19 with its classifier has 575 MB in f32, and a training checkpoint has twice as
+/// much again for its optimiser.
 const MAX_FILE: u64 = 4 << 30;
 
 /// No layer of a VGG-19 has more channels.
 const MAX_CHANNELS: usize = 512;
 
-/// The bytes of the largest kernel, in f64.
+/// The size of the largest kernel in bytes, in f64.
 const MAX_KERNEL: usize = MAX_CHANNELS * MAX_CHANNELS * 9 * 8;
 
-/// As many characters of a family's name are shown.
+/// The length that a family's name is cut to, in characters.
 const MAX_FAMILY: usize = 40;
 
-/// PyTorch's batch norms add this to the variance.
+/// The epsilon that PyTorch's batch norms add to the variance.
 const NORM_EPSILON: f64 = 1e-5;
 
-/// A place that weights are read from.
+/// Where weights are read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// Those in the library.
+pub enum WeightsSource {
+    /// The weights that are compiled into the library.
     #[default]
     BuiltIn,
     /// A safetensors, PyTorch, HDF5 or `.npz` file.
@@ -57,7 +56,7 @@ pub enum Source {
 pub struct Weights {
     pub convs: Vec<(Tensor, Tensor)>,
     pub preprocessing: Preprocessing,
-    /// What the file calls them, or the family that they were recognised as.
+    /// The name that the file's metadata give, or the family that the file was recognised as.
     pub family: String,
 }
 
@@ -114,7 +113,7 @@ pub enum Error {
 }
 
 impl Weights {
-    /// Weights that a program has itself.
+    /// Weights from a program's own tensors.
     pub fn new(convs: Vec<(Tensor, Tensor)>, preprocessing: Preprocessing) -> Self {
         Self {
             convs,
@@ -129,41 +128,41 @@ impl Weights {
     }
 
     /// Reads and checks weights.
-    pub fn load(source: &Source) -> Result<Self, Error> {
+    pub fn load(source: &WeightsSource) -> Result<Self, Error> {
         match source {
-            Source::BuiltIn => Self::from_bytes(BUILT_IN),
-            Source::File(path) => {
+            WeightsSource::BuiltIn => Self::from_bytes(BUILT_IN),
+            WeightsSource::File(path) => {
                 let (mut file, len) = open(path)?;
                 if len > MAX_FILE {
                     return Err(Error::TooLarge(len));
                 }
                 let mut bytes = Vec::new();
-                let mut beginning = file.by_ref().take(Format::BEGINNING);
+                let mut beginning = file.by_ref().take(FileFormat::BEGINNING);
                 beginning.read_to_end(&mut bytes)?;
-                // A film, say, is not read to its end.
-                Format::of(&bytes)?;
+                // Refuses other files, a video say, without reading all of them.
+                FileFormat::of(&bytes)?;
                 file.read_to_end(&mut bytes)?;
                 Self::from_bytes(&bytes)
             }
         }
     }
 
-    /// Reads and checks the weights in a file of these bytes.
+    /// Reads and checks the weights in a file's bytes.
     pub fn from_bytes(file: &[u8]) -> Result<Self, Error> {
         let archive = Archive::open(file)?;
-        let located = Located::new(&archive)?;
-        let said = Preprocessing::from_metadata(&archive.metadata)?;
-        let described = archive.metadata.get("family").map(|name| {
+        let layout = NetworkLayout::find(&archive)?;
+        let stated = Preprocessing::from_metadata(&archive.metadata)?;
+        let name = archive.metadata.get("family").map(|name| {
             let printable = name.chars().filter(|c| !c.is_control());
             printable.take(MAX_FAMILY).collect()
         });
-        let unnamed = said.is_some().then(|| "described".into());
+        let unnamed = stated.is_some().then(|| "described".into());
         let weights = Self {
-            convs: convolutions(&archive.entries, &located)?,
-            preprocessing: said.unwrap_or_else(|| located.family.preprocessing()),
-            family: described
+            convs: convolutions(&archive.entries, &layout)?,
+            preprocessing: stated.unwrap_or_else(|| layout.family.preprocessing()),
+            family: name
                 .or(unnamed)
-                .unwrap_or_else(|| located.family.to_string()),
+                .unwrap_or_else(|| layout.family.to_string()),
         };
         let (kernel, bias) = weights.first_folded()?;
         finite(Layer::FIRST, &kernel, DType::F32)?;
@@ -171,7 +170,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// conv1_1 for RGB 0..1.
+    /// conv1_1 with the preprocessing folded in, for RGB 0..1.
     fn first_folded(&self) -> Result<(Tensor, Tensor), Error> {
         let (kernel, bias) = self.convs.first().ok_or(Error::NoNetwork)?;
         let folded = self.preprocessing.folded(kernel, bias);
@@ -186,10 +185,10 @@ impl Weights {
             .unwrap_or(Layer::FIRST)
     }
 
-    /// Writes the project's compact form, a safetensors file of f16 whose metadata say how an image is prepared.
+    /// Writes the project's compact format: safetensors in f16, with the preprocessing as metadata.
     ///
     /// # Errors
-    /// Where a value is too large for f16, or the file cannot be written.
+    /// If a value is too large for f16, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let mut tensors = Vec::new();
         for (layer, (kernel, bias)) in Layer::all().zip(&self.convs) {
@@ -205,27 +204,31 @@ impl Weights {
     }
 }
 
-/// The kernels and biases, with what stands between the convolutions folded into them.
-fn convolutions(entries: &Entries, located: &Located) -> Result<Vec<(Tensor, Tensor)>, Error> {
+/// The kernels and biases, with batch norms and AdaIN's leading 1x1 convolution folded into them.
+fn convolutions(entries: &Entries, layout: &NetworkLayout) -> Result<Vec<(Tensor, Tensor)>, Error> {
     let mut convs = Vec::new();
     let mut channels = 3;
-    for (layer, names) in Layer::all().zip(&located.layers) {
+    for (layer, names) in Layer::all().zip(&layout.layers) {
         let unreadable = |error: candle_core::Error| Error::Tensor(layer, error.to_string());
-        let reader = Reader { entries, layer };
+        let reader = LayerReader { entries, layer };
         let (mut kernel, mut bias) =
-            reader.convolution(names, channels, located.family == Family::Keras)?;
+            reader.convolution(names, channels, layout.family == Family::Keras)?;
         channels = bias.elem_count();
         if let Some(norm) = &names.norm {
             let [scale, shift, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
                 .map(|what| reader.tensor(&format!("{norm}.{what}"), "batch norm", &[channels]));
-            (kernel, bias) = normalised(&kernel, &bias, [scale?, shift?, mean?, variance?])
+            (kernel, bias) = fold_batch_norm(&kernel, &bias, [scale?, shift?, mean?, variance?])
                 .map_err(unreadable)?;
         }
-        if let (Layer::FIRST, Some(mix)) = (layer, &located.mix) {
-            let weight =
-                reader.tensor(&format!("{mix}.weight"), "1x1 convolution", &[3, 3, 1, 1])?;
-            let offset = reader.tensor(&format!("{mix}.bias"), "1x1 convolution", &[3])?;
-            (kernel, bias) = mixed(&kernel, &bias, &weight, &offset).map_err(unreadable)?;
+        if let (Layer::FIRST, Some(leading)) = (layer, &layout.leading_conv) {
+            let weight = reader.tensor(
+                &format!("{leading}.weight"),
+                "1x1 convolution",
+                &[3, 3, 1, 1],
+            )?;
+            let offset = reader.tensor(&format!("{leading}.bias"), "1x1 convolution", &[3])?;
+            (kernel, bias) =
+                fold_leading_conv(&kernel, &bias, &weight, &offset).map_err(unreadable)?;
         }
         let f32 = |tensor| finite(layer, tensor, DType::F32);
         convs.push((f32(&kernel)?, f32(&bias)?));
@@ -233,34 +236,34 @@ fn convolutions(entries: &Entries, located: &Located) -> Result<Vec<(Tensor, Ten
     Ok(convs)
 }
 
-/// Reads a layer's tensors, as far as they are of the shapes that a VGG-19 has.
-struct Reader<'a> {
+/// Reads the tensors of one layer and checks their shapes.
+struct LayerReader<'a> {
     entries: &'a Entries<'a>,
     layer: Layer,
 }
 
-impl Reader<'_> {
-    /// A kernel `[out, channels, 3, 3]`, which TensorFlow and Caffe's converters write as `[3, 3, channels, out]`, and its
-    /// bias `[out]`, in f64. Keras on Theano has the former, rotated by half a turn; with a batch norm there may be no bias.
+impl LayerReader<'_> {
+    /// A kernel `[out, channels, 3, 3]` and its bias `[out]`, in f64. TensorFlow and Caffe's converters store the kernel as
+    /// `[3, 3, channels, out]`, Keras on Theano rotated by 180 degrees. The bias may be missing before a batch norm.
     fn convolution(
         &self,
-        names: &Names,
+        names: &TensorNames,
         channels: usize,
         is_keras: bool,
     ) -> Result<(Tensor, Tensor), Error> {
         let found = self.shape(&names.kernel)?;
-        let (out, last_is_out) = match found[..] {
+        let (out, channels_last) = match found[..] {
             [out, inputs, 3, 3] if inputs == channels => (out, false),
             [3, 3, inputs, out] if inputs == channels => (out, true),
             _ => (0, false),
         };
         if out == 0 || out > MAX_CHANNELS {
             let expected = format!("[channels, {channels}, 3, 3]");
-            return Err(self.wrong("kernel", found, expected));
+            return Err(self.wrong_shape("kernel", found, expected));
         }
         let mut kernel = self.tensor(&names.kernel, "kernel", found)?;
         let unreadable = |error: candle_core::Error| Error::Tensor(self.layer, error.to_string());
-        if last_is_out {
+        if channels_last {
             kernel = kernel.permute((3, 2, 0, 1)).map_err(unreadable)?;
         } else if is_keras {
             kernel = kernel.flip(&[2, 3]).map_err(unreadable)?;
@@ -280,11 +283,11 @@ impl Reader<'_> {
         }
     }
 
-    /// The values of a tensor of a known shape, in f64.
+    /// A tensor in f64, which must have the shape `shape`.
     fn tensor(&self, name: &str, what: &'static str, shape: &[usize]) -> Result<Tensor, Error> {
         let found = self.shape(name)?;
         if found != shape {
-            return Err(self.wrong(what, found, format!("{shape:?}")));
+            return Err(self.wrong_shape(what, found, format!("{shape:?}")));
         }
         let tensor = self.entries[name].read();
         tensor
@@ -295,7 +298,7 @@ impl Reader<'_> {
             .map_err(|cause| Error::Tensor(self.layer, format!("{name}: {cause}")))
     }
 
-    fn wrong(&self, what: &'static str, found: &[usize], expected: String) -> Error {
+    fn wrong_shape(&self, what: &'static str, found: &[usize], expected: String) -> Error {
         Error::Shape {
             layer: self.layer,
             what,
@@ -305,7 +308,7 @@ impl Reader<'_> {
     }
 }
 
-/// The tensor in another type, if all its values are numbers there.
+/// Converts a tensor to `dtype`; an error if a value is then not finite.
 fn finite(layer: Layer, tensor: &Tensor, dtype: DType) -> Result<Tensor, Error> {
     let convert = || {
         let tensor = tensor.to_dtype(dtype)?.contiguous()?;
@@ -320,9 +323,9 @@ fn finite(layer: Layer, tensor: &Tensor, dtype: DType) -> Result<Tensor, Error> 
     }
 }
 
-/// A convolution with the batch norm after it: with its mean μ, variance v, scale γ and shift β,
+/// Folds the batch norm after a convolution into it: with mean μ, variance v, scale γ and shift β,
 /// γ (w x + b − μ) / √(v + ε) + β.
-fn normalised(
+fn fold_batch_norm(
     kernel: &Tensor,
     bias: &Tensor,
     [scale, shift, mean, variance]: [Tensor; 4],
@@ -333,9 +336,9 @@ fn normalised(
     Ok((kernel, bias))
 }
 
-/// A convolution with the 1x1 convolution before it, `[3, 3, 1, 1]` and `[3]`: w (A x + a) + b = (w A) x + (w a + b). The
-/// border is replicated for conv1_1, so that this holds there as well.
-fn mixed(
+/// Folds a 1x1 convolution `[3, 3, 1, 1]` and `[3]` into the one after it: w (A x + a) + b = (w A) x + (w a + b). This is
+/// exact at the border too, which conv1_1 replicates.
+fn fold_leading_conv(
     kernel: &Tensor,
     bias: &Tensor,
     weight: &Tensor,
@@ -345,15 +348,15 @@ fn mixed(
     let bias = (bias + shift.flatten_from(1)?.sum(1)?)?;
     // [out, 3, 3, 3] as [out · 3 · 3, 3]
     let (out, ..) = kernel.dims4()?;
-    let last = kernel.permute((0, 2, 3, 1))?.contiguous()?;
-    let mixed = last
+    let kernel = kernel.permute((0, 2, 3, 1))?.contiguous()?;
+    let folded = kernel
         .reshape((out * 9, 3))?
         .matmul(&weight.reshape((3, 3))?)?;
-    let kernel = mixed.reshape((out, 3, 3, 3))?.permute((0, 3, 1, 2))?;
+    let kernel = folded.reshape((out, 3, 3, 3))?.permute((0, 3, 1, 2))?;
     Ok((kernel, bias))
 }
 
-/// Opens a regular file and gives its length; anything else may never end, or never begin.
+/// Opens a regular file; the result has its length too. Reading a pipe or a device might block or never end.
 pub fn open(path: &Path) -> io::Result<(File, u64)> {
     let metadata = std::fs::metadata(path)?;
     if metadata.is_dir() {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! NumPy's `.npz` files: a zip archive of arrays, `NAME.npy` each.
+//! NumPy's `.npz` files: zip archives of arrays `NAME.npy`.
 //!
-//! An array is a header, a dictionary as Python writes it, and its values (NumPy, `numpy/lib/format.py`).
+//! An array is a header, the text of a Python dictionary, followed by the values (NumPy, `numpy/lib/format.py`).
 
 use super::archive::{Entries, Entry, Result};
 use candle_core::{DType, Device, Tensor};
@@ -12,7 +12,7 @@ use zip::result::ZipResult;
 
 type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
-/// NumPy writes a hundred bytes or so.
+/// The longest header in bytes; those that NumPy writes have about a hundred.
 const MAX_HEADER: usize = 4096;
 
 const SUFFIX: &str = ".npy";
@@ -34,11 +34,11 @@ pub fn entries(mut zip: Zip<'_>) -> Result<Entries<'_>> {
             continue;
         };
         let named = |cause| format!("{name}: {cause}");
-        let header = read(&mut zip, &file, |array| Header::read(array)).map_err(named)?;
+        let header = read(&mut zip, &file, |array| NpyHeader::read(array)).map_err(named)?;
         let (name, zip) = (name.to_owned(), zip.clone());
         let entry = Entry::new(header.shape, move || {
             read(&mut zip.clone(), &file, |array| {
-                Header::read(array)?.values(array)
+                NpyHeader::read(array)?.values(array)
             })
         });
         entries.insert(name, entry);
@@ -46,21 +46,21 @@ pub fn entries(mut zip: Zip<'_>) -> Result<Entries<'_>> {
     Ok(entries)
 }
 
-/// What `read` makes of a file in the archive.
+/// Applies `read` to a file in the archive.
 fn read<T>(zip: &mut Zip, file: &str, read: impl FnOnce(&mut dyn Read) -> Result<T>) -> Result<T> {
     let mut file = zip.by_name(file).map_err(|error| error.to_string())?;
     read(&mut file)
 }
 
-struct Header {
-    /// As in `<f4`: the order of its bytes, and its type.
+struct NpyHeader {
+    /// Byte order and type, as in `<f4`.
     descr: String,
-    /// Whether the first index runs fastest.
+    /// Whether the first index varies fastest.
     fortran_order: bool,
     shape: Vec<usize>,
 }
 
-impl Header {
+impl NpyHeader {
     fn read(array: &mut dyn Read) -> Result<Self> {
         let version = bytes(array, 8)?;
         let length = match version.strip_prefix(b"\x93NUMPY") {
@@ -133,7 +133,7 @@ impl Header {
     }
 }
 
-/// The next `length` bytes, for which no more memory is taken than there are.
+/// The next `length` bytes. Allocates no more than there are, whatever `length` claims.
 fn bytes(array: &mut dyn Read, length: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = array.take(length as u64).read_to_end(&mut bytes);
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn headers() {
-        let parse = Header::parse;
+        let parse = NpyHeader::parse;
         let header = parse("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }  \n");
         let header = header.unwrap();
         assert_eq!((&header.descr[..], header.fortran_order), ("<f4", false));
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn values_in_fortran_order() {
-        let header = Header {
+        let header = NpyHeader {
             descr: "<f4".into(),
             fortran_order: true,
             shape: vec![2, 3],
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn types() {
         let read = |descr: &str, values: &[u8]| {
-            let header = Header {
+            let header = NpyHeader {
                 descr: descr.into(),
                 fortran_order: false,
                 shape: vec![1],
@@ -211,8 +211,8 @@ mod tests {
     }
 
     #[test]
-    fn no_more_memory_than_there_is_to_read() {
-        let header = Header {
+    fn allocates_no_more_than_there_is_to_read() {
+        let header = NpyHeader {
             descr: "<f4".into(),
             fortran_order: false,
             shape: vec![usize::MAX >> 3],

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! How an image is prepared for a network, which differs from one weights file to the next.
+//! How an image is prepared for a network, which differs between weights files.
 
 use super::Error;
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::fmt;
 
-/// Mean and standard deviation of ImageNet's channels, RGB 0..1, which torchvision's networks expect.
+/// Mean and standard deviation of ImageNet's channels in RGB 0..1, as torchvision's networks expect.
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// ImageNet's mean, BGR 0..255, which Caffe's networks expect (Simonyan and Zisserman's release of VGG-19).
+/// ImageNet's mean in BGR 0..255, as Caffe's networks expect (Simonyan and Zisserman's release of VGG-19).
 const CAFFE_MEAN: [f64; 3] = [103.939, 116.779, 123.68];
 
-/// What a network is given for a pixel: its channels in this order and range, less `mean`, over `std`, both of which are in
-/// that order and range.
+/// The input of a network: (pixel − `mean`) / `std`, with the channels of all three in the order `channels` and the range
+/// `range`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocessing {
     pub channels: Channels,
-    pub range: Range,
+    pub range: ValueRange,
     pub mean: [f64; 3],
     pub std: [f64; 3],
 }
@@ -30,9 +30,9 @@ pub enum Channels {
     Bgr,
 }
 
-/// What white is.
+/// The range of pixel values, from black to white.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Range {
+pub enum ValueRange {
     /// 0..1
     One,
     /// 0..255
@@ -40,30 +40,30 @@ pub enum Range {
 }
 
 impl Preprocessing {
-    /// RGB 0..1 as it is.
+    /// RGB 0..1, unchanged.
     pub const NONE: Self = Self {
         channels: Channels::Rgb,
-        range: Range::One,
+        range: ValueRange::One,
         mean: [0.0; 3],
         std: [1.0; 3],
     };
 
     pub const TORCHVISION: Self = Self {
         channels: Channels::Rgb,
-        range: Range::One,
+        range: ValueRange::One,
         mean: IMAGENET_MEAN,
         std: IMAGENET_STD,
     };
 
     pub const CAFFE: Self = Self {
         channels: Channels::Bgr,
-        range: Range::Byte,
+        range: ValueRange::Byte,
         mean: CAFFE_MEAN,
         std: [1.0; 3],
     };
 
-    /// What metadata say with the keys `channels` (RGB or BGR), `range` (0..1 or 0..255), `mean` and `std` (three numbers);
-    /// what they leave out is RGB, 0..1 and ImageNet's. `None` where they say nothing.
+    /// Reads the metadata `channels` (RGB or BGR), `range` (0..1 or 0..255), `mean` and `std` (three numbers each). Missing
+    /// ones default to RGB, 0..1 and ImageNet's values; `None` if all are missing.
     pub fn from_metadata(metadata: &HashMap<String, String>) -> Result<Option<Self>, Error> {
         if !["channels", "range", "mean", "std"]
             .iter()
@@ -77,13 +77,13 @@ impl Preprocessing {
             Some(other) => return Err(refused("channels", other, "RGB or BGR is needed")),
         };
         let range = match metadata.get("range").map(String::as_str) {
-            None | Some("0..1") => Range::One,
-            Some("0..255") => Range::Byte,
+            None | Some("0..1") => ValueRange::One,
+            Some("0..255") => ValueRange::Byte,
             Some(other) => return Err(refused("range", other, "0..1 or 0..255 is needed")),
         };
         let imagenet = |values: [f64; 3]| {
             let values = values.map(|value| value * range.white());
-            channels.ordered(values)
+            channels.reordered(values)
         };
         Ok(Some(Self {
             channels,
@@ -94,7 +94,7 @@ impl Preprocessing {
         }))
     }
 
-    /// The metadata that say this.
+    /// The metadata that [`from_metadata`](Self::from_metadata) reads.
     pub fn to_metadata(&self) -> HashMap<String, String> {
         let numbers = |values: [f64; 3]| values.map(|value| value.to_string()).join(",");
         HashMap::from([
@@ -105,8 +105,8 @@ impl Preprocessing {
         ])
     }
 
-    /// conv1_1's kernel `[out, 3, 3, 3]` and bias `[out]` for RGB 0..1 instead of what the network was trained with: with
-    /// mean μ and deviation σ of a channel and white s, w (s x − μ) / σ + b = (w s / σ) x + (b − w μ / σ).
+    /// Folds the preprocessing into conv1_1's kernel `[out, 3, 3, 3]` and bias `[out]`, which then take RGB 0..1: with a
+    /// channel's mean μ and deviation σ, and the value s of white, w (s x − μ) / σ + b = (w s / σ) x + (b − w μ / σ).
     pub fn folded(&self, kernel: &Tensor, bias: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
         let per_channel =
             |values: [f64; 3]| Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1));
@@ -115,7 +115,7 @@ impl Preprocessing {
             .broadcast_div(&per_channel(self.std)?)?;
         let shift = kernel.broadcast_mul(&per_channel(self.mean)?)?;
         let bias = (bias.to_dtype(DType::F64)? - shift.flatten_from(1)?.sum(1)?)?;
-        let order = Tensor::new(&self.channels.ordered([0u32, 1, 2]), &Device::Cpu)?;
+        let order = Tensor::new(&self.channels.reordered([0u32, 1, 2]), &Device::Cpu)?;
         let kernel = (kernel.index_select(&order, 1)? * self.range.white())?;
         Ok((kernel.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?))
     }
@@ -135,8 +135,8 @@ impl fmt::Display for Preprocessing {
 }
 
 impl Channels {
-    /// Values of R, G and B in this order; or the other way round, which is the same.
-    fn ordered<T: Copy>(self, [r, g, b]: [T; 3]) -> [T; 3] {
+    /// Reorders values from R, G, B to this order, or from this order to R, G, B.
+    fn reordered<T: Copy>(self, [r, g, b]: [T; 3]) -> [T; 3] {
         match self {
             Self::Rgb => [r, g, b],
             Self::Bgr => [b, g, r],
@@ -153,7 +153,7 @@ impl fmt::Display for Channels {
     }
 }
 
-impl Range {
+impl ValueRange {
     fn white(self) -> f64 {
         match self {
             Self::One => 1.0,
@@ -162,7 +162,7 @@ impl Range {
     }
 }
 
-impl fmt::Display for Range {
+impl fmt::Display for ValueRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "0..{}", self.white())
     }
@@ -176,7 +176,7 @@ fn refused(key: &'static str, value: &str, expected: &'static str) -> Error {
     }
 }
 
-/// Three numbers of the metadata, if they have this key.
+/// The three numbers of the metadata's `key`, if there is one.
 fn per_channel(
     metadata: &HashMap<String, String>,
     key: &'static str,
@@ -204,15 +204,17 @@ fn per_channel(
 mod tests {
     use super::*;
 
-    fn read(said: &[(&str, &str)]) -> Result<Option<Preprocessing>, Error> {
-        let said = said.iter().map(|&(key, value)| (key.into(), value.into()));
-        Preprocessing::from_metadata(&said.collect())
+    fn read(stated: &[(&str, &str)]) -> Result<Option<Preprocessing>, Error> {
+        let stated = stated
+            .iter()
+            .map(|&(key, value)| (key.into(), value.into()));
+        Preprocessing::from_metadata(&stated.collect())
     }
 
     #[test]
     fn numbers_for_each_channel() {
-        let said = read(&[("std", "0.1, 0.2 ,3")]).unwrap().unwrap();
-        assert_eq!((said.mean, said.std), (IMAGENET_MEAN, [0.1, 0.2, 3.0]));
+        let stated = read(&[("std", "0.1, 0.2 ,3")]).unwrap().unwrap();
+        assert_eq!((stated.mean, stated.std), (IMAGENET_MEAN, [0.1, 0.2, 3.0]));
         for bad in [
             "", "1", "1,2", "1,2,3,4", "1,2,x", "1,2,0", "1,2,-3", "1,2,nan", "1,2,inf",
         ] {
@@ -227,10 +229,13 @@ mod tests {
 
     #[test]
     fn channels_and_range() {
-        let said = read(&[("channels", "BGR"), ("range", "0..255")]);
-        let said = said.unwrap().unwrap();
-        assert_eq!((said.channels, said.range), (Channels::Bgr, Range::Byte));
-        assert_eq!(said.mean, [0.406 * 255.0, 0.456 * 255.0, 0.485 * 255.0]);
+        let stated = read(&[("channels", "BGR"), ("range", "0..255")]);
+        let stated = stated.unwrap().unwrap();
+        assert_eq!(
+            (stated.channels, stated.range),
+            (Channels::Bgr, ValueRange::Byte)
+        );
+        assert_eq!(stated.mean, [0.406 * 255.0, 0.456 * 255.0, 0.485 * 255.0]);
         for (key, value) in [("channels", "rgb"), ("range", "-1..1")] {
             let error = read(&[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");
@@ -238,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn metadata_say_it_all() {
+    fn metadata_round_trip() {
         for preprocessing in [
             Preprocessing::NONE,
             Preprocessing::TORCHVISION,
             Preprocessing::CAFFE,
         ] {
-            let said = Preprocessing::from_metadata(&preprocessing.to_metadata());
-            assert_eq!(said.unwrap(), Some(preprocessing));
+            let stated = Preprocessing::from_metadata(&preprocessing.to_metadata());
+            assert_eq!(stated.unwrap(), Some(preprocessing));
         }
         assert_eq!(
             Preprocessing::CAFFE.to_string(),
@@ -253,7 +258,7 @@ mod tests {
         );
     }
 
-    /// With a kernel that hands on the middle pixel, conv1_1 shows what the network is given.
+    /// With an identity kernel, conv1_1 outputs the prepared pixel.
     #[test]
     fn a_pixel_is_prepared() {
         let mut kernel = vec![0f32; 3 * 3 * 9];

@@ -20,7 +20,7 @@ fn archive(shapes: impl IntoIterator<Item = (String, Vec<usize>)>) -> Archive<'s
     }
 }
 
-/// Kernels `{module}.weight` and biases `{module}.bias`.
+/// The shapes of kernels `{module}.weight` and biases `{module}.bias`.
 fn convs(modules: impl IntoIterator<Item = String>) -> Vec<(String, Vec<usize>)> {
     let tensors = modules.into_iter().flat_map(|module| {
         [
@@ -31,18 +31,18 @@ fn convs(modules: impl IntoIterator<Item = String>) -> Vec<(String, Vec<usize>)>
     tensors.collect()
 }
 
-fn located(shapes: Vec<(String, Vec<usize>)>) -> Result<Located, Error> {
-    Located::new(&archive(shapes))
+fn find(shapes: Vec<(String, Vec<usize>)>) -> Result<NetworkLayout, Error> {
+    NetworkLayout::find(&archive(shapes))
 }
 
 #[test]
 fn numbers_of_the_families() {
     let torchvision = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34];
-    assert_eq!(numbering(&BLOCKS, 0, 2), torchvision);
+    assert_eq!(module_numbers(&BLOCKS, 0, 2), torchvision);
     let with_norms = [0, 3, 7, 10, 14, 17, 20, 23, 27, 30, 33, 36, 40, 43, 46, 49];
-    assert_eq!(numbering(&BLOCKS, 0, 3), with_norms);
+    assert_eq!(module_numbers(&BLOCKS, 0, 3), with_norms);
     let adain = [2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51];
-    assert_eq!(numbering(&BLOCKS, 2, 3), adain);
+    assert_eq!(module_numbers(&BLOCKS, 2, 3), adain);
 }
 
 #[test]
@@ -58,43 +58,43 @@ fn layers_in_names() {
         ("conv1.weight", None),
         ("conv", None),
     ] {
-        let found = place(name, "conv", "_").map(|(_, place)| place);
+        let found = find_layer(name, "conv", "_").map(|(_, position)| position);
         assert_eq!(found, expected, "{name}");
     }
     let keras = "block4_conv2/block4_conv2_W_1:0";
-    assert_eq!(place(keras, "block", "_conv"), Some((0, (4, 2))));
-    assert_eq!(place(keras, "conv", "_"), None);
+    assert_eq!(find_layer(keras, "block", "_conv"), Some((0, (4, 2))));
+    assert_eq!(find_layer(keras, "conv", "_"), None);
 }
 
 #[test]
 fn wherever_the_sequence_is() {
     for sequence in ["features.", "", "module.features.", "state_dict.model.vgg."] {
-        let numbers = numbering(&BLOCKS, 0, 2);
+        let numbers = module_numbers(&BLOCKS, 0, 2);
         let modules = numbers.iter().map(|n| format!("{sequence}{n}"));
         let mut shapes = convs(modules);
         shapes.extend(convs(["decoder.0".into(), "decoder.2".into()]));
-        let located = located(shapes).unwrap();
-        assert_eq!(located.family, Family::Torchvision);
-        assert_eq!(located.layers.len(), 16);
-        assert_eq!(located.layers[1].bias, format!("{sequence}2.bias"));
+        let layout = find(shapes).unwrap();
+        assert_eq!(layout.family, Family::Torchvision);
+        assert_eq!(layout.layers.len(), 16);
+        assert_eq!(layout.layers[1].bias, format!("{sequence}2.bias"));
     }
 }
 
 #[test]
 fn other_networks() {
-    for (name, blocks) in OTHERS {
+    for (name, blocks) in OTHER_VGGS {
         for (first, modules) in [(0, 2), (0, 3)] {
-            let numbers = numbering(&blocks, first, modules);
+            let numbers = module_numbers(&blocks, first, modules);
             let mut shapes = convs(numbers.iter().map(|n| format!("features.{n}")));
             if modules == 3 {
                 shapes.push(("features.1.running_mean".into(), vec![4]));
             }
-            let error = located(shapes).err().unwrap();
+            let error = find(shapes).err().unwrap();
             assert!(matches!(error, Error::OtherNetwork(other) if other == name));
         }
         let blocks = blocks.iter().enumerate();
-        let places = blocks.flat_map(|(b, &convs)| (1..=convs).map(move |c| (b + 1, c)));
-        let error = located(convs(places.map(|(b, c)| format!("conv{b}_{c}"))));
+        let positions = blocks.flat_map(|(b, &convs)| (1..=convs).map(move |c| (b + 1, c)));
+        let error = find(convs(positions.map(|(b, c)| format!("conv{b}_{c}"))));
         let error = error.err().unwrap().to_string();
         assert!(error.contains(name), "{error}");
     }
@@ -103,16 +103,16 @@ fn other_networks() {
 #[test]
 fn layers_that_are_missing() {
     let without = |missing: usize| {
-        let numbers = numbering(&BLOCKS, 0, 2).into_iter();
+        let numbers = module_numbers(&BLOCKS, 0, 2).into_iter();
         let numbers = numbers.filter(move |&n| n != missing);
         convs(numbers.map(|n| format!("features.{n}")))
     };
-    let error = located(without(21)).err().unwrap();
+    let error = find(without(21)).err().unwrap();
     assert!(matches!(error, Error::Gap(_, layer) if layer == Layer::new(4, 2)));
-    let error = located(without(0)).err().unwrap();
+    let error = find(without(0)).err().unwrap();
     assert!(matches!(error, Error::Gap(_, Layer::FIRST)));
-    // As far as it goes.
-    assert_eq!(located(without(34)).unwrap().layers.len(), 15);
+    // Missing at the end, it is only a shorter network.
+    assert_eq!(find(without(34)).unwrap().layers.len(), 15);
 
     for shapes in [
         vec![],
@@ -120,27 +120,27 @@ fn layers_that_are_missing() {
         convs(["layer1.0.conv1".into(), "layer1.0.conv2".into()]),
         convs((0..40).map(|n| format!("features.{n}"))),
     ] {
-        assert!(matches!(located(shapes), Err(Error::NoNetwork)));
+        assert!(matches!(find(shapes), Err(Error::NoNetwork)));
     }
     let mut shapes = convs(["conv1_1".into(), "conv1_2".into()]);
     shapes.pop();
-    let error = located(shapes).err().unwrap();
+    let error = find(shapes).err().unwrap();
     assert!(matches!(error, Error::NoBias(layer) if layer == Layer::new(1, 2)));
     let twice = convs(["conv1_1".into(), "conv1_1.copy".into()]);
-    assert!(matches!(located(twice), Err(Error::Twice(..))));
-    // A 1x1 convolution alone, as before AdaIN's.
+    assert!(matches!(find(twice), Err(Error::Twice(..))));
+    // AdaIN's leading 1x1 convolution alone.
     let mut shapes = convs(["0".into()]);
     shapes[0].1 = vec![3, 3, 1, 1];
-    assert!(matches!(located(shapes), Err(Error::NoNetwork)));
+    assert!(matches!(find(shapes), Err(Error::NoNetwork)));
 }
 
-/// The longest of several networks in a file.
+/// Of several networks in a file, the one with the most layers is found.
 #[test]
 fn a_network_among_others() {
-    let numbers = numbering(&BLOCKS, 0, 2).into_iter();
+    let numbers = module_numbers(&BLOCKS, 0, 2).into_iter();
     let mut shapes = convs(numbers.map(|n| format!("vgg.features.{n}")));
     shapes.extend(convs(["decoder.conv1_1".into(), "decoder.conv1_2".into()]));
-    let found = located(shapes).unwrap();
+    let found = find(shapes).unwrap();
     assert_eq!(
         (found.family, found.layers.len()),
         (Family::Torchvision, 16)
@@ -151,7 +151,7 @@ fn a_network_among_others() {
         convs(names.map(|layer| format!("{prefix}{layer}")))
     };
     let shapes = [layers("ema.", 5), layers("", 16), layers("optimizer.", 5)].concat();
-    let found = located(shapes).unwrap();
+    let found = find(shapes).unwrap();
     assert_eq!(found.layers[0].kernel, "conv1_1.weight");
 
     let slim = Layer::all().flat_map(|layer| {
@@ -161,10 +161,10 @@ fn a_network_among_others() {
             (format!("{module}/biases"), vec![4]),
         ]
     });
-    assert_eq!(located(slim.collect()).unwrap().layers.len(), 16);
+    assert_eq!(find(slim.collect()).unwrap().layers.len(), 16);
 }
 
-/// What tells Caffe's networks with torchvision's numbers.
+/// Networks with torchvision's module numbers.
 #[test]
 fn caffe_or_torchvision() {
     let network = |row: [f32; 3], positive: usize, classifier: &str| {
@@ -191,7 +191,9 @@ fn caffe_or_torchvision() {
         });
         let metadata = HashMap::new();
         let entries = entries.collect();
-        Located::new(&Archive { entries, metadata }).unwrap().family
+        NetworkLayout::find(&Archive { entries, metadata })
+            .unwrap()
+            .family
     };
     let other = [0.3, 0.2, 0.1];
     assert_eq!(network(other, 63, "classifier.0.weight"), Family::Caffe);

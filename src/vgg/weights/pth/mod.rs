@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! PyTorch's files: a pickled `state_dict` and the values of its tensors, in a zip archive, or one after the other as
-//! before PyTorch 1.6.
+//! PyTorch's files: a pickled `state_dict` and the values of its tensors, in a zip archive or, before PyTorch 1.6, one after
+//! the other.
 //!
-//! A pickle is a program. What `torch.save` writes for tensors is followed, by their names alone; nothing else of it is
-//! run. Whatever is in a file, memory and time are in proportion to its length, and nothing recurses.
+//! A pickle is a program. Only what `torch.save` writes for tensors is interpreted, recognising functions by name; nothing
+//! is ever called. For any file, memory and time are proportional to its length, and nothing recurses.
 
 mod pickle;
 
 use super::archive::{Entries, Entry, Result};
-use pickle::{MAX_PICKLE, Machine};
+use pickle::{MAX_PICKLE, PickleMachine};
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::ops::Range;
 use zip::result::ZipResult;
 use zip::{CompressionMethod, ZipArchive};
 
-/// How a file of the legacy format begins: the pickle of PyTorch's magic number 0x1950a86a20f9469cfc6c.
+/// The beginning of a file in the legacy format: the pickle of PyTorch's magic number 0x1950a86a20f9469cfc6c.
 const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// What a zip archive has in one of its folders.
+/// The pickle's name, in a folder of the zip archive.
 const PICKLE: &str = "data.pkl";
 
-/// Whether a file is one of PyTorch's of before 1.6, by its first bytes.
+/// Whether a file is in PyTorch's legacy format, by its first bytes.
 pub fn is_legacy(file: &[u8]) -> bool {
     file.starts_with(LEGACY)
 }
@@ -54,13 +54,13 @@ pub fn zip_entries<'a>(file: &'a [u8], zip: ZipArchive<Cursor<&[u8]>>) -> Result
     if pickle.len() > MAX_PICKLE {
         return Err("its data.pkl is far too long".into());
     }
-    let machine = Machine::run(&mut Reader(pickle))?;
+    let machine = PickleMachine::run(&mut ByteReader(pickle))?;
     Ok(entries(&machine, |key| {
         part(&format!("{folder}data/{key}"))
     }))
 }
 
-/// The files in a zip archive, as far as they are whole and not compressed, which PyTorch's never are.
+/// The bytes of the files in a zip archive, by name. Leaves out incomplete and compressed ones; PyTorch never compresses.
 fn parts<'a>(
     file: &'a [u8],
     mut archive: ZipArchive<Cursor<&[u8]>>,
@@ -82,16 +82,16 @@ fn parts<'a>(
     Ok(parts)
 }
 
-/// The tensors of a file of the legacy format: five pickles, the magic number, a version, the machine, the `state_dict` and
-/// the storages' keys; then for each of these its number of values, eight bytes, and the values (PyTorch,
+/// The tensors of a file in the legacy format: the pickles of the magic number, a version, the machine's properties, the
+/// `state_dict` and the storages' keys; then for each key the number of values in 8 bytes, and the values (PyTorch,
 /// `torch/serialization.py`, `_legacy_save`).
 pub fn legacy_entries(file: &[u8]) -> Result<Entries<'_>> {
-    let mut rest = Reader(&file[LEGACY.len()..]);
+    let mut rest = ByteReader(&file[LEGACY.len()..]);
     for _version_and_machine in 0..2 {
-        Machine::run(&mut rest)?;
+        PickleMachine::run(&mut rest)?;
     }
-    let machine = Machine::run(&mut rest)?;
-    let keys = Machine::run(&mut rest)?;
+    let machine = PickleMachine::run(&mut rest)?;
+    let keys = PickleMachine::run(&mut rest)?;
     let sizes: HashMap<&str, usize> = machine
         .storages()
         .filter_map(|storage| Some((storage.key.as_str(), storage.value_size()?)))
@@ -115,8 +115,11 @@ pub fn legacy_entries(file: &[u8]) -> Result<Entries<'_>> {
     }))
 }
 
-/// The tensors that a `state_dict` lists, with values in the storages of their keys.
-fn entries<'a>(state_dict: &Machine, storage: impl Fn(&str) -> Result<&'a [u8]>) -> Entries<'a> {
+/// The tensors that a `state_dict` lists; `storage` gives the bytes of a storage by its key.
+fn entries<'a>(
+    state_dict: &PickleMachine,
+    storage: impl Fn(&str) -> Result<&'a [u8]>,
+) -> Entries<'a> {
     let tensors = state_dict.tensors().into_iter();
     tensors
         .map(|(name, info)| {
@@ -129,9 +132,9 @@ fn entries<'a>(state_dict: &Machine, storage: impl Fn(&str) -> Result<&'a [u8]>)
 
 /// Reads little-endian numbers from the front of a slice.
 #[derive(Clone)]
-struct Reader<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> ByteReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
@@ -144,7 +147,7 @@ impl<'a> Reader<'a> {
         Some(&line[..length])
     }
 
-    /// A number of `length` bytes, without a sign.
+    /// An unsigned number of `length` bytes.
     fn number(&mut self, length: usize) -> Option<usize> {
         let bytes = self.take(length)?;
         Some(

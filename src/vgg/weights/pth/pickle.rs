@@ -1,41 +1,42 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What a pickle says of tensors.
+//! Interprets a pickle as far as it describes tensors.
 //!
-//! Values are kept side by side and refer to each other by their places, so that what is nested deeply, or used often,
-//! costs no more than what is not.
+//! Values are nodes in one list and refer to each other by index, so that deeply nested or often repeated ones cost no more
+//! than others.
 
-use super::{Reader, Result};
+use super::{ByteReader, Result};
 use candle_core::{DType, Device, Tensor};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// The names and shapes of a network's tensors take some ten kilobytes, with an optimiser's a few times that.
+/// The longest pickle in bytes. The names and shapes of a network's tensors take some ten kilobytes, with an optimiser's
+/// state a few times that.
 pub const MAX_PICKLE: usize = 1 << 20;
 
-/// A name of a type or a storage, and the dimensions of a tensor, are no longer than this.
+/// The longest name of a type, storage or tensor in bytes, and the largest number of a tensor's dimensions.
 const MAX_NAME: usize = 100;
 const MAX_DIMENSIONS: usize = 8;
 
 /// The opcode that ends a pickle.
 const STOP: usize = b'.' as usize;
 
-/// A value by its place among all that were made.
-type Ref = usize;
+/// The index of a value among all that were made.
+type NodeId = usize;
 
 enum Node {
     Text(String),
     Int(i64),
-    Tuple(Vec<Ref>),
-    List(Vec<Ref>),
-    Dict(Vec<(Ref, Ref)>),
+    Tuple(Vec<NodeId>),
+    List(Vec<NodeId>),
+    Dict(Vec<(NodeId, NodeId)>),
     /// `module.name`
     Global(String),
     Storage(Storage),
-    Tensor(Info),
-    /// A tensor that is told its values by `BUILD`, as PyTorch's first versions wrote it.
+    Tensor(TensorInfo),
+    /// A tensor that `BUILD` has yet to fill in, as written by the first versions of PyTorch.
     Unset,
-    /// What tensors are not made of.
+    /// Anything that does not describe tensors.
     Other,
 }
 
@@ -43,7 +44,7 @@ enum Node {
 pub struct Storage {
     /// As in `torch.FloatStorage`.
     class: String,
-    /// Its name in the file.
+    /// Identifies it in the file.
     pub key: String,
 }
 
@@ -60,14 +61,14 @@ impl Storage {
 }
 
 #[derive(Clone)]
-pub struct Info {
+pub struct TensorInfo {
     pub storage: Storage,
     offset: usize,
     pub shape: Vec<usize>,
     stride: Vec<usize>,
 }
 
-impl Info {
+impl TensorInfo {
     pub fn read(&self, values: &[u8]) -> Result<Tensor> {
         let dtype = match self.storage.class.as_str() {
             "torch.FloatStorage" => DType::F32,
@@ -78,7 +79,7 @@ impl Info {
         };
         let size = dtype.size_in_bytes();
         let too_short = || format!("the file ends before {:?} values", self.shape);
-        let last = self.last().ok_or("its shape cannot be")?;
+        let last = self.last_index().ok_or("its shape cannot be")?;
         let start = self.offset.checked_mul(size).ok_or_else(too_short)?;
         let length = last
             .checked_add(1)
@@ -92,8 +93,8 @@ impl Info {
             .map_err(|error| error.to_string())
     }
 
-    /// The place of the last value after the offset, counted in values; `None` where there is none.
-    fn last(&self) -> Option<usize> {
+    /// The distance from the first value to the last in storage, in values; `None` if there are none, or if it overflows.
+    fn last_index(&self) -> Option<usize> {
         let mut last = 0usize;
         for (&side, &stride) in self.shape.iter().zip(&self.stride) {
             last = last.checked_add(side.checked_sub(1)?.checked_mul(stride)?)?;
@@ -101,7 +102,8 @@ impl Info {
         Some(last)
     }
 
-    /// Values of `size` bytes in the order of the dimensions, which are stored as the strides have it: channels may be last.
+    /// Copies values of `size` bytes from the order of the strides, in which channels may be last, to that of the
+    /// dimensions.
     fn in_order<'a>(&self, values: &'a [u8], size: usize) -> Cow<'a, [u8]> {
         let mut expected = 1;
         let dimensions = self.shape.iter().zip(&self.stride).rev();
@@ -113,31 +115,31 @@ impl Info {
         if in_order {
             return values.into();
         }
-        let mut places = vec![0];
+        let mut indices = vec![0];
         for (&side, &stride) in self.shape.iter().zip(&self.stride) {
-            let steps = |place: usize| (0..side).map(move |step| place + step * stride);
-            places = places.into_iter().flat_map(steps).collect();
+            let steps = |index: usize| (0..side).map(move |step| index + step * stride);
+            indices = indices.into_iter().flat_map(steps).collect();
         }
-        let ordered = places
+        let ordered = indices
             .iter()
-            .flat_map(|place| &values[place * size..][..size]);
+            .flat_map(|index| &values[index * size..][..size]);
         ordered.copied().collect()
     }
 }
 
-/// Python's pickle machine (CPython, `Lib/pickletools.py`), as far as `torch.save` needs it for tensors.
+/// The part of Python's pickle machine (CPython, `Lib/pickletools.py`) that `torch.save` uses for tensors.
 #[derive(Default)]
-pub struct Machine {
+pub struct PickleMachine {
     nodes: Vec<Node>,
-    stack: Vec<Ref>,
-    /// The heights of the stack where marks are.
+    stack: Vec<NodeId>,
+    /// The stack's heights at the marks.
     marks: Vec<usize>,
-    memo: HashMap<usize, Ref>,
+    memo: HashMap<usize, NodeId>,
 }
 
-impl Machine {
-    /// The machine after a program, with its result on the stack; what follows the program is left to read.
-    pub fn run(program: &mut Reader) -> Result<Self> {
+impl PickleMachine {
+    /// Runs the next pickle of `program`, whose result is then on top of the stack.
+    pub fn run(program: &mut ByteReader) -> Result<Self> {
         let mut machine = Self::default();
         let length = program.0.len();
         loop {
@@ -155,10 +157,10 @@ impl Machine {
         }
     }
 
-    fn step(&mut self, code: u8, program: &mut Reader) -> Option<()> {
+    fn step(&mut self, code: u8, program: &mut ByteReader) -> Option<()> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
         let node = match code {
-            // PROTO, FRAME: how the rest is written
+            // PROTO, FRAME: protocol version and frame length, ignored
             0x80 => return program.take(1).map(drop),
             0x95 => return program.take(8).map(drop),
             // MARK
@@ -173,7 +175,7 @@ impl Machine {
             // BINGET, LONG_BINGET
             b'h' => return self.get(program.number(1)?),
             b'j' => return self.get(program.number(4)?),
-            // BINUNICODE, SHORT_BINUNICODE; BINSTRING, SHORT_BINSTRING, which are Python 2's
+            // BINUNICODE, SHORT_BINUNICODE; BINSTRING, SHORT_BINSTRING of Python 2
             b'X' | b'T' => {
                 let length = program.number(4)?;
                 Node::Text(text(program.take(length)?)?)
@@ -190,7 +192,7 @@ impl Machine {
                 let length = program.number(1)?;
                 match program.take(length)? {
                     bytes if length <= 8 => {
-                        // The last byte's sign goes on to the left.
+                        // Little-endian, sign-extended from its last byte.
                         let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
                         let mut number = [if negative { 0xFF } else { 0 }; 8];
                         number[..length].copy_from_slice(bytes);
@@ -206,29 +208,29 @@ impl Machine {
             b')' => Node::Tuple(Vec::new()),
             0x85..=0x87 => {
                 let start = self.stack.len().checked_sub(usize::from(code - 0x84))?;
-                Node::Tuple(self.above(start)?)
+                Node::Tuple(self.pop_from(start)?)
             }
-            b't' => Node::Tuple(self.above_mark()?),
+            b't' => Node::Tuple(self.pop_to_mark()?),
             // EMPTY_DICT, EMPTY_LIST
             b'}' => Node::Dict(Vec::new()),
             b']' => Node::List(Vec::new()),
             // SETITEM, SETITEMS
             b's' => {
-                let items = self.above(self.stack.len().checked_sub(2)?)?;
-                return self.fill(&items);
+                let items = self.pop_from(self.stack.len().checked_sub(2)?)?;
+                return self.extend(&items);
             }
             b'u' => {
-                let items = self.above_mark()?;
-                return self.fill(&items);
+                let items = self.pop_to_mark()?;
+                return self.extend(&items);
             }
             // APPEND, APPENDS
             b'a' => {
                 let item = self.pop()?;
-                return self.fill(&[item]);
+                return self.extend(&[item]);
             }
             b'e' => {
-                let items = self.above_mark()?;
-                return self.fill(&items);
+                let items = self.pop_to_mark()?;
+                return self.extend(&items);
             }
             // BUILD
             b'b' => {
@@ -265,8 +267,8 @@ impl Machine {
         self.nodes.push(node);
     }
 
-    /// The topmost value, if it lies above the last mark.
-    fn pop(&mut self) -> Option<Ref> {
+    /// The top of the stack, if it lies above the last mark.
+    fn pop(&mut self) -> Option<NodeId> {
         let bottom = self.marks.last().copied().unwrap_or_default();
         if self.stack.len() > bottom {
             self.stack.pop()
@@ -275,72 +277,74 @@ impl Machine {
         }
     }
 
-    fn above(&mut self, start: usize) -> Option<Vec<Ref>> {
+    /// The values from height `start` on, if none lies below the last mark.
+    fn pop_from(&mut self, start: usize) -> Option<Vec<NodeId>> {
         let bottom = self.marks.last().copied().unwrap_or_default();
         (start >= bottom).then(|| self.stack.split_off(start))
     }
 
-    fn above_mark(&mut self) -> Option<Vec<Ref>> {
+    fn pop_to_mark(&mut self) -> Option<Vec<NodeId>> {
         let mark = self.marks.pop()?;
         Some(self.stack.split_off(mark))
     }
 
-    fn put(&mut self, place: usize) -> Option<()> {
-        self.memo.insert(place, *self.stack.last()?);
+    fn put(&mut self, key: usize) -> Option<()> {
+        self.memo.insert(key, *self.stack.last()?);
         Some(())
     }
 
-    fn get(&mut self, place: usize) -> Option<()> {
-        self.stack.push(*self.memo.get(&place)?);
+    fn get(&mut self, key: usize) -> Option<()> {
+        self.stack.push(*self.memo.get(&key)?);
         Some(())
     }
 
-    fn fill(&mut self, items: &[Ref]) -> Option<()> {
+    /// Adds items to the dictionary or list on top of the stack.
+    fn extend(&mut self, items: &[NodeId]) -> Option<()> {
         match &mut self.nodes[*self.stack.last()?] {
             Node::Dict(dict) => {
                 let pairs = items.chunks_exact(2).map(|pair| (pair[0], pair[1]));
                 dict.extend(pairs);
             }
             Node::List(list) => list.extend(items),
-            // Something else, of which nothing is kept.
+            // Another object, whose contents do not matter.
             _ => (),
         }
         Some(())
     }
 
-    fn text(&self, value: Ref) -> Option<&str> {
+    fn text(&self, value: NodeId) -> Option<&str> {
         match &self.nodes[value] {
             Node::Text(text) => Some(text),
             _ => None,
         }
     }
 
-    fn name(&self, value: Ref) -> Option<&str> {
+    fn name(&self, value: NodeId) -> Option<&str> {
         self.text(value).filter(|text| text.len() <= MAX_NAME)
     }
 
-    fn tuple(&self, value: Ref) -> Option<&[Ref]> {
+    fn tuple(&self, value: NodeId) -> Option<&[NodeId]> {
         match &self.nodes[value] {
             Node::Tuple(items) => Some(items),
             _ => None,
         }
     }
 
-    fn size(&self, value: Ref) -> Option<usize> {
+    fn size(&self, value: NodeId) -> Option<usize> {
         match self.nodes[value] {
             Node::Int(number) => usize::try_from(number).ok(),
             _ => None,
         }
     }
 
-    fn sizes(&self, value: Ref) -> Option<Vec<usize>> {
+    fn sizes(&self, value: NodeId) -> Option<Vec<usize>> {
         let items = self.tuple(value)?;
         let sizes = items.iter().map(|&size| self.size(size));
         (items.len() <= MAX_DIMENSIONS).then(|| sizes.collect())?
     }
 
     /// `("storage", class, key, device, length)`
-    fn storage(&self, id: Ref) -> Option<Storage> {
+    fn storage(&self, id: NodeId) -> Option<Storage> {
         let &[_, class, key, ..] = self.tuple(id)? else {
             return None;
         };
@@ -353,8 +357,8 @@ impl Machine {
         })
     }
 
-    /// What a function makes of its arguments, if it is one that makes tensors.
-    fn call(&self, mut function: Ref, mut arguments: Ref) -> Option<Node> {
+    /// The result of a function, if it is one that `torch.save` needs for tensors.
+    fn call(&self, mut function: NodeId, mut arguments: NodeId) -> Option<Node> {
         loop {
             let Node::Global(name) = &self.nodes[function] else {
                 return Some(Node::Other);
@@ -375,7 +379,8 @@ impl Machine {
                         _ => Some(Node::Other),
                     };
                 }
-                // A function, a class, and the function's arguments: which came before this tuple.
+                // Its arguments: a function, a class, and the arguments of that function. A tuple's items were made before
+                // it, so that this ends.
                 "torch._tensor._rebuild_from_type_v2" => {
                     let &[inner, _, inner_arguments, ..] = items else {
                         return None;
@@ -387,8 +392,8 @@ impl Machine {
         }
     }
 
-    /// Python 2 gives the items of an `OrderedDict` with the call, as a list of pairs; Python 3 sets them later.
-    fn dict(&self, items: &[Ref]) -> Option<Vec<(Ref, Ref)>> {
+    /// The items of an `OrderedDict`: Python 2 passes them as a list of pairs, Python 3 sets them later.
+    fn dict(&self, items: &[NodeId]) -> Option<Vec<(NodeId, NodeId)>> {
         let Some(&list) = items.first() else {
             return Some(Vec::new());
         };
@@ -402,8 +407,8 @@ impl Machine {
         pairs.collect()
     }
 
-    /// Gives the topmost value attributes, of which only an unset tensor's matter.
-    fn build(&mut self, attributes: Ref) -> Option<()> {
+    /// Sets the attributes of the object on top of the stack; only those of an unset tensor matter.
+    fn build(&mut self, attributes: NodeId) -> Option<()> {
         let top = *self.stack.last()?;
         if matches!(self.nodes[top], Node::Unset)
             && let Some(info) = self.tuple(attributes).and_then(|items| self.tensor(items))
@@ -414,7 +419,7 @@ impl Machine {
     }
 
     /// `(storage, offset, shape, stride, ...)`
-    fn tensor(&self, items: &[Ref]) -> Option<Info> {
+    fn tensor(&self, items: &[NodeId]) -> Option<TensorInfo> {
         let &[storage, offset, shape, stride, ..] = items else {
             return None;
         };
@@ -422,7 +427,7 @@ impl Machine {
             return None;
         };
         let (shape, stride) = (self.sizes(shape)?, self.sizes(stride)?);
-        (shape.len() == stride.len()).then_some(Info {
+        (shape.len() == stride.len()).then_some(TensorInfo {
             storage: storage.clone(),
             offset: self.size(offset)?,
             shape,
@@ -434,12 +439,12 @@ impl Machine {
         self.stack.last().map(|&top| &self.nodes[top])
     }
 
-    /// The tensors of the dictionary that is the result, and of those in it, as in a checkpoint of a training.
-    pub fn tensors(&self) -> Vec<(String, &Info)> {
+    /// The tensors in the resulting dictionary and in those nested in it, as in a training checkpoint.
+    pub fn tensors(&self) -> Vec<(String, &TensorInfo)> {
         let mut tensors = Vec::new();
-        let mut dicts: Vec<(String, Ref)> = Vec::new();
+        let mut dicts: Vec<(String, NodeId)> = Vec::new();
         dicts.extend(self.stack.last().map(|&top| (String::new(), top)));
-        // A dictionary may stand in several places, itself among them.
+        // A dictionary may occur several times, even within itself.
         let mut seen = HashSet::new();
         while let Some((path, dict)) = dicts.pop() {
             let Node::Dict(items) = &self.nodes[dict] else {
@@ -464,7 +469,7 @@ impl Machine {
         tensors
     }
 
-    /// The texts of the list that is the result.
+    /// The strings in the resulting list.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         let items = match self.result() {
             Some(Node::List(items)) => items.as_slice(),
