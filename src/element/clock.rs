@@ -1,75 +1,75 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Where in time the frames are, and how long things take.
+//! Where in time the frames lie, and whether one follows the last.
 
 use gst::ClockTime;
 use gst::prelude::*;
 use std::time::Instant;
 
-/// A jump in time beyond this starts anew.
+/// A gap between frames beyond this is a jump.
 const JUMP: ClockTime = ClockTime::SECOND;
 
-/// The last frame's place in the video.
 #[derive(Clone, Copy)]
-struct Last {
+struct LastFrame {
     pts: ClockTime,
     end: ClockTime,
     running_time: Option<ClockTime>,
-    came: Instant,
+    arrived: Instant,
 }
 
-/// Where in the video the frames are.
+/// The times of the frames that arrive.
 #[derive(Default)]
-pub struct Position {
-    last: Option<Last>,
-    /// The running time before which those downstream have no use for frames.
+pub struct Timeline {
+    last: Option<LastFrame>,
+    /// The running time before which frames are too late for downstream, by its last QoS event.
     earliest: Option<ClockTime>,
 }
 
-/// A frame that does not follow the last one.
+/// Why a frame does not follow the last one.
 pub struct Jump {
     gap: ClockTime,
-    /// Since the last frame came.
+    /// Wall-clock time since the last frame arrived.
     elapsed: ClockTime,
 }
 
 impl Jump {
-    /// Whether so much of the video has passed since the last frame, where it passes by itself.
-    pub fn is_elapsed(&self) -> bool {
+    /// Whether the wall clock advanced with the video: from a live source, frames were lost meanwhile.
+    pub fn passed_in_real_time(&self) -> bool {
         self.gap <= JUMP + self.elapsed
     }
 }
 
-impl Position {
-    /// Takes the next frame's place in time.
-    pub fn follow(
+impl Timeline {
+    /// Takes the next frame's times; the jump to it, if it is one. No jump is made by the frames that
+    /// a decoder upstream dropped as too late.
+    pub fn advance(
         &mut self,
         pts: ClockTime,
         duration: Option<ClockTime>,
         running_time: Option<ClockTime>,
     ) -> Option<Jump> {
-        let last = self.last.replace(Last {
+        let last = self.last.replace(LastFrame {
             pts,
             end: pts.saturating_add(duration.unwrap_or_default()),
             running_time,
-            came: Instant::now(),
+            arrived: Instant::now(),
         })?;
         let gap = pts.absdiff(last.pts).min(pts.absdiff(last.end));
-        let goes_on = running_time > last.running_time;
-        let dropped = goes_on && running_time <= self.earliest.map(|it| it.saturating_add(JUMP));
-        let elapsed = elapsed(last.came);
-        (gap > JUMP && !dropped).then_some(Jump { gap, elapsed })
+        let is_later = running_time > last.running_time;
+        let were_dropped =
+            is_later && running_time <= self.earliest.map(|time| time.saturating_add(JUMP));
+        let elapsed = elapsed(last.arrived);
+        (gap > JUMP && !were_dropped).then_some(Jump { gap, elapsed })
     }
 
-    /// A frame of running time `timestamp` was shown so much too late. Decoders drop what comes
-    /// within twice that.
-    pub fn late(&mut self, timestamp: ClockTime, by: ClockTime) {
-        self.earliest = Some(timestamp.saturating_add(by).saturating_add(by));
+    /// Takes a QoS event: the frame at running time `timestamp` was late by `lateness`. As in
+    /// GStreamer's decoders, frames before `timestamp` + 2 · `lateness` are then dropped.
+    pub fn add_lateness(&mut self, timestamp: ClockTime, lateness: ClockTime) {
+        self.earliest = Some(timestamp.saturating_add(lateness).saturating_add(lateness));
     }
 }
 
-/// Whether the frames come to `sink` as time passes: then some are lost while one is painted, and
-/// that is no jump.
+/// Whether `sink` is fed by a live source, which loses frames while one is painted: that is no jump.
 pub fn is_live(sink: &gst::Pad) -> bool {
     let mut query = gst::query::Latency::new();
     sink.peer_query(&mut query) && query.result().0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Pictures of how frames moved, for people to look at.
+//! Pictures of the motion, for `motion-dump`.
 
 use crate::stylizer::motion::Motion;
 use crate::stylizer::{Stylizer, resize};
@@ -10,9 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The colours of directions, from right over down to left and up, and the steps from each to the
-/// next: more where they look less alike (Baker et al., "A Database and Evaluation Methodology for
-/// Optical Flow", IJCV 2011).
+/// The flow colour wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow"
+/// (IJCV 2011), clockwise from the right: colours, and the number of steps from each to the next.
 const WHEEL: [([f32; 3], f32); 6] = [
     ([1.0, 0.0, 0.0], 15.0),
     ([1.0, 1.0, 0.0], 6.0),
@@ -23,25 +22,24 @@ const WHEEL: [([f32; 3], f32); 6] = [
 ];
 const STEPS: f32 = 55.0;
 
-/// What is longer than the longest motion is darker by this, as there.
-const LONGER: f32 = 0.75;
+/// Vectors longer than the longest are darkened by this factor, as there.
+const OUT_OF_RANGE: f32 = 0.75;
 
-/// In pixels of what is optimised: where all motions are shorter, this has the full colour, so that
-/// noise stays pale.
-const SHORTEST: f32 = 1.0;
+/// The least length that is drawn fully saturated, in pixels of the optimised image: noise stays pale.
+const MIN_FULL_LENGTH: f32 = 1.0;
 
-/// Puts pictures of frames' motion into a folder.
+/// Writes pictures of frames' motion into a folder.
 #[derive(Default)]
-pub struct Dump {
+pub struct MotionDump {
     /// The folder that could not be written to.
-    refused: Option<PathBuf>,
+    failed: Option<PathBuf>,
 }
 
-impl Dump {
-    /// Writes the pictures of the last frame that `stylizer` made, which is number `frame` and of
-    /// height and width `size`, if its motion is known. A folder that fails is left alone until
-    /// another one is given.
-    pub fn add(
+impl MotionDump {
+    /// Writes the pictures of `stylizer`'s last frame, which has the number `frame` and the height and
+    /// width `size`, if its motion is known. After an error, nothing is written until the folder
+    /// changes.
+    pub fn write(
         &mut self,
         folder: &Path,
         stylizer: &Stylizer,
@@ -51,7 +49,7 @@ impl Dump {
         let Some(motion) = stylizer.motion() else {
             return Ok(());
         };
-        if self.refused.as_deref() == Some(folder) {
+        if self.failed.as_deref() == Some(folder) {
             return Ok(());
         }
         let size = resize::fit(size, stylizer.config().max_size);
@@ -59,16 +57,16 @@ impl Dump {
             .and_then(|()| {
                 save(
                     &folder.join(format!("flow-{frame:06}.png")),
-                    &flow(motion, size),
+                    &flow_picture(motion, size),
                 )
             })
             .and_then(|()| {
                 save(
                     &folder.join(format!("mask-{frame:06}.png")),
-                    &mask(motion, size),
+                    &mask_picture(motion, size),
                 )
             });
-        self.refused = result.is_err().then(|| folder.into());
+        self.failed = result.is_err().then(|| folder.into());
         result.map_err(|error| format!("motion-dump=‘{}’: {error}", folder.display()))
     }
 }
@@ -79,32 +77,33 @@ fn picture((h, w): (usize, usize), colour: impl Fn(usize, usize) -> [u8; 3]) -> 
     })
 }
 
-/// Where each pixel came from, turned round: the hue says where it went. The longest motion that is
-/// not hidden has the full colour, rest is white.
-fn flow(motion: &Motion, size: (usize, usize)) -> RgbImage {
+/// The motion of each pixel since the frame before: its direction as hue, its length as saturation.
+/// The longest motion of a visible pixel is fully saturated, rest is white.
+fn flow_picture(motion: &Motion, size: (usize, usize)) -> RgbImage {
     let backward = &motion.backward;
     let scale = motion.scale as f32;
-    let moved = backward.u.iter().zip(&backward.v);
-    let seen = moved
+    let vectors = backward.u.iter().zip(&backward.v);
+    let visible = vectors
         .zip(&motion.visible.values)
-        .filter(|(_, seen)| **seen > 0.0);
-    let lengths = seen.map(|((u, v), _)| scale * u.hypot(*v));
-    let longest = lengths.fold(SHORTEST, f32::max);
+        .filter(|(_, visible)| **visible > 0.0);
+    let lengths = visible.map(|((u, v), _)| scale * u.hypot(*v));
+    let longest = lengths.fold(MIN_FULL_LENGTH, f32::max);
     picture(size, |y, x| {
         let at = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
         let (u, v) = backward.sample(at(y), at(x));
         let length = scale * u.hypot(v) / longest;
-        // Sums of rounded values may be a little longer than the longest of them.
+        // Interpolation may round to slightly more than the longest.
         let shade = |hue: f32| match length <= 1.0 + 1e-3 {
             true => 1.0 - length.min(1.0) * (1.0 - hue),
-            false => LONGER * hue,
+            false => OUT_OF_RANGE * hue,
         };
+        // The flow points backward, to where the pixel was.
         let turn = (-v).atan2(-u) / TAU;
         hue(turn.rem_euclid(1.0)).map(|hue| (255.0 * shade(hue)).round() as u8)
     })
 }
 
-/// The wheel's colour at a part of a turn, clockwise from the right.
+/// The wheel's colour at `turn` in 0..1, clockwise from the right.
 fn hue(turn: f32) -> [f32; 3] {
     let mut step = turn * STEPS;
     for (index, (from, steps)) in WHEEL.iter().enumerate() {
@@ -117,18 +116,18 @@ fn hue(turn: f32) -> [f32; 3] {
     WHEEL[0].0
 }
 
-/// White where the motion is reliable, grey where two motions meet, black where the frame before
-/// did not show the pixel.
-fn mask(motion: &Motion, size: (usize, usize)) -> RgbImage {
+/// White where the motion is reliable, grey where two motions meet, black where the pixel was hidden
+/// in the frame before.
+fn mask_picture(motion: &Motion, size: (usize, usize)) -> RgbImage {
     let (h, w) = (motion.visible.h, motion.visible.w);
     picture(size, |y, x| {
-        let place = (y / motion.scale).min(h - 1) * w + (x / motion.scale).min(w - 1);
-        let weight = 0.5 * (motion.visible.values[place] + motion.reliable.values[place]);
+        let index = (y / motion.scale).min(h - 1) * w + (x / motion.scale).min(w - 1);
+        let weight = 0.5 * (motion.visible.values[index] + motion.reliable.values[index]);
         [(255.0 * weight).round() as u8; 3]
     })
 }
 
-/// Writes a PNG file; what could not be written whole is removed.
+/// Writes a PNG file; an incomplete one is removed.
 fn save(path: &Path, picture: &RgbImage) -> io::Result<()> {
     let mut png = Vec::new();
     let (width, height) = picture.dimensions();

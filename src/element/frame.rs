@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Video frames to image tensors and back.
+//! Conversion between video frames and image tensors.
 
 use candle_core::{Device, Tensor};
 use gst_video::prelude::*;
 use gst_video::{VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo};
 
-/// What the element takes: eight bits a component, in one plane.
+/// The formats that the element supports: eight bits a component, in one plane.
 const FORMATS: [VideoFormat; 11] = [
     VideoFormat::Rgb,
     VideoFormat::Bgr,
@@ -21,8 +21,8 @@ const FORMATS: [VideoFormat; 11] = [
     VideoFormat::Gray8,
 ];
 
-/// The caps of both sides. The fields of an interlaced frame are of two moments: it would be painted
-/// as a comb.
+/// The caps of both pads. Interlaced video is refused: the combing between its two fields would be
+/// painted.
 pub fn caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new()
         .format_list(FORMATS)
@@ -30,16 +30,16 @@ pub fn caps() -> gst::Caps {
         .build()
 }
 
-/// Rec. 601's Kr and Kb, for grey video that does not say which luma it is.
-const REC_601: (f64, f64) = (0.299, 0.114);
+/// Kr and Kb of BT.601, for grey video whose caps have no matrix.
+const BT_601: (f64, f64) = (0.299, 0.114);
 
-/// The values of a frame's bytes.
-struct Range {
+/// The bytes of black and white: how a frame's components are quantised.
+struct Quantisation {
     black: f32,
     white: f32,
 }
 
-impl Range {
+impl Quantisation {
     fn new(info: &VideoInfo) -> Self {
         match info.colorimetry().range() {
             VideoColorRange::Range16_235 => Self {
@@ -62,35 +62,35 @@ impl Range {
     }
 }
 
-/// Where the first three components of a pixel lie: all on one byte for grey.
-fn components(info: &VideoInfo) -> [usize; 3] {
+/// The byte offsets of red, green and blue within a pixel; all 0 for grey.
+fn component_offsets(info: &VideoInfo) -> [usize; 3] {
     match info.format() {
         VideoFormat::Gray8 => [0; 3],
         _ => [0, 1, 2].map(|component| info.comp_poffset(component) as usize),
     }
 }
 
-/// The image in a frame, `[height, width, 3]`, RGB 0..1.
+/// A frame as an image `[height, width, 3]`, RGB 0..1.
 pub fn to_image(frame: &VideoFrameRef<&gst::BufferRef>) -> candle_core::Result<Tensor> {
     let info = frame.info();
     let (height, width) = (frame.height() as usize, frame.width() as usize);
     let pixel_stride = info.comp_pstride(0) as usize;
-    let components = components(info);
-    let range = Range::new(info);
-    let values: [f32; 256] = std::array::from_fn(|byte| range.value(byte as u8));
+    let offsets = component_offsets(info);
+    let quantisation = Quantisation::new(info);
+    let values: [f32; 256] = std::array::from_fn(|byte| quantisation.value(byte as u8));
 
     let data = frame.plane_data(0).map_err(candle_core::Error::wrap)?;
     let mut image = Vec::with_capacity(height * width * 3);
     for row in data.chunks(frame.plane_stride()[0] as usize).take(height) {
         for pixel in row.chunks_exact(pixel_stride).take(width) {
-            image.extend(components.map(|component| values[usize::from(pixel[component])]));
+            image.extend(offsets.map(|offset| values[usize::from(pixel[offset])]));
         }
     }
     Tensor::from_vec(image, (height, width, 3), &Device::Cpu)
 }
 
-/// Writes `image` `[height, width, 3]` into a frame; alpha and padding bytes are those of
-/// `source`, a frame of the same format and size.
+/// Writes `image` `[height, width, 3]` into a frame. Alpha and padding bytes are copied from
+/// `source`, which has the same format and size.
 pub fn write_image(
     image: &Tensor,
     source: &VideoFrameRef<&gst::BufferRef>,
@@ -99,9 +99,9 @@ pub fn write_image(
     let info = frame.info().clone();
     let (height, width) = (frame.height() as usize, frame.width() as usize);
     let pixel_stride = info.comp_pstride(0) as usize;
-    let components = components(&info);
-    let range = Range::new(&info);
-    let (kr, kb) = info.colorimetry().matrix().kr_kb().unwrap_or(REC_601);
+    let offsets = component_offsets(&info);
+    let quantisation = Quantisation::new(&info);
+    let (kr, kb) = info.colorimetry().matrix().kr_kb().unwrap_or(BT_601);
     let luma = [kr, 1.0 - kr - kb, kb].map(|weight| weight as f32);
 
     let image = image.flatten_all()?.to_vec1::<f32>()?;
@@ -117,15 +117,15 @@ pub fn write_image(
             .zip(image.chunks_exact(3))
         {
             if info.format() == VideoFormat::Gray8 {
-                pixel[0] = range.byte(
+                pixel[0] = quantisation.byte(
                     rgb.iter()
                         .zip(luma)
                         .map(|(value, weight)| value * weight)
                         .sum(),
                 );
             } else {
-                for (component, &value) in components.iter().zip(rgb) {
-                    pixel[*component] = range.byte(value);
+                for (offset, &value) in offsets.iter().zip(rgb) {
+                    pixel[*offset] = quantisation.byte(value);
                 }
             }
         }

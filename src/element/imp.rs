@@ -12,14 +12,14 @@
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! gatys style-image=starry_night.jpg ! videoconvert ! autovideosink sync=false
  * ]|
  */
-use super::clock::{Position, elapsed, is_live};
-use super::dump::Dump;
+use super::clock::{Timeline, elapsed, is_live};
+use super::controls::{Controls, Pending};
+use super::dump::MotionDump;
 use super::frame::{self, to_image, write_image};
 use super::latency::Latency;
 use super::load;
 use super::report;
 use super::settings::{PROPERTIES, Settings, property};
-use crate::stylizer::style::StyleImage;
 use crate::stylizer::{self, Stylizer, device};
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
@@ -42,47 +42,28 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     )
 });
 
-/// The values of the properties, and what of them the stylizer does not know yet.
+/// What belongs to the stream, from start to stop.
 #[derive(Default)]
-struct Shared {
-    settings: Settings,
-    /// Whether the stylizer's settings may differ from these.
-    changed: bool,
-    /// Whether the stylizer is there, so that a style image is to be loaded for it.
-    started: bool,
-    /// Counts the style images that were set: only the last one is taken up.
-    style_serial: u64,
-    /// Whether one is being loaded. Those set meanwhile wait for that.
-    loading: bool,
-    /// The style image for the next frame.
-    style: Option<StyleImage>,
-    /// Of the last frame.
-    stats: Option<gst::Structure>,
-    /// What the weights in use, or last in use, were recognised as.
-    weights_info: Option<gst::Structure>,
-}
-
-/// What belongs to the streaming thread.
-#[derive(Default)]
-struct State {
+struct StreamState {
     info: Option<VideoInfo>,
+    /// Absent while the streaming thread has taken it to paint a frame.
     stylizer: Option<Stylizer>,
-    /// Whether no frame was made since the stylizer was reset.
+    /// Whether no frame has been painted since the stylizer was reset.
     first: bool,
-    /// Frames since the element started.
+    /// Frames painted since the start.
     frames: u64,
-    position: Position,
+    timeline: Timeline,
     latency: Latency,
-    dump: Dump,
-    /// What was wrong with the settings, as far as it was warned of.
-    refused: Vec<String>,
+    dump: MotionDump,
+    /// What is wrong with the settings in use: each of these has been warned of.
+    warned: Vec<String>,
 }
 
 #[derive(Default)]
 pub struct Gatys {
-    shared: Mutex<Shared>,
-    state: Mutex<State>,
-    /// Either ends the frame that is computed: the element stops, or the pipeline flushes.
+    controls: Controls,
+    stream: Mutex<StreamState>,
+    /// Either of these cancels the frame that is being painted.
     stopping: AtomicBool,
     flushing: AtomicBool,
 }
@@ -112,33 +93,26 @@ impl ObjectImpl for Gatys {
         let Some(property) = property(spec) else {
             return;
         };
-        let mut shared = lock(&self.shared);
-        (property.set)(&mut shared.settings, value);
-        shared.changed = true;
-        if spec.name() == "style-image" {
-            shared.style_serial += 1;
-            if shared.started && !std::mem::replace(&mut shared.loading, true) {
-                drop(shared);
-                self.obj().call_async(|element| element.imp().load_styles());
+        match self.controls.set(property, value) {
+            Pending::Nothing => (),
+            Pending::LoadStyle => self.obj().call_async(|element| element.imp().load_style()),
+            Pending::Restart => {
+                self.warn(&format!("{} can only change in READY or NULL", spec.name()));
             }
-        } else if shared.started && spec.flags().contains(gst::PARAM_FLAG_MUTABLE_READY) {
-            drop(shared);
-            self.warn(&format!("{} can only change in READY or NULL", spec.name()));
         }
     }
 
     fn property(&self, _id: usize, spec: &ParamSpec) -> glib::Value {
-        let shared = lock(&self.shared);
         match property(spec) {
-            Some(property) => (property.get)(&shared.settings),
-            None if spec.name() == "weights-info" => shared.weights_info.to_value(),
-            None => shared.stats.to_value(),
+            Some(property) => self.controls.get(property),
+            None if spec.name() == "weights-info" => self.controls.weights_info().to_value(),
+            None => self.controls.stats().to_value(),
         }
     }
 
     fn constructed(&self) {
         self.parent_constructed();
-        // A gap's frame is painted like any other, and stays marked as one.
+        // A gap buffer is painted like any other, and keeps its GAP flag.
         self.obj().set_gap_aware(true);
     }
 }
@@ -193,38 +167,29 @@ impl BaseTransformImpl for Gatys {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let settings = {
-            let mut shared = lock(&self.shared);
-            shared.changed = false;
-            shared.style = None;
-            shared.stats = None;
-            shared.started = true;
-            shared.settings.clone()
-        };
+        let settings = self.controls.start();
         let (stylizer, fallback) =
-            load::stylizer(&settings).inspect_err(|_| lock(&self.shared).started = false)?;
+            load::stylizer(&settings).inspect_err(|_| self.controls.stop())?;
         if let Some(reason) = fallback {
             gst::element_imp_warning!(self, gst::ResourceError::NotFound, ("{reason}"));
         }
         let weights_info = report::weights_info(stylizer.vgg());
         gst::info!(CAT, imp = self, "Weights: {weights_info}");
-        lock(&self.shared).weights_info = Some(weights_info);
+        self.controls.set_weights_info(weights_info);
         self.flushing.store(false, Ordering::SeqCst);
-        *lock(&self.state) = State {
+        *lock(&self.stream) = StreamState {
             stylizer: Some(stylizer),
             first: true,
-            ..State::default()
+            ..StreamState::default()
         };
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        let state = std::mem::take(&mut *lock(&self.state));
-        // What it held is given back without the lock.
-        drop(state);
-        let mut shared = lock(&self.shared);
-        shared.started = false;
-        shared.style = None;
+        let stream = std::mem::take(&mut *lock(&self.stream));
+        // Freed after the lock is released.
+        drop(stream);
+        self.controls.stop();
         Ok(())
     }
 
@@ -248,7 +213,9 @@ impl BaseTransformImpl for Gatys {
             && let Ok(lateness) = u64::try_from(lateness)
         {
             let lateness = gst::ClockTime::from_nseconds(lateness);
-            lock(&self.state).position.late(timestamp, lateness);
+            lock(&self.stream)
+                .timeline
+                .add_lateness(timestamp, lateness);
         }
         self.parent_src_event(event)
     }
@@ -259,14 +226,14 @@ impl BaseTransformImpl for Gatys {
             && direction == gst::PadDirection::Src
             && let gst::QueryViewMut::Latency(query) = query.view_mut()
         {
-            let own = lock(&self.state).latency.largest();
+            let own = lock(&self.stream).latency.largest();
             let (live, min, max) = query.result();
             query.set(live, min + own, max.map(|max| max + own));
         }
         answered
     }
 
-    /// What is known of a frame holds for the painting of it.
+    /// Whatever describes a frame describes its painting: all metas are copied.
     fn transform_meta<'a>(
         &self,
         _output: &mut gst::BufferRef,
@@ -276,14 +243,14 @@ impl BaseTransformImpl for Gatys {
         true
     }
 
-    /// Sees the frames that are dropped for being late, too.
+    /// Called for every frame, those that QoS drops before `transform` included.
     fn submit_input_buffer(
         &self,
         is_discont: bool,
         input: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         if let Some(pts) = input.pts() {
-            self.follow(pts, input.duration());
+            self.reset_after_jump(pts, input.duration());
         }
         self.parent_submit_input_buffer(is_discont, input)
     }
@@ -293,7 +260,13 @@ impl BaseTransformImpl for Gatys {
         input: &gst::Buffer,
         output: &mut gst::BufferRef,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let (info, mut stylizer, first) = self.begin(input)?;
+        if self.is_cancelled() {
+            return Err(gst::FlowError::Flushing);
+        }
+        if let Some(pts) = input.pts() {
+            self.sync_controlled_properties(pts);
+        }
+        let (info, mut stylizer, first) = self.take_stylizer()?;
         let begun = Instant::now();
         // Computed without a lock, so that properties, queries and state changes do not wait.
         let result = self.paint(&info, &mut stylizer, input, output);
@@ -303,15 +276,15 @@ impl BaseTransformImpl for Gatys {
         }
         let device = device::name(stylizer.device());
         let precision = stylizer.vgg().precision();
-        lock(&self.state).stylizer = Some(stylizer);
+        lock(&self.stream).stylizer = Some(stylizer);
         let report = result?;
         let frame = {
-            let mut state = lock(&self.state);
-            state.first = false;
-            state.frames += 1;
-            state.frames - 1
+            let mut stream = lock(&self.stream);
+            stream.first = false;
+            stream.frames += 1;
+            stream.frames - 1
         };
-        self.report(report::structure(
+        self.publish(report::stats(
             &report,
             input.pts(),
             frame,
@@ -320,8 +293,8 @@ impl BaseTransformImpl for Gatys {
             precision,
         ));
         if !first && !report.scene_cut && report.reason.is_some() {
-            let moved = lock(&self.state).latency.add(time);
-            if moved {
+            let has_changed = lock(&self.stream).latency.add(time);
+            if has_changed {
                 self.post(gst::message::Latency::builder().src(&*self.obj()).build());
             }
         }
@@ -340,12 +313,14 @@ impl VideoFilterImpl for Gatys {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
         let stylizer = {
-            let mut state = lock(&self.state);
-            state.info = Some(in_info.clone());
-            state.stylizer.take()
+            let mut stream = lock(&self.stream);
+            stream.info = Some(in_info.clone());
+            stream.stylizer.take()
         };
-        let fits = stylizer.as_ref().map(|it| it.check_memory(size));
-        lock(&self.state).stylizer = stylizer;
+        let fits = stylizer
+            .as_ref()
+            .map(|stylizer| stylizer.check_memory(size));
+        lock(&self.stream).stylizer = stylizer;
         if let Some(Err(error)) = fits {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));
@@ -356,33 +331,14 @@ impl VideoFilterImpl for Gatys {
 }
 
 impl Gatys {
-    /// Loads the style image that was set last and hands it to the next frame, until no other was
-    /// set meanwhile.
-    fn load_styles(&self) {
-        loop {
-            let (serial, settings) = {
-                let shared = lock(&self.shared);
-                (shared.style_serial, shared.settings.clone())
-            };
-            let loaded = load::style(&settings);
-            let mut shared = lock(&self.shared);
-            if serial != shared.style_serial && shared.started {
-                continue;
-            }
-            shared.loading = false;
-            match loaded {
-                _ if !shared.started => (),
-                Ok(style) => shared.style = Some(style),
-                Err(error) => {
-                    drop(shared);
-                    self.warn(&error);
-                }
-            }
-            return;
+    /// Runs on a thread of GStreamer's.
+    fn load_style(&self) {
+        if let Err(error) = self.controls.load_style(load::style) {
+            self.warn(&error);
         }
     }
 
-    /// Says that something that was set cannot be used.
+    /// Warns that a value cannot be used.
     fn warn(&self, cause: &str) {
         gst::element_imp_warning!(
             self,
@@ -391,89 +347,84 @@ impl Gatys {
         );
     }
 
-    /// Starts anew with the next frame, wherever that is in time.
+    /// Drops all that lasts from frame to frame: the next frame is a first one, whatever its time.
     fn reset(&self) {
-        lock(&self.state).position = Position::default();
-        self.start_anew();
+        lock(&self.stream).timeline = Timeline::default();
+        self.reset_stylizer();
     }
 
-    fn start_anew(&self) {
-        let mut state = lock(&self.state);
-        state.first = true;
-        if let Some(stylizer) = &mut state.stylizer {
+    fn reset_stylizer(&self) {
+        let mut stream = lock(&self.stream);
+        stream.first = true;
+        if let Some(stylizer) = &mut stream.stylizer {
             stylizer.reset();
         }
     }
 
-    /// Takes the stylizer out of the state, with the settings and the style for this frame. True
-    /// where the frame is a first one.
-    fn begin(&self, input: &gst::Buffer) -> Result<(VideoInfo, Stylizer, bool), gst::FlowError> {
-        if self.cancelled() {
-            return Err(gst::FlowError::Flushing);
+    /// Resets the stylizer where a frame does not follow the last one in time.
+    fn reset_after_jump(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
+        let segment = self.time_segment();
+        let running_time = segment.and_then(|segment| segment.to_running_time(pts));
+        let jump = lock(&self.stream)
+            .timeline
+            .advance(pts, duration, running_time);
+        if let Some(jump) = jump
+            && !(jump.passed_in_real_time() && is_live(self.obj().sink_pad()))
+        {
+            gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
+            self.reset_stylizer();
         }
-        if let Some(pts) = input.pts() {
-            let time = self
-                .obj()
-                .segment()
-                .downcast_ref::<gst::ClockTime>()
-                .and_then(|s| s.to_stream_time(pts));
-            if let Some(time) = time
-                && let Err(error) = self.obj().sync_values(time)
-            {
-                gst::warning!(CAT, imp = self, "properties cannot be controlled: {error}");
-            }
+    }
+
+    fn time_segment(&self) -> Option<gst::FormattedSegment<gst::ClockTime>> {
+        self.obj().segment().downcast::<gst::ClockTime>().ok()
+    }
+
+    /// Sets the properties that have controllers to their values at a frame's stream time.
+    fn sync_controlled_properties(&self, pts: gst::ClockTime) {
+        let segment = self.time_segment();
+        let stream_time = segment.and_then(|segment| segment.to_stream_time(pts));
+        if let Some(time) = stream_time
+            && let Err(error) = self.obj().sync_values(time)
+        {
+            gst::warning!(CAT, imp = self, "properties cannot be controlled: {error}");
         }
-        let (changed, style) = {
-            let mut shared = lock(&self.shared);
-            let changed = std::mem::take(&mut shared.changed).then(|| shared.settings.clone());
-            (changed, shared.style.take())
-        };
+    }
+
+    /// Takes the stylizer out of the state, with the settings and the style that its next frame is
+    /// to have. True if that frame is a first one.
+    fn take_stylizer(&self) -> Result<(VideoInfo, Stylizer, bool), gst::FlowError> {
+        let (settings, style) = self.controls.take_changes();
         let (info, mut stylizer, first) = {
-            let mut state = lock(&self.state);
-            match (state.info.clone(), state.stylizer.take()) {
-                (Some(info), Some(stylizer)) => (info, stylizer, state.first),
+            let mut stream = lock(&self.stream);
+            match (stream.info.clone(), stream.stylizer.take()) {
+                (Some(info), Some(stylizer)) => (info, stylizer, stream.first),
                 _ => return Err(gst::FlowError::NotNegotiated),
             }
         };
         if let Some(style) = style {
             stylizer.set_style(style);
         }
-        if let Some(settings) = changed {
+        if let Some(settings) = settings {
             self.configure(&mut stylizer, &settings);
         }
         Ok((info, stylizer, first))
     }
 
-    /// Gives the stylizer the settings; each that cannot be used is warned of once.
+    /// Gives the stylizer the settings; warns once of each that it cannot use.
     fn configure(&self, stylizer: &mut Stylizer, settings: &Settings) {
         let refused = load::apply(settings, stylizer);
-        let earlier = std::mem::replace(&mut lock(&self.state).refused, refused.clone());
-        for cause in refused.iter().filter(|cause| !earlier.contains(cause)) {
+        let warned = std::mem::replace(&mut lock(&self.stream).warned, refused.clone());
+        for cause in refused.iter().filter(|cause| !warned.contains(cause)) {
             self.warn(cause);
         }
     }
 
-    /// Starts anew where a frame does not follow the last one in time.
-    fn follow(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
-        let segment = self.obj().segment();
-        let segment = segment.downcast_ref::<gst::ClockTime>();
-        let running_time = segment.and_then(|segment| segment.to_running_time(pts));
-        let mut state = lock(&self.state);
-        let jump = state.position.follow(pts, duration, running_time);
-        drop(state);
-        if let Some(jump) = jump
-            && !(jump.is_elapsed() && is_live(self.obj().sink_pad()))
-        {
-            gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
-            self.start_anew();
-        }
-    }
-
-    fn cancelled(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.stopping.load(Ordering::SeqCst) || self.flushing.load(Ordering::SeqCst)
     }
 
-    /// Makes the frame in `output` of the one in `input`.
+    /// Paints the frame in `input` into `output`.
     fn paint(
         &self,
         info: &VideoInfo,
@@ -490,35 +441,36 @@ impl Gatys {
             self.fail("a frame cannot be converted", &error.to_string())
         };
         let image = to_image(&input).map_err(failed)?;
-        let (image, report) = stylizer
-            .stylize(&image, &|| self.cancelled())
-            .map_err(|error| match error {
-                stylizer::Error::Cancelled => gst::FlowError::Flushing,
-                error => self.fail("a frame cannot be stylised", &error.to_string()),
-            })?;
+        let (image, report) =
+            stylizer
+                .stylize(&image, &|| self.is_cancelled())
+                .map_err(|error| match error {
+                    stylizer::Error::Cancelled => gst::FlowError::Flushing,
+                    error => self.fail("a frame cannot be stylised", &error.to_string()),
+                })?;
         write_image(&image, &input, &mut output).map_err(failed)?;
         Ok(report)
     }
 
-    /// Writes pictures of how the frame moved, where a folder is set for them.
+    /// Writes the pictures of the frame's motion if `motion-dump` is set.
     fn dump_motion(&self, stylizer: &Stylizer, info: &VideoInfo) {
-        let Some(folder) = lock(&self.shared).settings.dump_folder() else {
-            lock(&self.state).dump = Dump::default();
+        let Some(folder) = self.controls.dump_folder() else {
+            lock(&self.stream).dump = MotionDump::default();
             return;
         };
         let (mut dump, frame) = {
-            let mut state = lock(&self.state);
-            (std::mem::take(&mut state.dump), state.frames)
+            let mut stream = lock(&self.stream);
+            (std::mem::take(&mut stream.dump), stream.frames)
         };
         let size = (info.height() as usize, info.width() as usize);
-        if let Err(error) = dump.add(&folder, stylizer, frame, size) {
+        if let Err(error) = dump.write(&folder, stylizer, frame, size) {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::Write,
                 ("{error}; no more pictures are written there")
             );
         }
-        lock(&self.state).dump = dump;
+        lock(&self.stream).dump = dump;
     }
 
     fn fail(&self, what: &str, cause: &str) -> gst::FlowError {
@@ -526,16 +478,12 @@ impl Gatys {
         gst::FlowError::Error
     }
 
-    fn report(&self, structure: gst::Structure) {
-        gst::debug!(CAT, imp = self, "{structure}");
-        let post = {
-            let mut shared = lock(&self.shared);
-            shared.stats = Some(structure.clone());
-            shared.settings.post_messages
-        };
-        if post {
+    /// Makes a frame's statistics known: in the log, in `stats`, and on the bus.
+    fn publish(&self, stats: gst::Structure) {
+        gst::debug!(CAT, imp = self, "{stats}");
+        if self.controls.set_stats(stats.clone()) {
             self.post(
-                gst::message::Element::builder(structure)
+                gst::message::Element::builder(stats)
                     .src(&*self.obj())
                     .build(),
             );
@@ -543,7 +491,7 @@ impl Gatys {
     }
 
     fn post(&self, message: gst::Message) {
-        // Without a bus there is nobody to tell.
+        // Fails if there is no bus: then nobody listens.
         let _ = self.obj().post_message(message);
     }
 }

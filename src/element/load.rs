@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the settings name, for the stylizer; errors name the property, the path and the cause.
+//! Makes the stylizer, and what it needs, from the settings. Errors name the property, its value and
+//! the cause.
 
-use super::settings::{Invalid, Settings, weights_by_name};
+use super::settings::{InvalidSetting, Settings, weights_by_name};
 use crate::stylizer::config::ConfigError;
 use crate::stylizer::style::StyleImage;
 use crate::stylizer::{self, Stylizer, device};
@@ -10,10 +11,10 @@ use crate::vgg::weights::WeightsSource;
 use crate::vgg::{Precision, Vgg, shared};
 use gst::{ErrorMessage, ResourceError, error_msg};
 
-/// A stylizer as `settings` have it, and why it is not on the GPU where `device=auto` had to do
-/// without one.
+/// The stylizer that `settings` describe, and why it is on the CPU if `device=auto` found no usable
+/// GPU in a build with CUDA.
 pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), ErrorMessage> {
-    let invalid = |error: Invalid| error_msg!(ResourceError::Settings, ("{error}"));
+    let invalid = |error: InvalidSetting| error_msg!(ResourceError::Settings, ("{error}"));
     let config = settings.config().map_err(invalid)?;
     let choice = settings.device().map_err(invalid)?;
     let style =
@@ -55,18 +56,18 @@ fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
     format!("weights=‘{}’: {error}{named}", path.display())
 }
 
-/// Loads the style image.
+/// Loads the image that `style-image` names.
 pub fn style(settings: &Settings) -> Result<StyleImage, String> {
     let path = settings.style_path();
     let path = path.ok_or("style-image is not set: the path of an image is needed")?;
     StyleImage::load(&path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
 }
 
-/// Gives a stylizer that is in use the settings, but for those that nothing can be made of: there,
-/// what is in use stays. The result says what was wrong with them.
+/// Gives a running stylizer the settings. Where one cannot be used, the value in use is kept; the
+/// result says what was wrong with each of those.
 pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
     let in_use = stylizer.config().clone();
-    let (mut config, invalid) = settings.config_beside(&in_use);
+    let (mut config, invalid) = settings.config_or(&in_use);
     let mut refused: Vec<String> = invalid.iter().map(ToString::to_string).collect();
     while let Err(error) = stylizer.set_config(config.clone()) {
         refused.push(error.to_string());

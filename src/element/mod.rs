@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! All that knows GStreamer.
+//! The GStreamer element `gatys`: all of the crate that depends on GStreamer.
 
 mod clock;
+mod controls;
 mod dump;
 mod frame;
 mod imp;
@@ -21,7 +22,7 @@ glib::wrapper! {
         @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
 }
 
-/// An enumeration of the stylizer's as a GLib type.
+/// A GLib enum type that mirrors an enum `$of` of the stylizer.
 macro_rules! enumeration {
     (
         $(#[$doc:meta])* $name:ident, $gtype:literal, $of:path,
@@ -50,7 +51,7 @@ macro_rules! enumeration {
 }
 
 enumeration!(
-    /// How the image is improved.
+    /// The optimisation algorithm.
     Optimizer, "GstGatysOptimizer", config::OptimizerKind, {
         Lbfgs = Lbfgs, "lbfgs", "L-BFGS: learns the curvature, lowest loss for the same iterations";
         Adam = Adam, "adam", "Adam: steps of learning-rate, little memory";
@@ -58,7 +59,7 @@ enumeration!(
 );
 
 enumeration!(
-    /// Where a frame starts.
+    /// The image that the optimisation of a frame starts from.
     Init, "GstGatysInit", config::Init, {
         Previous = Previous, "previous", "The result of the frame before, brought along as motion says";
         Content = Content, "content", "The frame itself";
@@ -67,7 +68,7 @@ enumeration!(
 );
 
 enumeration!(
-    /// How the last result is brought along.
+    /// How the previous result is moved to the next frame.
     Motion, "GstGatysMotion", config::MotionKind, {
         None = None, "none", "Brush strokes stay in place, and what changed in the frame is added under them";
         Flow = Flow, "flow", "Along the optical flow: brush strokes go with what they paint";
@@ -75,7 +76,7 @@ enumeration!(
 );
 
 enumeration!(
-    /// How the network halves its features.
+    /// The pooling between the blocks of the network.
     Pooling, "GstGatysPooling", crate::vgg::Pooling, {
         Avg = Avg, "avg", "Average pooling, which Gatys et al. recommend";
         Max = Max, "max", "Max pooling, which VGG-19 was trained with on ImageNet";
@@ -83,7 +84,7 @@ enumeration!(
 );
 
 enumeration!(
-    /// Where the colours come from.
+    /// The image whose colours the result has.
     Color, "GstGatysColor", config::Color, {
         Style = Style, "style", "The colours of the style image";
         Content = Content, "content", "The colours of the frame: only luminance is painted";
@@ -91,7 +92,7 @@ enumeration!(
 );
 
 enumeration!(
-    /// What the losses are divided by.
+    /// The normalisation of the losses.
     LossScale, "GstGatysLossScale", config::LossScale, {
         Relative = Relative, "relative", "Relative squared errors, alike for all sizes, layers and weights";
         Mean = Mean, "mean", "Content loss by its number of features";
@@ -100,7 +101,7 @@ enumeration!(
 );
 
 enumeration!(
-    /// What the network's features are computed in.
+    /// The precision of the network's features.
     Precision, "GstGatysPrecision", crate::vgg::Precision, {
         Auto = Auto, "auto", "The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else f32";
         F32 = F32, "f32", "Single precision, on any device";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What is said of a frame, in the message and in `stats`, and of the weights.
+//! The read-only properties `stats` and `weights-info`; `stats` is also the message of each frame.
 
 use crate::stylizer::Report;
 use crate::stylizer::optimizer::Reason;
@@ -9,7 +9,7 @@ use gst::ClockTime;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
 
-/// The properties that are read-only.
+/// The specifications of both.
 pub fn specs() -> [ParamSpec; 2] {
     [
         (
@@ -29,8 +29,8 @@ pub fn specs() -> [ParamSpec; 2] {
     })
 }
 
-/// The structure `gatys` of frame number `frame`.
-pub fn structure(
+/// The structure `gatys` of frame number `frame`, which took `time`.
+pub fn stats(
     report: &Report,
     pts: Option<ClockTime>,
     frame: u64,
@@ -61,7 +61,7 @@ pub fn structure(
         .build()
 }
 
-/// What a network's weights were recognised as.
+/// The structure `gatys-weights`: what a network's weights were recognised as.
 pub fn weights_info(vgg: &Vgg) -> gst::Structure {
     gst::Structure::builder("gatys-weights")
         .field("family", vgg.family())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The table of properties, and what is made of their values.
+//! The table of properties, and the conversion of their values for the stylizer.
 
 use super::{Color, Init, LossScale, Motion, Optimizer, Pooling, Precision};
 use crate::stylizer::config::{Config, LayerWeights, MAX_WEIGHT};
@@ -14,24 +14,24 @@ use std::time::Duration;
 
 /// Takes effect on the next frame and may be driven by a controller.
 const CONTROLLABLE: ParamFlags = LIVE.union(gst::PARAM_FLAG_CONTROLLABLE);
-/// Takes effect on the next frame, but for a style image, which is loaded first.
+/// Takes effect on the next frame; a style image, once it is loaded.
 const LIVE: ParamFlags = ParamFlags::READWRITE.union(gst::PARAM_FLAG_MUTABLE_PLAYING);
-/// May change in READY at the latest.
+/// May only change in NULL and READY.
 const READY: ParamFlags = ParamFlags::READWRITE.union(gst::PARAM_FLAG_MUTABLE_READY);
 
-/// A property: its specification, and how its value is read from and written to the settings.
+/// A property: its specification, and the accessors of its field in the settings.
 pub struct Property {
     pub spec: ParamSpec,
     pub get: fn(&Settings) -> Value,
     pub set: fn(&mut Settings, &Value),
 }
 
-/// A type that a property can have.
+/// The type of a property.
 trait PropertyType: Sized {
-    /// Takes the value of a property; GObject lets none of another type through.
+    /// Takes a value, whose type GObject has already checked.
     fn set(&mut self, value: &Value);
 
-    /// The lowest and the highest value, where there are such.
+    /// The lowest and highest value, or `()`.
     type Range;
 
     fn spec(
@@ -89,7 +89,7 @@ ranged! {
 
 unranged! {
     bool, |value| value.get(), |name, default| glib::ParamSpecBoolean::builder(name).default_value(default);
-    // As a path, since it may not be UTF-8, which only paths need not be.
+    // Read as a path, because a string from C may not be UTF-8.
     Option<String>, |value| value.get().map(|text: Option<PathBuf>| text.map(|text| text.to_string_lossy().into_owned())), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref());
     Option<PathBuf>, |value| value.get(), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref().and_then(Path::to_str));
     Optimizer, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
@@ -101,7 +101,7 @@ unranged! {
     LossScale, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
 }
 
-/// Makes the settings, their defaults and the table from rows of
+/// Generates `Settings`, its defaults and `PROPERTIES` from rows of
 /// `field: type = default, range, "name", "nick", "blurb", flags;`.
 macro_rules! properties {
     (
@@ -239,31 +239,31 @@ properties! {
         "Paint every n-th frame and repeat its result for the others", CONTROLLABLE;
 }
 
-/// The property of a specification's name, if it is in the table.
+/// The table's property with a specification's name, if there is one.
 pub fn property(spec: &ParamSpec) -> Option<&'static Property> {
     PROPERTIES
         .iter()
         .find(|property| property.spec.name() == spec.name())
 }
 
-/// A value that nothing can be made of.
+/// A property's value that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{property}=‘{value}’: {cause}")]
-pub struct Invalid {
+pub struct InvalidSetting {
     property: &'static str,
     value: String,
     cause: String,
 }
 
 impl Settings {
-    /// What the stylizer is told.
-    pub fn config(&self) -> Result<Config, Invalid> {
+    /// The stylizer's configuration.
+    pub fn config(&self) -> Result<Config, InvalidSetting> {
         Ok(Config {
             style_scale: self.style_scale,
             alpha: self.alpha,
             beta: self.beta,
-            content_layers: layers("content-layers", &self.content_layers)?,
-            style_layers: layers("style-layers", &self.style_layers)?,
+            content_layers: parse_layers("content-layers", &self.content_layers)?,
+            style_layers: parse_layers("style-layers", &self.style_layers)?,
             iterations: self.iterations,
             initial_iterations: self.initial_iterations,
             time_budget: (self.time_budget > 0).then(|| Duration::from_nanos(self.time_budget)),
@@ -287,9 +287,8 @@ impl Settings {
         })
     }
 
-    /// What the stylizer is told while `in_use` is: where a value cannot be read, the one in use
-    /// stays.
-    pub fn config_beside(&self, in_use: &Config) -> (Config, Vec<Invalid>) {
+    /// The stylizer's configuration, with the values `in_use` for those that cannot be used.
+    pub fn config_or(&self, in_use: &Config) -> (Config, Vec<InvalidSetting>) {
         let mut settings = self.clone();
         let mut refused = Vec::new();
         for (property, list, in_use) in [
@@ -304,7 +303,7 @@ impl Settings {
                 &in_use.style_layers,
             ),
         ] {
-            if let Err(invalid) = layers(property, list) {
+            if let Err(invalid) = parse_layers(property, list) {
                 refused.push(invalid);
                 *list = Some(in_use.to_string());
             }
@@ -317,25 +316,25 @@ impl Settings {
 
     /// The style image's path, if one is set.
     pub fn style_path(&self) -> Option<PathBuf> {
-        given(&self.style_image)
+        non_empty(&self.style_image)
     }
 
     /// The folder for pictures of the motion, if one is set.
     pub fn dump_folder(&self) -> Option<PathBuf> {
-        given(&self.motion_dump)
+        non_empty(&self.motion_dump)
     }
 
-    /// The device that is asked for.
-    pub fn device(&self) -> Result<DeviceChoice, Invalid> {
+    /// The device to compute on.
+    pub fn device(&self) -> Result<DeviceChoice, InvalidSetting> {
         let value = self.device.as_deref().unwrap_or("auto");
         value
             .parse()
-            .map_err(|error| Invalid::new("device", value, error))
+            .map_err(|error| InvalidSetting::new("device", value, error))
     }
 
-    /// Where the weights are: a path, else a name in the data directory.
+    /// Where the weights are read from: a path that exists, else a name in the data directory.
     pub fn weights(&self) -> WeightsSource {
-        let Some(path) = given(&self.weights) else {
+        let Some(path) = non_empty(&self.weights) else {
             return WeightsSource::BuiltIn;
         };
         match weights_by_name(&path) {
@@ -346,11 +345,12 @@ impl Settings {
 }
 
 /// A path that is set and not empty.
-fn given(path: &Option<PathBuf>) -> Option<PathBuf> {
+fn non_empty(path: &Option<PathBuf>) -> Option<PathBuf> {
     path.clone().filter(|path| !path.as_os_str().is_empty())
 }
 
-/// The file in the data directory that has this name, if it can be a name and is not a file's path.
+/// The path of the weights called `path` in the data directory, unless that has several components or
+/// is itself a file.
 pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
     if path.components().count() != 1 || path.exists() {
         return None;
@@ -361,13 +361,16 @@ pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
     Some(named.into())
 }
 
-fn layers(property: &'static str, list: &Option<String>) -> Result<LayerWeights, Invalid> {
+fn parse_layers(
+    property: &'static str,
+    list: &Option<String>,
+) -> Result<LayerWeights, InvalidSetting> {
     let list = list.as_deref().unwrap_or_default();
     list.parse()
-        .map_err(|error| Invalid::new(property, list, error))
+        .map_err(|error| InvalidSetting::new(property, list, error))
 }
 
-impl Invalid {
+impl InvalidSetting {
     pub fn new(property: &'static str, value: &str, cause: impl ToString) -> Self {
         Self {
             property,

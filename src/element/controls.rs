@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What the application's threads and the streaming thread share: the values of the properties, and
+//! the style image that is loaded beside the stream.
+
+use super::settings::{Property, Settings};
+use crate::stylizer::style::StyleImage;
+use gst::glib::Value;
+use std::panic::{RefUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What is left to do once a property has been set.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing: the next frame, or the next start, takes the new value.
+    Nothing,
+    /// [`Controls::load_style`] is to be called on another thread.
+    LoadStyle,
+    /// The element keeps the old value until it is restarted: a warning is due.
+    Restart,
+}
+
+#[derive(Default)]
+struct Values {
+    settings: Settings,
+    /// Whether they may differ from the stylizer's.
+    changed: bool,
+    /// Whether the element is between start and stop.
+    started: bool,
+    /// Counts the style images that were set: only the latest is used.
+    style_generation: u64,
+    /// Whether a thread loads style images; it also sees to those set meanwhile.
+    style_loading: bool,
+    /// Loaded, and not yet used by a frame.
+    next_style: Option<StyleImage>,
+    /// Of the last frame.
+    stats: Option<gst::Structure>,
+    /// Of the weights in use, or last in use.
+    weights_info: Option<gst::Structure>,
+}
+
+/// The values of all properties, behind a lock that is never held while anything is computed,
+/// loaded or posted.
+#[derive(Default)]
+pub struct Controls(Mutex<Values>);
+
+impl Controls {
+    /// Nothing panics under the lock, so what a poisoned one guards is whole.
+    fn lock(&self) -> MutexGuard<'_, Values> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set(&self, property: &Property, value: &Value) -> Pending {
+        let mut values = self.lock();
+        (property.set)(&mut values.settings, value);
+        values.changed = true;
+        if property.spec.name() == "style-image" {
+            values.style_generation += 1;
+            if values.started && !std::mem::replace(&mut values.style_loading, true) {
+                return Pending::LoadStyle;
+            }
+        } else if values.started
+            && property
+                .spec
+                .flags()
+                .contains(gst::PARAM_FLAG_MUTABLE_READY)
+        {
+            return Pending::Restart;
+        }
+        Pending::Nothing
+    }
+
+    pub fn get(&self, property: &Property) -> Value {
+        (property.get)(&self.lock().settings)
+    }
+
+    pub fn stats(&self) -> Option<gst::Structure> {
+        self.lock().stats.clone()
+    }
+
+    pub fn weights_info(&self) -> Option<gst::Structure> {
+        self.lock().weights_info.clone()
+    }
+
+    pub fn set_weights_info(&self, info: gst::Structure) {
+        self.lock().weights_info = Some(info);
+    }
+
+    pub fn dump_folder(&self) -> Option<PathBuf> {
+        self.lock().settings.dump_folder()
+    }
+
+    /// The settings to start with. From here on, a style image that is set is loaded at once.
+    pub fn start(&self) -> Settings {
+        let mut values = self.lock();
+        values.changed = false;
+        values.next_style = None;
+        values.stats = None;
+        values.started = true;
+        values.settings.clone()
+    }
+
+    pub fn stop(&self) {
+        let mut values = self.lock();
+        values.started = false;
+        values.next_style = None;
+    }
+
+    /// What has changed since the last frame: the settings, and the style image.
+    pub fn take_changes(&self) -> (Option<Settings>, Option<StyleImage>) {
+        let mut values = self.lock();
+        let changed = std::mem::take(&mut values.changed);
+        let settings = changed.then(|| values.settings.clone());
+        (settings, values.next_style.take())
+    }
+
+    /// Keeps a frame's statistics. True if they are to be posted as a message.
+    pub fn set_stats(&self, stats: gst::Structure) -> bool {
+        let mut values = self.lock();
+        values.stats = Some(stats);
+        values.settings.post_messages
+    }
+
+    /// Loads the latest style image for the next frame, and starts over if another one was set
+    /// meanwhile. An error says why the latest cannot be used. The result is discarded if the element
+    /// has stopped.
+    pub fn load_style(
+        &self,
+        load: impl Fn(&Settings) -> Result<StyleImage, String> + RefUnwindSafe,
+    ) -> Result<(), String> {
+        loop {
+            let (generation, settings) = {
+                let values = self.lock();
+                (values.style_generation, values.settings.clone())
+            };
+            // A panic would abort the process: this runs on a thread of GStreamer's.
+            let style = catch_unwind(|| load(&settings)).unwrap_or_else(|_| {
+                let path = settings.style_path().unwrap_or_default();
+                let path = path.display();
+                Err(format!("style-image=‘{path}’: the image decoder panicked"))
+            });
+            let mut values = self.lock();
+            if generation != values.style_generation && values.started {
+                continue;
+            }
+            values.style_loading = false;
+            if values.started {
+                values.next_style = Some(style?);
+            }
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::PROPERTIES;
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn set(controls: &Controls, name: &str, value: impl Into<Value>) -> Pending {
+        let property = PROPERTIES
+            .iter()
+            .find(|property| property.spec.name() == name);
+        controls.set(property.unwrap(), &value.into())
+    }
+
+    #[test]
+    fn one_thread_loads_until_it_has_the_latest_style() {
+        gst::init().unwrap();
+        let controls = Controls::default();
+        assert_eq!(set(&controls, "style-image", "a"), Pending::Nothing);
+        controls.start();
+        assert_eq!(set(&controls, "style-image", "b"), Pending::LoadStyle);
+        let loads = AtomicUsize::new(0);
+        let error = controls.load_style(|settings| {
+            if loads.fetch_add(1, Ordering::SeqCst) == 0 {
+                assert_eq!(set(&controls, "style-image", "c"), Pending::Nothing);
+            }
+            Err(settings.style_path().unwrap().display().to_string())
+        });
+        assert_eq!((error, loads.into_inner()), (Err("c".into()), 2));
+        assert_eq!(set(&controls, "style-image", "d"), Pending::LoadStyle);
+        controls.stop();
+        assert_eq!(controls.load_style(|_| Err("unused".into())), Ok(()));
+    }
+
+    #[test]
+    fn a_panic_does_not_keep_later_styles_out() {
+        gst::init().unwrap();
+        let controls = Controls::default();
+        controls.start();
+        assert_eq!(set(&controls, "style-image", "a"), Pending::LoadStyle);
+        let error = controls.load_style(|_| panic!("of a decoder, for a test"));
+        assert!(error.unwrap_err().contains("panicked"));
+        assert_eq!(set(&controls, "style-image", "b"), Pending::LoadStyle);
+    }
+
+    #[test]
+    fn what_only_the_start_reads_needs_a_restart() {
+        gst::init().unwrap();
+        let controls = Controls::default();
+        assert_eq!(set(&controls, "device", "cpu"), Pending::Nothing);
+        controls.start();
+        assert_eq!(set(&controls, "device", "cpu"), Pending::Restart);
+        assert_eq!(set(&controls, "alpha", 2.0), Pending::Nothing);
+        assert_eq!(controls.take_changes().0.unwrap().alpha, 2.0);
+        assert!(controls.take_changes().0.is_none());
+    }
+}
