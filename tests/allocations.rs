@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! An iteration works in the memory that its frame size was given: once warm, it allocates nothing
-//! of the size of an image, a layer's features or a Gram matrix.
+//! Once warm, an iteration allocates nothing of the size of an image, a layer's features or a Gram
+//! matrix: it works in the tensors that were allocated for the frame size.
 
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::{Config, OptimizerKind};
@@ -13,12 +13,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Of an odd width, so that buffers of other kinds have other sizes.
+/// An odd width, so that no other buffer has one of these sizes by chance.
 const SIZE: (usize, usize) = (80, 111);
 
-/// Sizes in bytes of what is not to be allocated.
+/// The sizes in bytes that must not be allocated.
 static SIZES: OnceLock<Vec<usize>> = OnceLock::new();
-/// How often one of these sizes was.
+/// The number of allocations of one of these sizes.
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
@@ -26,7 +26,7 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: the system's allocator does it all.
+// SAFETY: everything is forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if SIZES
@@ -35,12 +35,12 @@ unsafe impl GlobalAlloc for Counting {
         {
             ALLOCATED.fetch_add(1, Ordering::Relaxed);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: as promised by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: as promised by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -51,7 +51,7 @@ fn picture(phase: f32) -> Tensor {
     Tensor::from_vec(values.collect::<Vec<f32>>(), (h, w, 3), &Device::Cpu).unwrap()
 }
 
-/// Allocations of the sizes in question in each iteration of an optimisation.
+/// The number of such allocations in each iteration of an optimisation.
 fn allocations(precision: Precision, kind: OptimizerKind) -> Vec<usize> {
     let vgg = Vgg::shared(&WeightsSource::BuiltIn, &Device::Cpu, precision).unwrap();
     let config = Config {
@@ -99,10 +99,10 @@ fn an_iteration_allocates_no_tensors() {
         for kind in [OptimizerKind::Lbfgs, OptimizerKind::Adam] {
             let before = ALLOCATED.load(Ordering::Relaxed);
             let seen = allocations(precision, kind);
-            // The tensors that are there before the first iteration are seen.
+            // The tensors allocated before the first iteration are counted.
             assert!(ALLOCATED.load(Ordering::Relaxed) > before);
             assert!(seen.len() > 20, "{precision}, {kind:?}: {seen:?}");
-            // By then the history of L-BFGS is full, and every thread has its scratch memory.
+            // By then the L-BFGS history is full, and every thread has its scratch memory.
             let warm = &seen[seen.len() - 10..];
             let none = warm.iter().all(|&count| count == 0);
             assert!(none, "{precision}, {kind:?}: {seen:?}");

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Nothing that a user types crashes `gst-launch-1.0`: each bad value of a property ends it with a message that names the
-//! property, what it was set to, and what is wrong with that.
+//! No user input crashes `gst-launch-1.0`: a bad value of a property is reported with the property, the value and the cause.
 
 #![cfg(feature = "plugin")]
 
@@ -23,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A folder for one test's files, with a style image that is good.
+/// A folder for one test's files, with a valid style image.
 struct Folder(TempDir);
 
 impl Folder {
@@ -51,7 +50,7 @@ impl Folder {
         path
     }
 
-    /// A file that its owner may not read; none where the tests run as root, who may read everything.
+    /// A file without read permission; none if the tests run as root, who may read everything.
     fn unreadable(&self, name: &str) -> Option<PathBuf> {
         use std::os::unix::fs::PermissionsExt;
         let path = self.write(name, "nobody reads this");
@@ -63,7 +62,7 @@ impl Folder {
         Some(path)
     }
 
-    /// Runs the element with these properties, and the style image that is good where none is given.
+    /// Runs the element with these properties, and with the valid style image if they have none.
     fn launch(&self, properties: &[(&str, &OsStr)]) -> files::Ended {
         let mut command = gstreamer("gst-launch-1.0");
         let source = ["videotestsrc", "num-buffers=2", "!"];
@@ -85,7 +84,7 @@ impl Folder {
         run(command.args(["iterations=2", "initial-iterations=2", "!", "fakesink"]))
     }
 
-    /// Asserts that the element refuses a value, in an error that names the property, the value and `causes`.
+    /// Asserts that the element refuses a value with an error that has the property, the value and `causes`.
     fn refuses(&self, property: &str, value: impl AsRef<OsStr>, causes: &[&str]) {
         let value = value.as_ref();
         let case = format!("{property}={}", value.display());
@@ -104,7 +103,7 @@ impl Folder {
     }
 }
 
-/// What the element says, as a person sees it.
+/// The element's error message, as a user sees it.
 fn error(ended: &files::Ended) -> &str {
     let marker = "/GstGatys:gatys0: ";
     let mut lines = ended.stderr.lines();
@@ -114,7 +113,7 @@ fn error(ended: &files::Ended) -> &str {
         .1
 }
 
-/// The bytes of a picture as a file of some format.
+/// A picture encoded in a file format.
 fn encoded(format: ImageFormat) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture(64, 48).write_to(&mut bytes, format).unwrap();
@@ -210,7 +209,7 @@ fn style_image_of_a_size_that_cannot_be() {
         let path = folder.write("huge.png", png_header(width, height));
         folder.refuses_file("style-image", &path, &["larger than 16384x16384"]);
     }
-    // 16384 x 16384 pixels in RGB are 768 MiB and would be allowed, if they were there.
+    // 16384 x 16384 pixels in RGB are 768 MiB, which is allowed; but the file does not have them.
     let path = folder.write("promised.png", png_header(16_384, 16_384));
     folder.refuses_file("style-image", &path, &["cut short"]);
 }
@@ -280,7 +279,7 @@ fn weights_that_are_cut_short_or_of_no_known_format() {
     }
 }
 
-/// A file that ends before its header of this length.
+/// A safetensors file that ends within its header of this length.
 fn with_header_length(length: u64) -> Vec<u8> {
     let mut file = length.to_le_bytes().to_vec();
     file.extend(b"{\"a\":1}");
@@ -449,7 +448,7 @@ fn precisions() {
         folder.refuses("precision", value, &["computes in f32"]);
     }
     match Precision::Bf16.check(&Device::Cpu) {
-        // Where a GPU may be taken, which has other words for it.
+        // Where a GPU may be used, whose message differs.
         _ if cfg!(feature = "cuda") => (),
         Ok(()) => {
             let ended = folder.launch(&[("precision", OsStr::new("bf16"))]);
@@ -468,7 +467,7 @@ fn precisions() {
     }
 }
 
-/// Values that GStreamer itself refuses, without a word from the element.
+/// Values that GStreamer itself refuses before the element sees them.
 #[test]
 fn values_of_another_type() {
     let folder = Folder::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves what is spent on a frame and what is said of it.
+//! The iterations and the time that are spent on a frame, and what is reported about it.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -13,7 +13,7 @@ use gst::prelude::*;
 use gst_video::VideoFormat;
 use gstgatys::vgg::Precision;
 
-/// Paints `frames` frames and gives them one after the other.
+/// Paints `frames` frames.
 fn run(element: &gst::Element, frames: u32) -> Vec<Pixels> {
     let mut painter = Painter::with_info(element, info(VideoFormat::Rgb, 64, 48));
     (0..frames).map(|_| next(&mut painter)).collect()
@@ -51,7 +51,7 @@ fn one_iteration_looks_and_changes_nothing() {
     assert_eq!(stats.get::<f64>("content-loss").unwrap(), 0.0);
 }
 
-/// A previous result that stayed as it is would satisfy the content loss without showing what moved.
+/// The content loss alone would be satisfied by the unmoved previous result, which does not show what moved.
 #[test]
 fn what_moves_is_followed() {
     check_followed(|_, _| ());
@@ -62,7 +62,7 @@ fn what_moves_is_followed_while_the_size_changes() {
     check_followed(|element, frame| element.set_property("max-size", 96 - frame % 2));
 }
 
-/// Lets a square cross the picture in nine frames, with `before` called before each.
+/// A square crosses the picture in nine frames; `before` is called before each.
 fn check_followed(before: impl Fn(&gst::Element, u32)) {
     const SIDE: usize = 24;
     let (width, height) = (96, 64);
@@ -136,7 +136,7 @@ fn each_frame_is_reported_in_full() {
 #[test]
 fn the_precision_that_was_chosen_is_reported() {
     let files = Files::new();
-    // The built-in network's layers are multiples of 32 channels wide, which bf16 takes.
+    // The built-in network's channels are multiples of 32, as bf16 needs on a CPU.
     let (wide, narrow) = ("", files.weights.to_str().unwrap());
     let mut cases = vec![(narrow, None, "f32"), (wide, Some("f32"), "f32")];
     match Precision::Bf16.check(&Device::Cpu) {
@@ -231,7 +231,7 @@ fn a_still_frame_comes_to_what_one_long_optimisation_gives() {
         losses.is_sorted_by(|earlier, later| later <= earlier),
         "{losses:?}"
     );
-    // Which the first frame alone is far from.
+    // The first frame alone is far from it.
     assert!(losses[0] > 1.1 * expected, "{losses:?}, {expected}");
     assert!(
         (losses[9] / expected - 1.0).abs() < 0.05,
@@ -375,7 +375,7 @@ fn latency_is_the_largest_frame_time() {
     painter.harness.set_upstream_latency(gst::ClockTime::SECOND);
     assert_eq!(latency(&painter), upstream + gst::ClockTime::SECOND);
     painter.report();
-    // A first frame says nothing about those that follow.
+    // The first frame is not counted.
     assert_eq!(latency(&painter), upstream + gst::ClockTime::SECOND);
     assert!(painter.messages(gst::MessageType::Latency).is_empty());
     painter.reports();
@@ -386,7 +386,7 @@ fn latency_is_the_largest_frame_time() {
         largest = largest.max(gst::ClockTime::from_nseconds(time));
         let own = latency(&painter) - upstream - gst::ClockTime::SECOND;
         assert_eq!(own, largest, "{number}");
-        // A message says so where it grew by more than a tenth.
+        // A change by more than a tenth is posted.
         let moved = largest > announced + announced / 10;
         let posted = painter.messages(gst::MessageType::Latency).len();
         assert_eq!(posted, usize::from(moved), "{number}");
@@ -396,8 +396,8 @@ fn latency_is_the_largest_frame_time() {
     }
 }
 
-/// Sets a property of an element that has painted a frame, waits for a warning that has these
-/// words, and asserts that the painting goes on as it was.
+/// Sets a property of an element that has painted a frame, waits for a warning that contains `words`,
+/// and asserts that the following frames are not affected.
 fn check_refused(property: &str, value: &str, words: &[&str]) {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));

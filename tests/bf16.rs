@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What features in bf16 leave of the gradient and of the result, on photographs and paintings.
-//! Where there is no AMX, or not the pictures, there is nothing to test.
+//! The precision of the gradient and of the result with features in bf16, on photographs and
+//! paintings. Without AMX, or without the pictures, nothing is tested.
 
 use candle_core::{Device, Tensor};
 use gstgatys::ops::elementwise::dot;
@@ -14,8 +14,8 @@ use gstgatys::vgg::{Precision, Vgg};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-/// The longer side of the pictures where the first gradients are compared, and where hundreds of
-/// iterations are made.
+/// The longer side of the pictures for comparing first gradients, and for runs of hundreds of
+/// iterations.
 const SIDE: u32 = 384;
 const SMALL_SIDE: u32 = 192;
 
@@ -54,7 +54,7 @@ impl Problem {
         gradient
     }
 
-    /// The image after so many iterations from `start`.
+    /// The image after the given number of iterations from `start`.
     fn minimize(&self, start: &Tensor, iterations: u32) -> Tensor {
         let image = start.copy().unwrap();
         let mut optimizer = optimizer(&image, &Config::default()).unwrap();
@@ -68,7 +68,7 @@ impl Problem {
     }
 }
 
-/// A picture beside the checkout, if it is there.
+/// A picture from the folder beside the checkout, if there is one.
 fn shared(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../shared/data")
@@ -131,14 +131,14 @@ fn bf16_keeps_the_gradients_direction_and_the_result() {
             quotients.push(rounded / loss);
         }
     }
-    // A change of a start by 1e-4 sends an optimisation in f32 to a loss some per cent higher or
-    // lower: only on average do the two precisions compare.
+    // Changing the start by 1e-4 changes the final loss in f32 by some per cent either way, so the
+    // two precisions are only comparable on average.
     let mean = quotients.iter().sum::<f64>() / quotients.len() as f64;
     println!("mean quotient of the losses: {mean:.4}");
     assert!((mean - 1.0).abs() < 0.05, "{mean}");
 }
 
-/// The losses and the gradient bit by bit, at sizes that fill strips and at such that do not.
+/// Compares losses and gradients bit for bit, at sizes that fill strips and at others.
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     if Precision::Bf16.check(&Device::Cpu).is_err() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves that a frame ends where it is when its result is no longer wanted.
+//! A frame is abandoned as soon as it is cancelled.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -19,12 +19,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Long enough for anything but a frame that is not cancelled.
+/// Longer than anything takes but a frame that is not cancelled.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Layers of a pass of the default objective: as far as conv5_1.
+/// The layers of one pass of the default objective: up to conv5_1.
 const LAYERS: usize = 13;
-/// Layers of the pass that takes the content from a frame: as far as conv4_2.
+/// The layers of the pass that computes the content features of a frame: up to conv4_2.
 const CONTENT_LAYERS: usize = 10;
 
 struct Library {
@@ -51,8 +51,8 @@ impl Library {
         Stylizer::new(self.vgg.clone(), self.style.clone(), self.config.clone()).unwrap()
     }
 
-    /// Paints a frame that is cancelled at the question number `at`; gives the result and the
-    /// number of questions.
+    /// Paints a frame that is cancelled at call number `at` of the callback. Returns the result and
+    /// the number of calls.
     fn paint(&self, stylizer: &mut Stylizer, at: usize) -> (Result<Vec<f32>, Error>, usize) {
         let questions = AtomicUsize::new(0);
         let result = stylizer.stylize(&self.frame, &|| {
@@ -62,8 +62,8 @@ impl Library {
         (values, questions.into_inner())
     }
 
-    /// Cancels the frame that follows `before` others once its motion is known and before each of
-    /// its layers: those of the pass that takes its content, and of `passes` whole ones.
+    /// Cancels the frame that follows `before` others at each possible point: once its motion is
+    /// known, and before each layer of the content pass and of `passes` whole passes.
     fn check(&self, before: usize, passes: usize) {
         let painted = |count: usize| {
             let mut stylizer = self.stylizer();
@@ -73,8 +73,7 @@ impl Library {
             stylizer
         };
         let (_, questions) = self.paint(&mut painted(before), usize::MAX);
-        // One once it is known what moved, and one before each layer of each pass: none is computed
-        // that was not asked for.
+        // One call after the motion, and one before each layer: no layer is computed without it.
         assert_eq!(questions, 1 + CONTENT_LAYERS + passes * LAYERS);
 
         let first = self.paint(&mut painted(0), usize::MAX).0.unwrap();
@@ -83,7 +82,7 @@ impl Library {
             let (result, asked) = self.paint(&mut stylizer, at);
             assert!(matches!(result, Err(Error::Cancelled)), "{at}");
             assert_eq!(asked, at + 1, "it was asked again after it had said yes");
-            // Nothing half-done is left behind.
+            // The cancelled frame has left no trace.
             stylizer.reset();
             let again = self.paint(&mut stylizer, usize::MAX).0.unwrap();
             assert!(again == first, "{at}: the frame after is another");
@@ -92,7 +91,7 @@ impl Library {
 }
 
 #[test]
-fn no_layer_is_computed_after_the_answer_yes() {
+fn no_layer_is_computed_once_cancelled() {
     for optimizer in [OptimizerKind::Lbfgs, OptimizerKind::Adam] {
         let library = Library::new(Config {
             optimizer,
@@ -100,14 +99,14 @@ fn no_layer_is_computed_after_the_answer_yes() {
             iterations: 3,
             ..Config::default()
         });
-        // The style, and both ways for each iteration; the style is there later.
+        // A pass for the style, which later frames reuse; and forward and backward for each iteration.
         library.check(0, 1 + 2 * 2);
         library.check(1, 2 * 3);
     }
 }
 
 #[test]
-fn nor_on_the_way_of_grey_and_small_images() {
+fn nor_is_any_for_grey_and_small_images() {
     let library = Library::new(Config {
         color: Color::Content,
         max_size: Some(17),
@@ -118,11 +117,11 @@ fn nor_on_the_way_of_grey_and_small_images() {
     library.check(0, 1 + 2);
 }
 
-/// A pipeline whose frames, all but first ones, take longer than any test.
+/// A pipeline whose frames take longer than any test, except for first frames.
 struct Endless {
     pipeline: gst::Pipeline,
     bus: gst::Bus,
-    /// The frames that go in.
+    /// The time stamps of the frames that enter the element.
     started: mpsc::Receiver<gst::ClockTime>,
     _files: Files,
 }
@@ -132,7 +131,7 @@ impl Endless {
         Self::with_iterations(100_000)
     }
 
-    /// Whose frames end, if nothing ends them before.
+    /// A pipeline with this number of iterations per frame.
     fn with_iterations(iterations: u32) -> Self {
         init();
         let files = Files::new();
@@ -161,7 +160,7 @@ impl Endless {
         let pad = gatys.static_pad("sink").unwrap();
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             let buffer = info.buffer().unwrap();
-            // The test may have ended.
+            // The receiver is gone once the test has ended.
             let _ = sender.send(buffer.pts().unwrap());
             gst::PadProbeReturn::Ok
         })
@@ -181,7 +180,7 @@ impl Endless {
         self.await_endless(gst::ClockTime::ZERO);
     }
 
-    /// Waits for the frame after the one at `first`, and takes the report of that.
+    /// Waits until the frame after the one at `first` has begun, and checks the report of the one at `first`.
     fn await_endless(&self, first: gst::ClockTime) {
         assert_eq!(self.started.recv_timeout(PATIENCE).unwrap(), first);
         let second = self.started.recv_timeout(PATIENCE).unwrap();
@@ -200,7 +199,7 @@ impl Endless {
             .collect()
     }
 
-    /// What `action` gives, if it does not wait for the frame.
+    /// Asserts that `action` does not wait for the frame; returns its result.
     fn at_once<T: Send + 'static>(
         &self,
         action: impl FnOnce(&gst::Pipeline) -> T + Send + 'static,
@@ -208,7 +207,7 @@ impl Endless {
         let (sender, receiver) = mpsc::channel();
         let pipeline = self.pipeline.clone();
         let thread = std::thread::spawn(move || {
-            // The test gave up where there is no receiver.
+            // The receiver is gone if the test gave up.
             let _ = sender.send(action(&pipeline));
         });
         let result = receiver.recv_timeout(PATIENCE);
@@ -228,14 +227,14 @@ fn stopping_does_not_wait_for_the_frame() {
     let endless = Endless::new();
     endless.play();
     let stopped = endless.at_once(|pipeline| pipeline.set_state(gst::State::Ready));
-    // The source's thread was joined for this, or it would be Async.
+    // Not Async: the streaming thread has ended.
     assert_eq!(stopped, Ok(gst::StateChangeSuccess::Success));
     let messages = std::iter::from_fn(|| endless.bus.pop());
     for message in messages {
         assert_ne!(message.type_(), gst::MessageType::Error, "{message:?}");
         assert_ne!(message.type_(), gst::MessageType::Element, "{message:?}");
     }
-    // And it plays again.
+    // It can play again.
     endless.play();
     endless.stop();
 }
@@ -249,13 +248,13 @@ fn seeking_does_not_wait_for_the_frame() {
         let sought =
             endless.at_once(move |pipeline| pipeline.seek_simple(gst::SeekFlags::FLUSH, position));
         sought.unwrap();
-        // Of the frame that was cancelled nothing is said; the one after is a first one.
+        // Nothing is reported about the cancelled frame; the next is a first one.
         endless.await_endless(position);
     }
     endless.stop();
 }
 
-/// An end of the stream is no end of the frame: that is wanted still.
+/// The frame before an EOS is still wanted.
 #[test]
 fn the_end_of_the_stream_waits_for_the_frame() {
     let frames = Endless::with_iterations(20);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Weights files of every family that people have, made by `families/make.py` with the writers of each: what they are
-//! recognised as, and that their features are PyTorch's.
+//! Weights files of every supported family, made by `families/make.py` with each family's own writer, are recognised, and
+//! give the same features as in PyTorch.
 
 mod common;
 #[path = "common/files.rs"]
@@ -41,7 +41,7 @@ fn relative_error(values: &[f32], expected: &[f32]) -> f64 {
     (error / size).sqrt()
 }
 
-/// Asserts that every layer's features are those that PyTorch gave for a family.
+/// Asserts that every layer's features are those that PyTorch computed for a family.
 fn assert_features(weights: &Weights, family: &str, tolerance: f64) {
     let expected = read_tensors(&format!("{family}.features.safetensors"));
     let image = &read_tensors("image.safetensors")["image"];
@@ -122,13 +122,13 @@ fn a_checkpoint_in_f16_with_fewer_layers() {
         for (half, whole) in [(half_kernel, kernel), (half_bias, bias)] {
             assert_eq!(half.dtype(), DType::F32);
             assert_eq!(half.dims(), whole.dims());
-            // Eleven bits.
+            // f16 has 11 significant bits.
             assert!(relative_error(&values(half), &values(whole)) < 1.0 / 2048.0);
         }
     }
 }
 
-/// The element says what it found, once it has loaded it.
+/// `weights-info` says what the element has loaded.
 #[cfg(feature = "plugin")]
 #[test]
 fn what_was_recognised_can_be_read() {
@@ -160,7 +160,7 @@ fn what_was_recognised_can_be_read() {
     }
 }
 
-/// The name of a file says nothing.
+/// The name of a file does not matter.
 #[test]
 fn a_file_under_another_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -185,12 +185,12 @@ fn the_compact_form_is_the_same_network() {
         let compact = load(&path).unwrap();
         assert_eq!(compact.family.to_string(), family);
         assert_eq!(compact.preprocessing, weights.preprocessing);
-        // Eleven bits in each of sixteen layers.
+        // 11 significant bits in each of 16 layers.
         assert_features(&compact, family, 1e-2);
     }
 }
 
-/// The Python with the packages that `tests/run.sh` installs.
+/// The Python interpreter with the packages that `tests/run.sh` installs.
 fn python() -> Command {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python3");
     assert!(
@@ -201,7 +201,7 @@ fn python() -> Command {
     Command::new(python)
 }
 
-/// The formats that are not read: the error names the converter, and its result is read.
+/// For formats that are not read, the error names the converter, whose result is read.
 #[test]
 fn what_has_to_be_converted() {
     let folder = tempfile::tempdir().unwrap();
@@ -230,7 +230,7 @@ fn what_cannot_be_converted() {
     let out = folder.path().join("converted.safetensors");
     let converter = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/convert.py");
     let bad = folder.path().join("bad");
-    // A pickle that calls os.system, in NumPy's file of one object.
+    // A pickle that calls os.system, as a NumPy array of one object.
     let evil = folder.path().join("evil.npy");
     let ran = folder.path().join("ran");
     let header = "{'descr': '|O', 'fortran_order': False, 'shape': (), }\n";

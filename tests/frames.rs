@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves that frames of every format, layout and size come out as they went in, but painted.
+//! Frames of every format, layout and size are painted, and otherwise unchanged.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -92,14 +92,14 @@ fn grey_is_the_luma_of_the_caps_own_matrix() {
                 (kr * r + (1.0 - kr - kb) * g + kb * b).round() as u8
             })
             .collect();
-        // One for the rounding of r, g and b.
+        // Rounding r, g and b may move their luma by one.
         assert!(largest_difference(&painted, &luma) <= 1, "{matrix:?}");
         results.push(painted);
     }
     assert!(largest_difference(&results[0], &results[1]) > 2);
 }
 
-/// Of the bytes 0, 85, 170 and 255, thirds of the range are exact in 16..235 too.
+/// The bytes 0, 85, 170 and 255 are thirds of the range, which are whole numbers in 16..235 as well.
 fn thirds(picture: &Pixels) -> Pixels {
     picture
         .iter()
@@ -208,7 +208,7 @@ fn rows_may_lie_anywhere() {
     }
 }
 
-/// Downstream may have memory of its own, with rows of its own.
+/// Downstream may supply buffers with another stride and offset.
 #[test]
 fn rows_may_go_anywhere() {
     let files = Files::new();
@@ -252,7 +252,7 @@ fn rows_may_go_anywhere() {
     }
 }
 
-/// A pool whose frames lie in larger ones.
+/// A pool whose buffers have padding around the frame.
 fn padded_pool(info: &VideoInfo, padding: &VideoAlignment) -> gst::BufferPool {
     let pool = gst_video::VideoBufferPool::new();
     let mut config = pool.config();
@@ -282,7 +282,7 @@ fn a_buffer_that_is_too_small_is_an_error() {
         };
         let text = error.error().message().to_owned();
         assert!(text.contains("memory cannot be used"), "{text}");
-        // And goes on with the next one.
+        // The next one is painted.
         painter.report();
     }
 }
@@ -307,7 +307,7 @@ fn every_size_is_painted() {
                 let painted = painter.paint(frame);
                 let case = format!("{width}x{height} {format} {number}");
                 assert!(painted != content, "{case}: not painted");
-                // A picture of one pixel has nothing to tell apart.
+                // Only a picture of one pixel has a single colour.
                 let even = painted.iter().all(|pixel| *pixel == painted[0]);
                 assert_eq!(even, painted.len() == 1, "{case}: one colour");
                 let stats = painter.stats();
@@ -329,7 +329,7 @@ fn what_is_optimised_may_be_smaller_than_the_frame() {
     let first = painter.frame(&content);
     let painted = painter.paint(first);
     assert_eq!(painted.len(), 80 * 50);
-    // Still the picture, not a corner of it or another's: the means of its quarters are near.
+    // It shows all of the picture: the means of the quarters are close.
     for (x, y) in [(0, 0), (40, 0), (0, 25), (40, 25)] {
         let mean = |pixels: &Pixels| {
             let rows = pixels.chunks(80).skip(y).take(25);
@@ -377,7 +377,7 @@ fn times_flags_and_metas_pass_through() {
         assert_eq!(painted.duration(), frame.duration());
         assert_eq!(painted.offset(), frame.offset());
         assert_eq!(painted.offset_end(), frame.offset_end());
-        // Whether memory is the pool's own is not the stream's matter.
+        // TAG_MEMORY concerns the pool, not the stream.
         let memory = gst::BufferFlags::TAG_MEMORY;
         let first = match number {
             0 => gst::BufferFlags::DISCONT,
@@ -453,14 +453,14 @@ fn interlaced_video_is_refused() {
     }
 }
 
-/// Rec. 601's Cb and Cr of a pixel, by the scale of 0..255.
+/// BT.601's Cb and Cr of a pixel, in units of bytes.
 fn chrominance([r, g, b]: [u8; 3]) -> [f64; 2] {
     let [r, g, b] = [r, g, b].map(f64::from);
     let y = 0.299 * r + 0.587 * g + 0.114 * b;
     [(b - y) / 1.772, (r - y) / 1.402]
 }
 
-/// How far the chrominance of pixels that are not clipped moves from the frame's, at most.
+/// The largest difference in chrominance to the frame, over the pixels that are not clipped.
 fn chrominance_error(files: &Files, color: &str) -> f64 {
     let element = element(files);
     element.set_property_from_str("color", color);
@@ -486,7 +486,7 @@ fn chrominance_error(files: &Files, color: &str) -> f64 {
 #[test]
 fn colours_are_the_frames_or_the_styles() {
     let files = Files::new();
-    // Half a step of r, g and b each; b − y and r − y move by one at most.
+    // Rounding moves r, g and b by half a step, and b − y and r − y by one at most.
     let content = chrominance_error(&files, "content");
     assert!(content <= 1.0 / 1.402, "{content}");
     let style = chrominance_error(&files, "style");

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! `weights/get.sh` against a server on this machine: cut connections, wrong files, no server at all; and what it makes is
-//! found by the element.
+//! `weights/get.sh` against a local server: cut connections, wrong files, no server at all. The element finds its result.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -19,20 +18,20 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use tempfile::TempDir;
 
-/// How a server answers.
+/// How the server responds.
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
     Whole,
-    /// Each connection ends after so many bytes.
+    /// Closes each connection after this number of bytes.
     Cut(usize),
-    /// The same, and what is asked for is not looked at: always from the start.
+    /// The same, ignoring range requests: always from the start.
     CutWithoutRanges(usize),
     Missing,
-    /// Busy for the first two connections.
+    /// Responds "busy" to the first two requests.
     Busy,
 }
 
-/// A server of one file, and what of it was asked for.
+/// A server of one file, with a log of the requested offsets.
 struct Server {
     address: String,
     starts: Arc<Mutex<Vec<usize>>>,
@@ -48,7 +47,7 @@ impl Server {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let count = count.fetch_add(1, Ordering::SeqCst);
-                // A client that went away is none of the server's business.
+                // The client may have closed the connection.
                 if let Ok(start) = answer(&stream.unwrap(), &file, manner, count) {
                     asked.lock().unwrap().push(start);
                 }
@@ -104,7 +103,7 @@ fn answer(
     Ok(start)
 }
 
-/// A home of its own for the script.
+/// A home directory for the script.
 struct Home(TempDir);
 
 impl Home {
@@ -123,7 +122,7 @@ impl Home {
             .env("XDG_DATA_HOME", self.0.path()))
     }
 
-    /// The files that the script left.
+    /// The files that the script has left there.
     fn left(&self) -> Vec<String> {
         let files = fs::read_dir(self.directory()).into_iter().flatten();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
@@ -173,7 +172,7 @@ fn the_element_finds_what_was_downloaded() {
     assert_eq!(home.left(), ["imagenet.safetensors"]);
     paint(&home).assert_succeeded("after the download");
 
-    // Once is enough.
+    // It is not downloaded again.
     let ended = home.get(&arguments);
     ended.assert_succeeded("again");
     assert_eq!(server.starts.lock().unwrap().len(), 1);
@@ -213,7 +212,7 @@ fn an_interrupted_download_goes_on_at_the_next_start() {
     home.get(&arguments).assert_succeeded("a part");
     assert_eq!(*server.starts.lock().unwrap(), [1000]);
 
-    // All of it is there; and more than all of it, which is wrong.
+    // A partial file that is complete, and one that is too long.
     for (stale, expected) in [
         (file.clone(), &[1000][..]),
         ([&file[..], b"more"].concat(), &[]),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The objective against values that `tests/golden/golden.py` computed with PyTorch in `f64`.
+//! Compares the objective with values that `tests/golden/golden.py` computed with PyTorch in f64.
 
 mod common;
 
@@ -31,7 +31,7 @@ impl Golden {
             .join(file);
         let values = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         let weights = random_weights(channels);
-        // The generators agree, if the last bias of each layer does.
+        // The two random generators agree if the last bias of each layer does.
         let last = weights
             .convs
             .iter()

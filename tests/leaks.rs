@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves that nothing is left behind: GStreamer's own tracer counts the objects of a second
-//! process that plays, seeks, renegotiates, changes every property and stops within a frame.
+//! No GStreamer object leaks: the leaks tracer counts the objects of a second process that plays,
+//! seeks, renegotiates, changes every property and stops within a frame.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -17,11 +17,11 @@ use std::time::Duration;
 
 const ROUNDS: u32 = 20;
 
-/// Long enough for anything but a hang.
+/// Longer than anything takes but a hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the ignored test `name` in a process of its own, under the tracer. True if it ended well;
-/// with what it wrote.
+/// Runs the ignored test `name` in a process of its own under the tracer. Returns whether it
+/// succeeded, and its output.
 fn traced(name: &str) -> (bool, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -49,8 +49,7 @@ fn traced(name: &str) -> (bool, String) {
 
 const DONE: &str = "all rounds are done";
 
-/// Whether a line of the log names an object that is still there; others only say what form such
-/// lines will have.
+/// Whether a line of the log reports a leaked object; others only declare the format of such lines.
 fn is_leak(line: &str) -> bool {
     let of_object = ["object-alive, ", "object-refings, "];
     let named = of_object.iter().any(|kind| line.contains(kind)) && !line.contains("%s");
@@ -65,7 +64,7 @@ fn nothing_is_left_behind() {
     assert!(ended_well, "{written}");
 }
 
-/// The test above would see a leak.
+/// The test above would detect a leak.
 #[test]
 fn the_tracer_sees_what_is_left_behind() {
     let (ended_well, written) = traced("leak_and_end");
@@ -75,7 +74,7 @@ fn the_tracer_sees_what_is_left_behind() {
 
 fn end() {
     println!("{DONE}");
-    // SAFETY: no object of GStreamer's is used after this, and no other test runs in this process.
+    // SAFETY: no GStreamer object is used after this, and no other test runs in this process.
     unsafe { gst::deinit() };
 }
 
@@ -128,7 +127,7 @@ fn play(files: &Files, other_style: &Path, round: u32) {
     let (sender, frames) = mpsc::channel();
     let pad = gatys.static_pad("src").unwrap();
     pad.add_probe(gst::PadProbeType::BUFFER, move |pad, _| {
-        // The round may be over.
+        // The receiver is gone once the round is over.
         let _ = sender.send(width(pad));
         gst::PadProbeReturn::Ok
     })
@@ -172,7 +171,7 @@ fn stop_within_a_frame(pipeline: &gst::Pipeline, filter: &gst::Element, gatys: &
         if width(pad) == ENDLESS {
             let gatys = pad.parent_element().unwrap();
             gatys.set_property("initial-iterations", 100_000u32);
-            // The round may be over.
+            // The receiver is gone once the round is over.
             let _ = sender.send(());
         }
         gst::PadProbeReturn::Ok

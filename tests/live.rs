@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves that properties may change while the video plays, to good values and to bad ones.
+//! Properties may change while the video plays, to good values and to bad ones.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -12,7 +12,7 @@ use gst::prelude::*;
 use gst_controller::prelude::*;
 use std::time::{Duration, Instant};
 
-/// Long enough for anything but a hang.
+/// Longer than anything takes but a hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every property that may change while playing, with a value that is not its default.
@@ -44,7 +44,7 @@ const CHANGES: [(&str, &str); 25] = [
     ("frame-interval", "2"),
 ];
 
-/// What each change needs beside it to be seen.
+/// The property that must also be set for a change to have an effect.
 const COMPANIONS: [(&str, &str, &str); 6] = [
     ("learning-rate", "optimizer", "adam"),
     ("lbfgs-history", "iterations", "10"),
@@ -82,7 +82,7 @@ fn the_table_of_changes_is_complete() {
     assert_eq!(live, changes);
 }
 
-/// What came of the frames of a run: the picture and what is said of it, without what is measured.
+/// The next frame's painting, and its statistics without measured times.
 fn outcome(painter: &mut Painter) -> (Pixels, gst::Structure) {
     let frame = painter.next_frame();
     let painted = painter.paint(frame);
@@ -92,7 +92,7 @@ fn outcome(painter: &mut Painter) -> (Pixels, gst::Structure) {
     (painted, stats)
 }
 
-/// The third and fourth frame, where `change` is made after the second.
+/// The third and fourth frame, with `change` made after the second.
 fn frames_after(files: &Files, name: &str, change: &str) -> Vec<(Pixels, gst::Structure)> {
     let element = element(files);
     for (_, property, value) in COMPANIONS.iter().filter(|companion| companion.0 == name) {
@@ -120,9 +120,9 @@ fn a_change_takes_effect_on_the_next_frame() {
         let unchanged = frames_after(&files, name, "");
         let changed = frames_after(&files, name, value);
         match name {
-            // Neither may be seen in the picture.
+            // These two must not affect the picture.
             "n-threads" | "post-messages" => assert!(changed == unchanged, "{name}"),
-            // The third frame is the first that is painted again.
+            // The third frame is the next one that is painted.
             "frame-interval" => {
                 assert!(changed[1] != unchanged[1], "{name}");
                 assert_eq!(changed[1].1.get::<&str>("reason").unwrap(), "repeated");
@@ -188,7 +188,7 @@ fn a_bad_value_does_not_keep_good_ones_out() {
         element.set_property("iterations", iterations);
         assert_eq!(painter.iterations(), iterations);
     }
-    // Once was enough.
+    // It is warned of only once.
     assert_eq!(painter.warnings(), [""; 0]);
     element.set_property("content-layers", "conv8_8");
     painter.iterations();
@@ -313,7 +313,7 @@ fn a_controller_drives_a_property_over_time() {
             (beta - (10.0 + 10.0 * f64::from(number))).abs() < 1e-9,
             "{beta}"
         );
-        // It is what this frame was painted with, too.
+        // This frame was painted with it.
         let loss = |name: &str| report.get::<f64>(name).unwrap();
         let total = loss("content-loss") + beta * loss("style-loss");
         assert!((total / loss("total-loss") - 1.0).abs() < 1e-9, "{report}");
@@ -324,7 +324,7 @@ fn a_controller_drives_a_property_over_time() {
     assert_eq!(painter.iterations(), FIRST);
 }
 
-/// File names are bytes, and so is what a C program may set.
+/// File names are bytes, and a C program may set any.
 #[test]
 fn text_that_is_not_utf8_is_refused_like_any_other() {
     use std::os::unix::ffi::OsStrExt;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! How far the flow is from motions that are known, on pictures made by a formula and, where they
-//! are, on photographs.
+//! The error of the flow against known motions, on synthetic pictures and, if they are there, on
+//! photographs.
 
 #[path = "common/known_motion.rs"]
 mod known_motion;
@@ -12,10 +12,10 @@ use gstgatys::stylizer::motion::pyramid::Pyramid;
 use known_motion::{Clip, Picture, Truth, clips};
 use std::path::{Path, PathBuf};
 
-/// Mean distance from the true motion, in pixels, where it is seen in both frames.
+/// The largest mean endpoint error in pixels, over the points that are visible in both frames.
 const MAX_ERROR: f64 = 0.6;
 
-/// Frames whose light is always the same.
+/// The brightness of frames under constant light.
 const STEADY: [f64; 4] = [1.0; 4];
 
 fn error(field: &Field, finest: u32, truth: &Truth, (h, w): (usize, usize)) -> f64 {
@@ -30,7 +30,7 @@ fn error(field: &Field, finest: u32, truth: &Truth, (h, w): (usize, usize)) -> f
     sum / f64::from(count)
 }
 
-/// The mean over both directions between neighbours of the frames, which have the lights given.
+/// The mean error over neighbouring frames in both directions; `lights` has the brightness of each frame.
 fn mean_error(clip: &Clip, lights: &[f64]) -> f64 {
     let frame = |(index, light): (usize, &f64)| {
         let frame = (clip.frame(index) * *light).unwrap();
@@ -73,7 +73,7 @@ fn a_flash_does_not_lead_astray() {
     check(&clips((180, 320), made), &[1.0, 1.2]);
 }
 
-/// Photographs beside the checkout, if they are there.
+/// Photographs from the folder beside the checkout, if there is one.
 fn photographs() -> Option<[PathBuf; 2]> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
     let paths = ["tubingen.jpg", "golden_gate.jpg"].map(|name| data.join(name));

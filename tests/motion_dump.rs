@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves that `motion-dump` shows how frames moved, and that the stream goes on where it cannot.
+//! `motion-dump` shows how frames moved; if it cannot be written, the stream goes on.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 const WIDTH: u32 = 96;
 const HEIGHT: u32 = 64;
 
-/// Pixels that a picture moves on by for each frame.
+/// How far the picture moves from frame to frame, in pixels.
 const STEP: i32 = 3;
 
-/// Noise of soft blobs, `shift` pixels moved to the right and `fall` down.
+/// Smooth noise, moved by `shift` pixels to the right and by `fall` down.
 fn scene(shift: i32, fall: i32) -> Pixels {
     let corner = |y: i32, x: i32| {
         let mut hash = (y.wrapping_mul(73_856_093) ^ x.wrapping_mul(19_349_663)) as u32;
@@ -50,7 +50,7 @@ fn painter(files: &Files, dump: &Path) -> Painter {
     Painter::with_info(&element, info(VideoFormat::Rgb, WIDTH, HEIGHT))
 }
 
-/// Paints scenes one after the other.
+/// Paints one picture after the other.
 fn paint(painter: &mut Painter, scenes: impl IntoIterator<Item = Pixels>) -> Vec<Pixels> {
     let painted = |scene: Pixels| {
         let frame = painter.frame(&scene);
@@ -59,7 +59,7 @@ fn paint(painter: &mut Painter, scenes: impl IntoIterator<Item = Pixels>) -> Vec
     scenes.into_iter().map(painted).collect()
 }
 
-/// The names in a folder, which may be missing.
+/// The names of the files in a folder; none if it is missing.
 fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
@@ -76,7 +76,7 @@ fn picture(folder: &Path, name: &str) -> RgbImage {
     picture.to_rgb8()
 }
 
-/// The part of a picture's pixels that are so.
+/// The fraction of a picture's pixels for which `is` holds.
 fn part(picture: &RgbImage, is: impl Fn([u8; 3]) -> bool) -> f64 {
     let count = picture.pixels().filter(|pixel| is(pixel.0)).count();
     count as f64 / f64::from(picture.width() * picture.height())
@@ -153,7 +153,7 @@ fn nothing_is_shown_of_frames_without_motion() {
     painter.element.set_property("frame-interval", 2u32);
     paint(&mut painter, (0..4).map(|i| scene(i * STEP, 0)));
     assert_eq!(names(&folder), ["flow-000002.png", "mask-000002.png"]);
-    // Neither of the first frame after a jump.
+    // Nor of the first frame after a jump.
     painter.jump(10);
     paint(&mut painter, [scene(4 * STEP, 0)]);
     assert_eq!(names(&folder).len(), 2);
@@ -199,7 +199,7 @@ fn a_folder_that_cannot_be_written_is_warned_of_once() {
             assert!(warnings[0].contains(part), "{}", warnings[0]);
         }
 
-        // Another one is tried, and then the first again.
+        // Another folder is tried, and then the first again.
         let good = files.dir.path().join("good");
         painter
             .element

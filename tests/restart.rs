@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves what starts anew, and what goes on.
+//! What makes the next frame a first one, and what does not.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -17,7 +17,7 @@ fn segment() -> gst::Event {
     gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())
 }
 
-/// What a first frame of `picture` comes out as.
+/// `picture` painted as a first frame.
 fn first(painter: &mut Painter, picture: &Pixels) -> Pixels {
     let frame = painter.frame(picture);
     let painted = painter.paint(frame);
@@ -25,7 +25,7 @@ fn first(painter: &mut Painter, picture: &Pixels) -> Pixels {
     painted
 }
 
-/// Three frames before `event` happens, and whether all is as it was at the very start after it.
+/// Paints three frames, and asserts that after `event` all is as at the very start.
 fn check_anew(files: &Files, event: impl Fn(&mut Painter)) {
     for optimizer in ["lbfgs", "adam"] {
         let element = element(files);
@@ -139,7 +139,7 @@ fn new_caps_start_anew() {
         "something was kept of the frames before"
     );
 
-    // The same size in another format too.
+    // So does another format of the same size.
     painter.info = info(VideoFormat::Bgra, 32, 24);
     let caps = gst::event::Caps::new(&painter.info.to_caps().unwrap());
     assert!(painter.harness.push_event(caps));
@@ -162,7 +162,7 @@ fn a_discontinuity_alone_goes_on() {
     }
 }
 
-/// Says downstream of the element that the frame before was late by `lateness`.
+/// Sends a QoS event from downstream: the last frame was late by `lateness`.
 fn say_late(painter: &mut Painter, lateness: gst::ClockTime) {
     let timestamp = painter.index * DURATION;
     let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness.nseconds() as i64)
@@ -171,8 +171,7 @@ fn say_late(painter: &mut Painter, lateness: gst::ClockTime) {
     painter.harness.push_upstream_event(event);
 }
 
-/// Says that the frame before was late by `lateness`, and gives the number of frames that are
-/// dropped for it.
+/// Sends a QoS event as [`say_late`] does; returns the number of frames that are then dropped.
 fn be_late(painter: &mut Painter, lateness: gst::ClockTime) -> u32 {
     say_late(painter, lateness);
     let before = painter.harness.buffers_received();
@@ -203,12 +202,12 @@ fn late_frames_are_dropped_and_the_next_goes_on() {
     assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
 }
 
-/// Starting anew would make it later still.
+/// Starting anew would only increase the delay.
 #[test]
 fn however_many_frames_are_dropped_the_next_goes_on() {
     let files = Files::new();
     let element = element(&files);
-    // The picture moves on meanwhile, to what might be another scene.
+    // Meanwhile the picture changes so much that it may be taken for another scene.
     element.set_property("scene-cut", 1.0);
     let mut painter = Painter::new(&element);
     painter.iterations();
@@ -217,23 +216,23 @@ fn however_many_frames_are_dropped_the_next_goes_on() {
     assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
 }
 
-/// A decoder drops what is too late, as far on as twice the time that a frame came too late by.
+/// After a frame that is late, a decoder drops frames for twice that lateness.
 #[test]
 fn frames_dropped_before_the_element_start_nothing_anew() {
     let files = Files::new();
     let element = element(&files);
-    // The picture moves on meanwhile, to what might be another scene.
+    // Meanwhile the picture changes so much that it may be taken for another scene.
     element.set_property("scene-cut", 1.0);
     let mut painter = Painter::new(&element);
     painter.iterations();
     say_late(&mut painter, 2 * gst::ClockTime::SECOND);
     painter.jump(4);
     assert_eq!(painter.iterations(), LATER);
-    // Beyond what is dropped it is a jump.
+    // A longer gap is a jump.
     say_late(&mut painter, gst::ClockTime::SECOND);
     painter.jump(5);
     assert_eq!(painter.iterations(), FIRST);
-    // After a flush the running time is another.
+    // A flush restarts the running time.
     say_late(&mut painter, 100 * gst::ClockTime::SECOND);
     painter.harness.push_event(gst::event::FlushStart::new());
     painter.harness.push_event(gst::event::FlushStop::new(true));
@@ -243,8 +242,8 @@ fn frames_dropped_before_the_element_start_nothing_anew() {
     assert_eq!(painter.iterations(), FIRST);
 }
 
-/// From a live source, frames are lost while one is painted: that is no jump, or a slow machine would never get
-/// beyond first frames.
+/// A live source loses frames while one is painted. If that were a jump, a slow machine would never get beyond first
+/// frames.
 #[test]
 fn frames_lost_while_one_is_painted_start_nothing_anew() {
     let files = Files::new();
@@ -252,17 +251,17 @@ fn frames_lost_while_one_is_painted_start_nothing_anew() {
     let mut painter = Painter::new(&element(&files));
     assert_eq!(painter.iterations(), FIRST);
     std::thread::sleep(Duration::from_millis(300));
-    // The next frame comes 1.2 s after the last one in the video.
+    // The next frame's time stamp is 1.2 s after the last one's.
     painter.index += 11;
     assert_eq!(painter.iterations(), LATER);
 }
 
-/// A pipeline of ten frames a second.
+/// A pipeline that plays ten frames a second.
 struct Playing {
     pipeline: gst::Pipeline,
-    /// The times of the frames that go into the element.
+    /// The times of the frames that enter the element.
     taken: mpsc::Receiver<gst::ClockTime>,
-    /// The times and iterations of those that come out of it.
+    /// The times and iterations of the frames that leave it.
     given: mpsc::Receiver<(gst::ClockTime, u32)>,
 }
 
@@ -283,7 +282,7 @@ fn playing(files: &Files) -> Playing {
     let (sender, taken) = mpsc::channel();
     let sink = gatys.static_pad("sink").unwrap();
     sink.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        // The test may have ended.
+        // The receiver is gone once the test has ended.
         let _ = sender.send(info.buffer().unwrap().pts().unwrap());
         gst::PadProbeReturn::Ok
     });
@@ -314,7 +313,7 @@ impl Playing {
     }
 }
 
-/// Long enough for anything but a hang.
+/// Longer than anything takes but a hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -323,7 +322,7 @@ fn a_seek_without_a_flush_starts_anew() {
     let playing = playing(&files);
     playing.pipeline.set_state(gst::State::Playing).unwrap();
     let mut given = vec![playing.next()];
-    // Before it plays, a seek without a flush would wait for a sink that waits for it.
+    // Before preroll, a seek without a flush and the sink would wait for each other.
     let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
     let (reached, ..) = playing.pipeline.state(patience);
     assert_eq!(reached, Ok(gst::StateChangeSuccess::Success));
@@ -362,7 +361,7 @@ fn backwards_each_frame_comes_once_and_goes_on() {
     let files = Files::new();
     let playing = playing(&files);
     playing.pipeline.set_state(gst::State::Paused).unwrap();
-    // What is shown before the seek.
+    // The frame before the seek.
     assert_eq!(playing.next().0, playing.taken.recv().unwrap());
     playing
         .pipeline

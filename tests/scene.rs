@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Scene cuts and what must not be taken for one, and pictures that rest and that do not quite.
+//! Scene cuts, and transitions that must not be taken for one; still pictures, and ones that change slightly.
 
 #[cfg(feature = "plugin")]
 #[path = "../benches/common/clip.rs"]
@@ -19,15 +19,15 @@ use std::path::{Path, PathBuf};
 const H: usize = 360;
 const W: usize = 640;
 
-/// A picture that goes on beyond its edges as its mirror image.
+/// A picture that is mirrored beyond its edges.
 struct Picture {
     h: usize,
     w: usize,
     values: Vec<[f32; 3]>,
 }
 
-/// Where a camera looks, in pixels from the picture's middle, and how: `reach` is pixels of the
-/// picture a pixel of the frame, `blur` is what the camera moves by while a frame is exposed.
+/// A camera's position in pixels from the picture's centre, its scale `reach` in pixels of the picture
+/// per pixel of the frame, and the distance `blur` that it moves during the exposure of a frame.
 #[derive(Clone, Copy)]
 struct Pose {
     y: f32,
@@ -49,7 +49,7 @@ const AHEAD: Pose = Pose {
 struct Frame(Vec<[f32; 3]>);
 
 impl Picture {
-    /// Noise in seven octaves, as coarse as 256 pixels and as fine as 4.
+    /// Noise of seven octaves, with wavelengths from 256 pixels down to 4.
     fn texture(seed: u64) -> Self {
         let (h, w) = (768, 1024);
         let mut values = vec![[0.5; 3]; h * w];
@@ -137,7 +137,7 @@ impl Frame {
         Self(self.0.iter().map(|pixel| pixel.map(light)).collect())
     }
 
-    /// This frame where `first` tells so by row and column, the other elsewhere.
+    /// This frame where `first(row, column)` is true, the other elsewhere.
     fn beside(&self, other: &Self, first: impl Fn(f32, f32) -> bool) -> Self {
         let pixel = |i: usize| match first((i / W) as f32, (i % W) as f32) {
             true => self.0[i],
@@ -164,7 +164,7 @@ impl Frame {
         )
     }
 
-    /// With noise of a standard deviation in units of 1/255.
+    /// Adds noise whose standard deviation is in units of 1/255.
     fn noisy(&self, deviation: f32, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let mut noise = move || {
@@ -179,7 +179,7 @@ impl Frame {
         )
     }
 
-    /// As bytes hold it.
+    /// The pyramid of the frame quantised to 8 bits.
     fn pyramid(&self) -> Pyramid {
         let byte = |value: &f32| (255.0 * value.clamp(0.0, 1.0)).round() / 255.0;
         let values = self.0.iter().flatten().map(byte).collect::<Vec<_>>();
@@ -206,7 +206,7 @@ impl Table {
         self.add(name, false, [&now.pyramid(), &before.pyramid()]);
     }
 
-    /// In both directions.
+    /// Adds a pair in both directions, as no cut.
     fn neither(&mut self, name: String, one: &Frame, other: &Frame) {
         self.none(format!("{name}, there"), one, other);
         self.none(format!("{name}, back"), other, one);
@@ -223,14 +223,14 @@ impl Table {
     }
 }
 
-/// Files beside the checkout, if they are there.
+/// Files from the folder beside the checkout, if all are there.
 fn shared(names: &[&str]) -> Option<Vec<PathBuf>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
     let paths: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
     paths.iter().all(|path| path.exists()).then_some(paths)
 }
 
-/// Every kind of transition, of each picture into the next and within it.
+/// Every kind of transition, from each picture to the next and within it.
 fn transitions(pictures: &[(String, Picture)]) -> Table {
     let mut table = Table::default();
     let frames: Vec<Frame> = pictures

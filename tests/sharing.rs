@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves that instances share one network, and do not disturb each other.
+//! Instances share one network, and do not disturb each other.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -54,7 +54,7 @@ fn all_instances_share_one_network_and_the_last_frees_it() {
     assert!(shared.upgrade().is_none());
 }
 
-/// What an instance makes of six frames, where `rank` tells it from others.
+/// Six frames painted by an instance; `rank` distinguishes it from others.
 fn run(files: &Files, rank: u32, together: &Barrier) -> Vec<Pixels> {
     let element = element(files);
     element.set_property("beta", 10.0 * f64::from(rank + 1));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The program `stylize` makes a whole file of a video, with the frames beside their paintings where that is asked for, or
-//! says what it cannot do.
+//! The program `stylize` paints a whole video file, on request with the frames beside their paintings, or says why it cannot.
 
 #![cfg(feature = "plugin")]
 
@@ -20,7 +19,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
-/// The program's run with these arguments.
+/// Runs the program with these arguments.
 fn stylize(arguments: &[&Path], properties: &[&str]) -> Ended {
     let mut command = Command::new(example("stylize"));
     command.args(arguments).args(properties);
@@ -29,7 +28,7 @@ fn stylize(arguments: &[&Path], properties: &[&str]) -> Ended {
         .env("LC_ALL", "C.UTF-8"))
 }
 
-/// What a file has.
+/// The contents of a video file.
 #[derive(Debug, PartialEq)]
 struct Contents {
     frames: usize,
@@ -86,7 +85,7 @@ impl Contents {
     }
 }
 
-/// The names of what is in a folder.
+/// The names of the files in a folder.
 fn listing(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -118,7 +117,7 @@ fn stylize_makes_a_whole_file() {
     assert_eq!(listing(folder.path()).len(), 3);
 }
 
-/// Pictures one behind the other have no times.
+/// A sequence of concatenated pictures has no time stamps.
 #[test]
 fn stylize_paints_frames_without_a_time() {
     init();
@@ -269,7 +268,7 @@ fn pictures(file: &Path) -> Vec<(Option<gst::ClockTime>, image::RgbImage)> {
     pictures
 }
 
-/// The mean difference of a picture to the one that begins `left` pixels into another.
+/// The mean difference of a picture to the part of another that begins `left` pixels from its left edge.
 fn difference(picture: &image::RgbImage, other: &image::RgbImage, left: u32) -> f64 {
     let differences = picture.enumerate_pixels().flat_map(|(x, y, pixel)| {
         let other = other.get_pixel(left + x, y).0;
@@ -282,7 +281,7 @@ fn difference(picture: &image::RgbImage, other: &image::RgbImage, left: u32) -> 
     differences.sum::<f64>() / (3 * picture.width() * picture.height()) as f64
 }
 
-/// A clip without a frame rate, for half of its frames are lost.
+/// A clip with a variable frame rate: half of its frames are missing.
 fn with_frames_lost(folder: &Path) -> PathBuf {
     init();
     let path = folder.join("lost frames.mkv");
@@ -326,7 +325,7 @@ fn stylize_shows_frames_beside_their_paintings() {
         assert_eq!(frames.len(), wide.len());
         assert!(frames.len() > 9, "{name}: {}", frames.len());
         for (index, ((time, frame), (wide_time, wide))) in frames.iter().zip(&wide).enumerate() {
-            // Within the rounding of the containers.
+            // Containers round time stamps.
             let apart = time.unwrap().absdiff(wide_time.unwrap());
             assert!(
                 apart < gst::ClockTime::from_mseconds(2),
@@ -339,7 +338,7 @@ fn stylize_shows_frames_beside_their_paintings() {
             );
             assert!(left < 6.0, "{name}, {index}: {left}");
             assert!(right > 2.0 * left, "{name}, {index}: {right}, {left}");
-            // It is this very frame, not one beside it.
+            // It is this frame and not a neighbouring one.
             for other in [index.wrapping_sub(1), index + 1] {
                 if let Some((_, other)) = frames.get(other) {
                     let other = difference(other, wide, 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Proves what goes from frame to frame: what moves, what stays, and what begins anew.
+//! What is carried over from frame to frame: what moves, what stays, and what starts anew.
 #![cfg(feature = "plugin")]
 
 mod common;
@@ -18,7 +18,7 @@ use known_motion::Picture as Scene;
 const WIDTH: usize = 160;
 const HEIGHT: usize = 96;
 
-/// A picture with something to see everywhere; each `kind` is another, `shift` pixels along.
+/// A picture with texture everywhere, moved by `shift` pixels; each `kind` is another scene.
 fn picture(kind: u32, shift: usize) -> Pixels {
     let scene = Scene::made(kind);
     let pixel = |at: usize| {
@@ -29,11 +29,11 @@ fn picture(kind: u32, shift: usize) -> Pixels {
     (0..WIDTH * HEIGHT).map(pixel).collect()
 }
 
-/// A picture under a sensor's noise, other noise for each `frame`.
+/// A picture with sensor noise, which differs for each `frame`.
 fn noisy(picture: &Pixels, frame: u64) -> Pixels {
     let mut state = 1 + frame;
     let mut noise = || {
-        // Numerical Recipes' linear congruential generator; the sum of four is nearly normal.
+        // The linear congruential generator of Numerical Recipes; the sum of four is nearly normal.
         let mut uniform = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & 0xffff_ffff;
             f64::from((state >> 16) as u32 & 0xff) / 255.0 - 0.5
@@ -48,7 +48,7 @@ fn painter(element: &gst::Element) -> Painter {
     Painter::with_info(element, info(VideoFormat::Rgb, WIDTH as u32, HEIGHT as u32))
 }
 
-/// Paints a picture and gives what was reported of it.
+/// Paints a picture and returns its statistics.
 fn report(painter: &mut Painter, picture: &Pixels) -> gst::Structure {
     let frame = painter.frame(picture);
     painter.paint(frame);
@@ -82,7 +82,7 @@ fn a_cut_begins_anew() {
     }
 }
 
-/// What was painted before a cut leaves no trace.
+/// The painting before a cut leaves no trace.
 #[test]
 fn a_new_scene_is_painted_as_if_it_were_the_first() {
     let files = Files::new();
@@ -156,7 +156,7 @@ fn a_still_picture_is_repeated_once_it_has_converged() {
     }
     let (number, painted) = converged.expect("an end");
     assert!(number > 2, "{number}");
-    // Noise that comes and goes is not painted: it is one optimisation that goes on.
+    // The noise is not painted: one optimisation continues.
     assert!(
         losses.is_sorted_by(|earlier, later| later <= earlier),
         "{losses:?}"
@@ -167,7 +167,7 @@ fn a_still_picture_is_repeated_once_it_has_converged() {
         assert!(repeated == painted);
     }
 
-    // What moves wakes it up, and so does a property.
+    // Motion ends the repetition, and so does a property.
     let (report, _) = paint(&mut painter, &picture(0, 2));
     assert_eq!((reason(&report), iterations(&report)), ("iterations", 20));
     element.set_property("skip-still", false);
@@ -186,14 +186,14 @@ fn a_change_of_the_settings_wakes_a_still_picture() {
     let still = picture(0, 0);
     let next = |painter: &mut Painter| reason(&report(painter, &still)).to_owned();
     assert_eq!(next(&mut painter), "iterations");
-    // From the frame itself the same would come out.
+    // Starting from the frame itself would give the same again.
     assert_eq!(next(&mut painter), "repeated");
     element.set_property("beta", 50.0);
     assert_eq!(next(&mut painter), "iterations");
     assert_eq!(next(&mut painter), "repeated");
 }
 
-/// The luma of both is the same.
+/// Both have the same luma.
 #[test]
 fn another_colour_wakes_a_still_picture() {
     let files = Files::new();
@@ -237,8 +237,7 @@ fn a_still_picture_is_painted_as_the_settings_say_now() {
     assert!(paint("content") == paint("style"));
 }
 
-/// How far two pictures of a scene are apart where both show it, of which `later` is `shift` pixels
-/// further along.
+/// The distance of two pictures of a scene where they overlap; `later` is `shift` pixels further along.
 fn distance(earlier: &Pixels, later: &Pixels, shift: usize) -> f64 {
     let margin = 16;
     let (mut sum, mut count) = (0.0, 0.0);
@@ -256,7 +255,7 @@ fn distance(earlier: &Pixels, later: &Pixels, shift: usize) -> f64 {
     sum / count
 }
 
-/// The distance of each frame's painting from the one before, moved along a pan by 3 pixels a frame.
+/// The mean distance of each painting to the one before, moved along a pan of 3 pixels a frame.
 fn flicker(files: &Files, set: impl Fn(&gst::Element)) -> f64 {
     let element = element(files);
     element.set_property("weights", "");
@@ -364,7 +363,7 @@ fn motion_is_known_and_what_was_returned_stays_as_it_is() {
     assert_eq!(values(&first), kept);
     assert_ne!(values(&second), kept);
 
-    // The picture went to the left: it was to the right.
+    // The picture moves to the left, so that the backward flow points to the right.
     let motion = stylizer.motion().unwrap();
     let mut across: Vec<f32> = motion
         .backward

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! A real video file, end to end: every frame comes out at its time, the sound is kept, and the losses fall.
+//! A real video file, end to end: every frame keeps its time stamp, the sound is kept, and the losses fall.
 
 #![cfg(feature = "plugin")]
 
@@ -14,17 +14,17 @@ use clip::{Arrived, Buffer, Clip, init, watch};
 use gst::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Frames of the clip that are painted.
+/// The number of frames of the clip that are painted.
 const FRAMES: usize = 25;
 
 struct Played {
     video: Vec<Buffer>,
     sound: Vec<Buffer>,
-    /// The messages of the element.
+    /// The element's messages.
     messages: Vec<gst::Structure>,
 }
 
-/// Plays the clip's first frames through `filter`, and all of its sound past it.
+/// Plays the clip's first frames through `filter`, and its sound unchanged.
 fn play(clip: &Clip, filter: &str) -> Played {
     init();
     let pipeline = gst::parse::launch(&format!(
@@ -79,7 +79,7 @@ fn times(buffers: &[Buffer]) -> Vec<Option<gst::ClockTime>> {
     buffers.iter().map(|(pts, ..)| *pts).collect()
 }
 
-/// Paints the clip and asserts what holds in every case; the initial and the total loss of each frame.
+/// Paints the clip and asserts what always holds; returns the initial and the total loss of each frame.
 fn paint(properties: &str) -> Vec<(f64, f64)> {
     let clip = Clip::real();
     let plain = play(&clip, "identity");
@@ -121,7 +121,7 @@ fn paint(properties: &str) -> Vec<(f64, f64)> {
 #[test]
 fn each_frame_starts_from_the_last_result() {
     let losses = paint("init=previous iterations=4 initial-iterations=8");
-    // Which is worth something: the second frame starts better than the first.
+    // It helps: the second frame starts better than the first.
     assert!(losses[1].0 < losses[0].0);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Weights files: what the metadata say is obeyed, a name is found in the data directory, and a damaged file is an error or
-//! other weights, never a panic or a huge allocation.
+//! Weights files: metadata are obeyed, names are found in the data directory, and a damaged file gives an error or other
+//! weights, but never a panic or a huge allocation.
 
 mod common;
 #[path = "common/files.rs"]
@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
-/// More memory than any of these tests needs at once.
+/// More memory than any of these tests may allocate at once.
 const TOO_MUCH: usize = 64 << 20;
 
-/// The system's allocator, which notes the largest piece that was asked for.
+/// The system's allocator, recording the largest allocation.
 struct Watched;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
@@ -118,7 +118,7 @@ fn what_the_metadata_say_of_images_is_obeyed() {
     assert_eq!(weights.family.to_string(), "mine");
 }
 
-/// Layers' names are Caffe's, numbers torchvision's.
+/// Layer names mean Caffe's preprocessing, module numbers torchvision's.
 #[test]
 fn what_names_say_of_images_where_there_are_no_metadata() {
     let weights = load_bytes(&safetensors(&tensors(&NARROW[..1], by_layer), &[])).unwrap();
@@ -142,7 +142,7 @@ fn both_ways_of_naming_and_tensors_that_are_not_needed() {
     }
 }
 
-/// `weights=NAME` is a file of the data directory, unless there is a file of that very name.
+/// `weights=NAME` is a file in the data directory, unless NAME itself exists.
 #[cfg(feature = "plugin")]
 #[test]
 fn weights_by_name() {
@@ -179,7 +179,7 @@ fn weights_by_name() {
     launch("other").assert_refused("no file of that name");
 }
 
-/// Numbers that are no weights: integers, and the small floats that some conversions never come back from.
+/// Types that are no weights: integers, and the small floats from which some conversions never return.
 #[test]
 fn other_types_of_numbers() {
     let shapes = [
@@ -206,7 +206,7 @@ fn a_deviation_that_is_next_to_nothing() {
     assert!(error.to_string().contains("not finite"), "{error}");
 }
 
-/// A file with something wrong: bits flipped, an end cut off, or a stretch overwritten or left out.
+/// A damaged file: with bits flipped, the end cut off, or a range overwritten or left out.
 fn damaged(file: &[u8], rng: &mut StdRng) -> Vec<u8> {
     let mut file = file.to_vec();
     let at = rng.random_range(0..file.len());
@@ -246,11 +246,11 @@ fn survives(name: &str, file: &[u8]) {
         );
     }
     println!("{name}: {taken} of 2000 were taken");
-    // Damage to the values alone cannot be told.
+    // Damage to the values alone cannot be detected.
     assert!(taken < 1900);
 }
 
-/// One after the other, because each watches all of the process's memory.
+/// One after the other, because each measures the allocations of the whole process.
 #[test]
 fn damaged_files() {
     let tensors = tensors(&NARROW[..3], by_layer);
@@ -270,7 +270,7 @@ fn damaged_files() {
     }
 }
 
-/// A zip file of one entry, `archive/data.pkl`, as PyTorch's begin. PKWARE's APPNOTE.TXT, section 4.3.
+/// A zip file of one entry `archive/data.pkl`, as PyTorch writes first (PKWARE's APPNOTE.TXT, section 4.3).
 fn zip(pickle: &[u8]) -> Vec<u8> {
     let name = b"archive/data.pkl";
     let crc = crc32(pickle).to_le_bytes();
@@ -292,7 +292,7 @@ fn zip(pickle: &[u8]) -> Vec<u8> {
     [local, central, end].concat()
 }
 
-/// Pickles that nobody's `torch.save` writes. Opcodes as in CPython's `pickletools.py`.
+/// Pickles that `torch.save` never writes. The opcodes are those of CPython's `pickletools.py`.
 #[cfg(feature = "plugin")]
 #[test]
 fn hostile_pickles() {
@@ -304,7 +304,7 @@ fn hostile_pickles() {
         let name = b"}X\x0f\0\0\0features.0.bias";
         [&b"\x80\x02"[..], name, rebuild, arguments, b"Rs."].concat()
     };
-    // Each of them twice the one before: put it into the memo, get it again, make a pair.
+    // Each value is a pair of the one before: put that into the memo, get it, make a tuple.
     let doubling = [&b"\x80\x02)"[..], &b"q\0h\0\x86".repeat(60), b"."].concat();
     for (name, pickle) in [
         ("nothing", b"".to_vec()),

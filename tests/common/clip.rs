@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The clips that whole files are painted of, and what comes to a sink.
+//! Clips for tests that paint whole files, and a record of the buffers that reach a sink.
 #![allow(dead_code)]
 
 use super::files::run;
@@ -54,7 +54,7 @@ impl Clip {
         }
     }
 
-    /// A camera's video where there is one, else the sample.
+    /// A real video if it is there, else the sample.
     pub fn real() -> Self {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
         let clip = Self {
@@ -72,10 +72,10 @@ impl Clip {
     }
 }
 
-/// A buffer's time and length, and a checksum of what is in it.
+/// A buffer's time stamp, length in bytes, and a checksum of its contents.
 pub type Buffer = (Option<gst::ClockTime>, usize, u64);
 
-/// What comes to a sink.
+/// The buffers that have reached a sink.
 pub type Arrived = Arc<Mutex<Vec<Buffer>>>;
 
 pub fn watch(pipeline: &gst::Pipeline, sink: &str) -> Arrived {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What tests of files and of other programs share: image and weights files, good and bad, and the run of a program that
-//! must end.
+//! Helpers for tests of files and programs: image and weights files, good and bad, and running a program with a time limit.
 #![allow(dead_code)]
 
 use candle_core::{DType, Device, Tensor};
@@ -16,17 +15,17 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A program that runs for longer than this hangs.
+/// A program that runs longer than this is taken to hang.
 const HANGS: Duration = Duration::from_secs(300);
 
-/// A file that the repository has for tests.
+/// The path of a file in `tests`.
 pub fn stored(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests")
         .join(name)
 }
 
-/// What a program did.
+/// The result of a program.
 pub struct Ended {
     pub status: ExitStatus,
     pub stdout: String,
@@ -34,13 +33,13 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Asserts that it refused what it was given, without a crash or a warning that GLib would call critical.
+    /// Asserts that it failed without a crash, a panic or a critical warning of GLib's.
     pub fn assert_refused(&self, case: &str) {
         self.assert_sound(case);
         assert!(!self.status.success(), "{case}: {self}");
     }
 
-    /// Asserts that it did what it was told.
+    /// Asserts that it succeeded.
     pub fn assert_succeeded(&self, case: &str) {
         self.assert_sound(case);
         assert!(self.status.success(), "{case}: {self}");
@@ -96,18 +95,18 @@ fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
     })
 }
 
-/// The folder of this test program's own files that GStreamer keeps.
+/// A folder for the plugin registry and the plugin, of this test program's own.
 static GSTREAMER: LazyLock<PathBuf> = LazyLock::new(|| {
     let program = std::env::current_exe().unwrap();
     let name = program.file_stem().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(folder.join("plugins")).unwrap();
-    // Among the test programs lies the library that was built with them; only where cargo built the library for its own
-    // sake does it lie above as well.
+    // The library that was built with the tests is in their folder; it is in the folder above only if cargo was asked to
+    // build it.
     let library = program.with_file_name("libgstgatys.so");
     std::os::unix::fs::symlink(library, folder.join("plugins/libgstgatys.so")).unwrap();
-    // The first run looks at all plugins of the machine, and some of those warn.
+    // The first run scans all plugins of the machine, some of which print warnings.
     let inspect = run(Command::new("gst-inspect-1.0")
         .arg("gatys")
         .envs(environment(&folder)));
@@ -122,7 +121,7 @@ fn environment(folder: &Path) -> [(&'static str, PathBuf); 2] {
     ]
 }
 
-/// A GStreamer program that finds the plugin as it was built, and for which every warning of GLib's is fatal.
+/// A GStreamer program that loads the plugin under test, and for which GLib's warnings are fatal.
 pub fn gstreamer(program: &str) -> Command {
     let mut command = Command::new(program);
     command
@@ -141,7 +140,7 @@ pub fn picture(width: u32, height: u32) -> image::RgbImage {
     })
 }
 
-/// A PNG file whose header promises `width` x `height` pixels of RGB, and which has none.
+/// A PNG file whose header claims `width` x `height` pixels of RGB, but which has none.
 pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut header = b"IHDR".to_vec();
     header.extend(width.to_be_bytes());
@@ -156,7 +155,7 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     png
 }
 
-/// PNG specification (3rd edition), section 5.5: the polynomial with its bits reversed.
+/// The CRC of PNG (specification, 3rd edition, section 5.5), with the polynomial's bits reversed.
 pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
@@ -168,7 +167,7 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 /// The tensors of a weights file: kernels and biases by name.
 pub type Tensors = HashMap<String, Tensor>;
 
-/// Kernels and biases of `channels`, each named by its place in the chain and `weight` or `bias`.
+/// Kernels and biases for `channels`, called `{name}.weight` and `{name}.bias`, with the `name` of the layer's index.
 pub fn tensors(channels: &[usize], name: impl Fn(usize) -> String) -> Tensors {
     super::common::random_weights(channels)
         .convs
@@ -184,7 +183,7 @@ pub fn tensors(channels: &[usize], name: impl Fn(usize) -> String) -> Tensors {
         .collect()
 }
 
-/// This project's names.
+/// This project's name for the layer at an index.
 pub fn by_layer(index: usize) -> String {
     gstgatys::vgg::Layer::all().nth(index).unwrap().to_string()
 }
@@ -213,7 +212,7 @@ pub fn safetensors(tensors: &Tensors, metadata: &[(&str, &str)]) -> Vec<u8> {
     safetensors::serialize(views, metadata).unwrap()
 }
 
-/// A safetensors file with this text as its header, and `data` after it.
+/// A safetensors file with this text as its header, followed by `data`.
 pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Clips whose motion is known exactly: a camera that moves over one picture, and an oval cut out
-//! of another that moves in front of it.
+//! Clips with exactly known motion: a camera moves over a picture, and an oval cut out of another one
+//! moves in front of it.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Width of a clip whose poses are in its pixels; they are scaled to that of another.
+/// Poses are given in pixels of a clip of this width, and are scaled for others.
 const WIDTH: f64 = 640.0;
 
-/// Samples across and down a pixel, so that edges are smooth.
+/// Supersampling in each direction, which smooths edges.
 const SAMPLES: usize = 2;
 
-/// A picture `[h, w, 3]` that goes on beyond its edges as its mirror image.
+/// A picture `[h, w, 3]` that is mirrored beyond its edges.
 pub struct Picture {
     h: usize,
     w: usize,
@@ -27,8 +27,8 @@ impl Picture {
         Self { h, w, values }
     }
 
-    /// Of nothing but a formula: smooth hills with ever smaller ones on them, those of each seed
-    /// at other places, in bands of two brightnesses with sharp edges.
+    /// A synthetic picture for a seed: fractal noise, cut into bands of two brightnesses with sharp
+    /// edges.
     pub fn made(seed: u32) -> Self {
         let (h, w) = (768, 1024);
         let value = |i: usize| {
@@ -58,7 +58,7 @@ impl Picture {
         self.values[mirrored(y, self.h) * self.w + mirrored(x, self.w)]
     }
 
-    /// The value between pixels, by Catmull and Rom's cubic.
+    /// The value between pixels, by Catmull-Rom interpolation.
     pub fn sample(&self, [y, x]: [f64; 2]) -> [f64; 3] {
         let (wy, wx) = (catmull_rom(y - y.floor()), catmull_rom(x - x.floor()));
         let (y, x) = (y.floor() as i64 - 1, x.floor() as i64 - 1);
@@ -74,7 +74,7 @@ impl Picture {
     }
 }
 
-/// Heights −1..1 at whole numbers that look like chance, and smoothly between them.
+/// Value noise: pseudo-random values −1..1 at integers, interpolated smoothly.
 fn hills(seed: u32, y: f64, x: f64) -> f64 {
     let corner = |dy: u32, dx: u32| {
         let (y, x) = (y as u32 + dy, x as u32 + dx);
@@ -90,7 +90,7 @@ fn hills(seed: u32, y: f64, x: f64) -> f64 {
     row(0) + ty * (row(1) - row(0))
 }
 
-/// The weights of four neighbours of which the second and third are `t` and 1 − `t` away.
+/// Catmull-Rom weights of four neighbours, of which the second and third are `t` and 1 − `t` away.
 fn catmull_rom(t: f64) -> [f64; 4] {
     [
         ((-0.5 * t + 1.0) * t - 0.5) * t,
@@ -100,8 +100,8 @@ fn catmull_rom(t: f64) -> [f64; 4] {
     ]
 }
 
-/// Where a picture is in a frame: `[y, x]` of the frame, less `centre`, turned by `angle` and
-/// divided by `zoom`, is what lies `origin` away in the picture.
+/// The pose of a picture in a frame: `[y, x]` of the frame, less `centre`, rotated by `angle`, divided
+/// by `zoom` and plus `origin`, is the position in the picture.
 #[derive(Clone, Copy)]
 pub struct Pose {
     pub centre: [f64; 2],
@@ -148,16 +148,16 @@ pub struct Clip {
     pub w: usize,
     background: Picture,
     foreground: Picture,
-    /// Where background and foreground are in a frame that is [`WIDTH`] wide.
+    /// The poses of background and foreground at a frame, for a width of [`WIDTH`].
     poses: fn(f64) -> [Pose; 2],
 }
 
-/// The motion from a frame to another.
+/// The true motion from one frame to another.
 pub struct Truth {
-    /// Across and down, `[h, w]`.
+    /// Horizontal and vertical, `[h, w]`.
     pub u: Vec<f32>,
     pub v: Vec<f32>,
-    /// Whether the point of the scene is seen in the other frame.
+    /// Whether the point of the scene is visible in the other frame.
     pub visible: Vec<bool>,
 }
 
@@ -166,7 +166,7 @@ impl Clip {
         (self.poses)(index as f64).map(|pose| pose.scaled(self.w as f64 / WIDTH))
     }
 
-    /// Whether a place of a frame shows the foreground, an oval around its pose's origin.
+    /// Whether a point of a frame shows the foreground, an oval around its pose's origin.
     fn in_front(pose: Pose, place: [f64; 2]) -> bool {
         let at = pose.to_picture(place);
         let [dy, dx] = [0, 1].map(|i| (at[i] - pose.origin[i]) / OVAL[i]);
@@ -196,7 +196,7 @@ impl Clip {
         Tensor::from_vec(pixels.concat(), (self.h, self.w, 3), &Device::Cpu).unwrap()
     }
 
-    /// Where each pixel of frame `index` is in frame `other`.
+    /// The motion of each pixel of frame `index` to frame `other`.
     pub fn truth(&self, index: usize, other: usize) -> Truth {
         let [behind, front] = self.poses(index);
         let [other_behind, other_front] = self.poses(other);
@@ -225,7 +225,7 @@ impl Clip {
     }
 }
 
-/// Half the height and width of the oval, in pixels of its picture.
+/// The vertical and horizontal semi-axes of the oval, in pixels of its picture.
 const OVAL: [f64; 2] = [79.0, 102.0];
 
 /// The clips that motion is measured on, of `h` by `w` pixels: a pan, a zoom and a rotation of the

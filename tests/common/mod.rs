@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What several tests share: networks with seeded random weights, files of them, and the element
-//! in a harness.
+//! Helpers shared by tests: networks with seeded random weights, their files, and the element in a
+//! harness.
 #![allow(dead_code)]
 
 #[cfg(feature = "plugin")]
@@ -16,15 +16,15 @@ use gstgatys::vgg::weights::preprocessing::Preprocessing;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Channels of a network that is VGG-19 in all but its width.
+/// The channels of a narrow VGG-19.
 pub const NARROW: [usize; 16] = [4, 4, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 16, 16, 16, 16];
 
-/// VGG-19's own channels up to conv5_1.
+/// The channels of VGG-19 up to conv5_1.
 pub const FULL: [usize; 13] = [
     64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512,
 ];
 
-/// The weights that `tests/golden/golden.py` makes too: uniform numbers by splitmix64 (Steele,
+/// The same weights as in `tests/golden/golden.py`: uniform random numbers from splitmix64 (Steele,
 /// Lea and Flood 2014), scaled for ReLUs (He et al. 2015).
 pub fn random_weights(channels: &[usize]) -> Weights {
     let mut state = 1u64;
@@ -66,7 +66,7 @@ pub fn narrow_weights_file(dir: &Path) -> PathBuf {
     path
 }
 
-/// Writes a style image: `pattern` tells one from another.
+/// Writes a style image; each `pattern` gives another.
 pub fn style_image_file(dir: &Path, pattern: u32) -> PathBuf {
     let image = image::RgbImage::from_fn(48, 40, |x, y| {
         let wave =
@@ -82,7 +82,7 @@ pub fn style_image_file(dir: &Path, pattern: u32) -> PathBuf {
     path
 }
 
-/// The files that an element needs, for as long as this is kept.
+/// The files that an element needs; they are removed on drop.
 pub struct Files {
     pub dir: TempDir,
     /// The narrow network.

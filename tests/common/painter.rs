@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element in a harness: frames go in and come out in the test's own thread.
+//! The element in a harness: frames are pushed and pulled in the test's own thread.
 
 use super::Files;
 use super::video::{DURATION, Pixels, frame, info, picture, pixels};
@@ -18,7 +18,7 @@ pub fn init() {
     });
 }
 
-/// An element with the narrow network, that spends 5 iterations on a first frame and 3 on others.
+/// An element with the narrow network, 5 iterations for a first frame and 3 for others.
 pub fn element(files: &Files) -> gst::Element {
     init();
     gst::ElementFactory::make("gatys")
@@ -88,14 +88,14 @@ impl Painter {
         pixels(&self.info, &painted)
     }
 
-    /// Paints the next frame and gives what was reported of it.
+    /// Paints the next frame and returns its statistics.
     pub fn report(&mut self) -> gst::Structure {
         let frame = self.next_frame();
         self.paint(frame);
         self.stats()
     }
 
-    /// Paints the next frame and gives its number of iterations.
+    /// Paints the next frame and returns its number of iterations.
     pub fn iterations(&mut self) -> u32 {
         self.report().get("iterations").unwrap()
     }
@@ -104,7 +104,7 @@ impl Painter {
         self.element.property("stats")
     }
 
-    /// Lets `seconds` pass in the video.
+    /// Advances the next frame's time stamp by `seconds`.
     pub fn jump(&mut self, seconds: u64) {
         self.index += seconds * gst::ClockTime::SECOND.nseconds() / DURATION.nseconds();
     }
@@ -114,7 +114,7 @@ impl Painter {
         std::iter::from_fn(|| self.bus.pop_filtered(&[kind])).collect()
     }
 
-    /// Takes the reports that were posted so far.
+    /// Takes the statistics that were posted so far.
     pub fn reports(&self) -> Vec<gst::Structure> {
         let messages = self.messages(gst::MessageType::Element);
         let structures = messages.iter().filter_map(|message| message.structure());
@@ -130,13 +130,13 @@ impl Painter {
 
 impl Drop for Painter {
     fn drop(&mut self) {
-        // Messages refer to the element, and it to the bus.
+        // Breaks the cycle: messages refer to the element, and that to the bus.
         self.bus.set_flushing(true);
         self.element.set_bus(None);
     }
 }
 
-/// What a warning says.
+/// The text of a warning.
 pub fn warning(message: &gst::Message) -> String {
     match message.view() {
         gst::MessageView::Warning(warning) => warning.error().message().to_owned(),

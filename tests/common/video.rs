@@ -5,7 +5,7 @@
 use gst_video::prelude::*;
 use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
 
-/// Time of a frame on the screen.
+/// The duration of a frame.
 pub const DURATION: gst::ClockTime = gst::ClockTime::from_mseconds(100);
 
 /// A picture's pixels, row by row.
@@ -18,7 +18,7 @@ pub fn info(format: VideoFormat, width: u32, height: u32) -> VideoInfo {
         .unwrap()
 }
 
-/// A picture of soft colours with an edge, `shift` pixels along.
+/// A picture of soft colours and edges, moved by `shift` pixels.
 pub fn picture(width: u32, height: u32, shift: u32) -> Pixels {
     let pixel = |x: u32, y: u32| {
         let x = x + shift;
@@ -40,7 +40,7 @@ pub fn grey(pixels: &Pixels) -> Pixels {
     pixels.iter().map(|&[_, g, _]| [g; 3]).collect()
 }
 
-/// Where the red, green and blue bytes of a pixel lie.
+/// The offsets of the red, green and blue bytes in a pixel.
 fn offsets(info: &VideoInfo) -> [usize; 3] {
     [0, 1, 2].map(|component| match info.format() {
         VideoFormat::Gray8 => 0,
@@ -48,7 +48,7 @@ fn offsets(info: &VideoInfo) -> [usize; 3] {
     })
 }
 
-/// Frame number `index` of a video: its bytes that are no colour are `rest`.
+/// Frame number `index` of a video. `rest` gives the alpha or padding byte of each pixel.
 pub fn frame(
     info: &VideoInfo,
     pixels: &Pixels,
@@ -85,7 +85,7 @@ pub fn write(
     }
 }
 
-/// The picture in a frame; grey as three equal values.
+/// The picture in a frame; grey becomes three equal values.
 pub fn pixels(info: &VideoInfo, buffer: &gst::Buffer) -> Pixels {
     let offsets = offsets(info);
     let pixels = bytes(info, buffer);
