@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Writes the weights in a file of any format that the element reads in its compact form: f16, convolutions alone.
+//! Converts a weights file of any format that the element reads to the compact one: only the convolutions, in f16.
 //!
 //! `cargo run --release --example weights -- FILE OUT.safetensors`
 

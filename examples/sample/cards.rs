@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Trees, reeds and boats: painted on upright planes, cut out along their outlines, moving with the wind.
+//! Trees, reeds and boats: billboards that are cut out along their outlines and move with the wind.
 
 use crate::{
     math::{V3, fbm, mix, noise, random, smoothstep},
@@ -18,7 +18,7 @@ enum Kind {
     Boat,
 }
 
-/// The large boat's mast in metres, metres a second, and where it is at the start.
+/// The large boat: height of the mast in metres, speed in m/s, and its position at the start.
 const BOAT_SIZE: f32 = 12.0;
 const BOAT_SPEED: f32 = 4.2;
 const BOAT_START: f32 = -0.6;
@@ -27,11 +27,11 @@ const BOAT_DEPTH: f32 = 58.0;
 pub struct Card {
     foot: V3,
     size: f32,
-    /// Half its width, as a part of its size.
+    /// Half its width as a fraction of `size`.
     half_width: f32,
     kind: Kind,
     hue: f32,
-    /// Metres a second to the right.
+    /// To the right, in m/s.
     speed: f32,
 }
 
@@ -87,7 +87,7 @@ impl Card {
     }
 
     fn leafy(&self, crown: &[V3], x: f32, y: f32, time: f32) -> Option<V3> {
-        // Leaves finer than a few pixels would flicker.
+        // Leaves smaller than a few pixels would flicker.
         let pixels = self.size * FOCAL / self.foot.2;
         let leaf = (pixels / 3.2).min(95.0);
         let shift = 40.0 * self.hue;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Makes the project's sample material from nothing but code: `sample.mp4`, a lakeside in the evening with a quiet
-//! sound track, and `style.png`, an oil painting.
+//! Generates the project's sample material: `sample.mp4`, a lakeside in the evening with a quiet sound track, and
+//! `style.png`, an oil painting.
 //!
 //!     cargo run --release --example sample -- DIR
 
@@ -47,13 +47,13 @@ fn make(dir: &Path) -> Result<(), Box<dyn Error>> {
         .map_err(|e| format!("cannot write {}: {e}", style.display()))?;
     println!("{}", style.display());
     let clip = dir.join("sample.mp4");
-    film(&clip).map_err(|e| format!("cannot make {}: {e}", clip.display()))?;
+    render_clip(&clip).map_err(|e| format!("cannot make {}: {e}", clip.display()))?;
     println!("{}", clip.display());
     Ok(())
 }
 
-/// Renders and encodes the clip. The colorimetry is pinned, as so small a picture would be taken for BT.601 otherwise.
-fn film(path: &Path) -> Result<(), Box<dyn Error>> {
+/// Renders and encodes the clip. The colorimetry is fixed, because BT.601 would be the default at such a small size.
+fn render_clip(path: &Path) -> Result<(), Box<dyn Error>> {
     gst::init()?;
     let pipeline = gst::parse::launch(
         "appsrc name=pictures format=time max-bytes=0 ! videoconvert
@@ -110,7 +110,7 @@ fn film(path: &Path) -> Result<(), Box<dyn Error>> {
     playing.wait()
 }
 
-/// A running pipeline, which is shut down however one leaves.
+/// A running pipeline, which is stopped on drop.
 struct Playing<'a>(&'a gst::Pipeline);
 
 impl<'a> Playing<'a> {
@@ -122,7 +122,7 @@ impl<'a> Playing<'a> {
         }
     }
 
-    /// Until all is written.
+    /// Waits until all is written.
     fn wait(&self) -> Result<(), Box<dyn Error>> {
         let bus = self.0.bus().ok_or("the pipeline has no bus")?;
         let ends = [gst::MessageType::Eos, gst::MessageType::Error];
@@ -139,7 +139,7 @@ impl<'a> Playing<'a> {
 
 impl Drop for Playing<'_> {
     fn drop(&mut self) {
-        // Nothing is left to be done about a pipeline that does not stop.
+        // Nothing can be done if the pipeline does not stop.
         let _ = self.0.set_state(gst::State::Null);
     }
 }
@@ -151,7 +151,7 @@ fn error_of(message: &gst::Message) -> Option<Box<dyn Error>> {
     }
 }
 
-/// Sends what lasts from the first to the last of `units`, of which there are `rate` in a second.
+/// Pushes a buffer that lasts from the start to the end of `units`, of which a second has `rate`.
 fn push(
     source: &AppSrc,
     bytes: Vec<u8>,
@@ -170,7 +170,7 @@ fn push(
 
 /// A quiet chord under five plucked notes, as interleaved stereo samples.
 fn melody() -> Vec<u8> {
-    // Start in seconds, pitch in Hz, loudness, place from left to right.
+    // Start in seconds, pitch in Hz, loudness, and panning from left (0) to right (1).
     let plucked = [
         (0.05, 440.00, 0.10, 0.4),
         (0.35, 554.37, 0.09, 0.6),

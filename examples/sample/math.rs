@@ -44,7 +44,7 @@ impl V3 {
         self * self.dot(self).sqrt().recip()
     }
 
-    /// From `self` at 0 to `v` at 1.
+    /// Linear interpolation from `self` at `k` = 0 to `v` at 1.
     pub fn mix(self, v: V3, k: f32) -> V3 {
         self + (v - self) * k
     }
@@ -63,7 +63,7 @@ pub fn mix(a: f32, b: f32, k: f32) -> f32 {
     a + (b - a) * k
 }
 
-/// 0 up to `from`, 1 beyond `to`, smooth between; `from` may be the larger one.
+/// 0 up to `from`, 1 beyond `to`, smooth in between; `from` may be larger than `to`.
 pub fn smoothstep(from: f32, to: f32, x: f32) -> f32 {
     let k = ((x - from) / (to - from)).clamp(0.0, 1.0);
     k * k * (3.0 - 2.0 * k)
@@ -78,12 +78,12 @@ fn hash(x: i32, y: i32, seed: u32) -> u32 {
     h ^ (h >> 15)
 }
 
-/// A fixed random number in 0..1 for each whole-numbered place.
+/// A pseudo-random number in 0..1 for each point of the integer grid.
 pub fn random(x: i32, y: i32, seed: u32) -> f32 {
     (hash(x, y, seed) >> 8) as f32 / (1 << 24) as f32
 }
 
-/// Gradient noise, about -1..1, features of size 1.
+/// Gradient noise of about -1..1 with features of size 1.
 pub fn noise(x: f32, y: f32) -> f32 {
     // Much faster than f32::floor, which calls the C library on plain x86-64.
     let floor = |v: f32| v as i32 - (v < 0.0) as i32;
@@ -101,7 +101,7 @@ pub fn noise(x: f32, y: f32) -> f32 {
     1.5 * mix(upper, lower, ky)
 }
 
-/// Calls `f` with each octave's coordinates, turned so that the lattices do not line up, and its weight.
+/// Calls `f` with each octave's coordinates and weight. Octaves are rotated so that their grids do not line up.
 fn octaves(mut x: f32, mut y: f32, count: u32, mut f: impl FnMut(f32, f32, f32)) {
     let mut weight = 0.5;
     for _ in 0..count {

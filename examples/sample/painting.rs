@@ -8,10 +8,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 pub const WIDTH: usize = 512;
 pub const HEIGHT: usize = 384;
-/// The canvas is painted at this many times the image's size and scaled down, which smooths the bristles' edges.
-const FINER: usize = 2;
+/// The canvas has this many times the image's resolution, and is scaled down at the end, which smooths the bristles' edges.
+const SUPERSAMPLING: usize = 2;
 
-// The palette, in sRGB as all of this painting.
+// The palette; colours are sRGB in all of this file.
 const MIDNIGHT: V3 = V3(0.045, 0.065, 0.17);
 const ULTRAMARINE: V3 = V3(0.08, 0.16, 0.46);
 const COBALT: V3 = V3(0.14, 0.33, 0.66);
@@ -26,7 +26,7 @@ const ORANGE: V3 = V3(0.90, 0.41, 0.09);
 const RED: V3 = V3(0.69, 0.14, 0.08);
 const UMBER: V3 = V3(0.15, 0.085, 0.075);
 
-/// What a place of the composition shows. Lengths are in heights of the picture, y downwards.
+/// What a point of the composition shows. Coordinates are in units of the picture's height, with y downwards.
 #[derive(Clone, Copy, PartialEq)]
 enum Motif {
     Sky,
@@ -117,7 +117,7 @@ fn motif(x: f32, y: f32) -> Motif {
     Motif::Sky
 }
 
-/// The lines of constant value are the currents that strokes follow.
+/// A stream function: strokes follow its contour lines.
 fn stream(motif: Motif, x: f32, y: f32) -> f32 {
     match motif {
         Motif::Sun => 0.8 * y - 0.6 * x + 3.0 * (x - SUN.0).powi(2),
@@ -146,7 +146,7 @@ fn stream(motif: Motif, x: f32, y: f32) -> f32 {
     }
 }
 
-/// The direction of a current.
+/// The direction of the contour line at a point.
 fn current(motif: Motif, x: f32, y: f32) -> (f32, f32) {
     let (e, here) = (2e-3, stream(motif, x, y));
     unit(
@@ -178,7 +178,7 @@ fn outline(x: f32, y: f32, reach: f32) -> Option<(f32, f32)> {
     (others > 2 && others < 14).then(|| unit(-away.1, away.0))
 }
 
-/// A colour for a stroke at this place; `detail` runs from 0 for the ground to 1 for the last lights.
+/// A colour for a stroke at a point; `detail` goes from 0 for the underpainting to 1 for the highlights.
 fn pigment(motif: Motif, x: f32, y: f32, detail: f32, rng: &mut StdRng) -> V3 {
     let lane = match motif {
         Motif::Foliage => 1.6 * noise(x * 13.0 + 3.0, y * 13.0) + 3.0 * (0.2 - y),
@@ -230,22 +230,22 @@ struct Canvas {
     width: usize,
     height: usize,
     colours: Vec<V3>,
-    /// How thick the paint lies.
+    /// The thickness of the paint.
     relief: Vec<f32>,
 }
 
-/// One pull of the brush along `path`, all in canvas pixels.
+/// A brush stroke along `path`, in canvas pixels.
 struct Stroke {
     path: Vec<(f32, f32)>,
     radius: f32,
     colour: V3,
-    /// What is left on the brush from the stroke before: it shows in some of the bristles.
+    /// The colour left on the brush from the previous stroke, which shows in some of the bristles.
     left_over: V3,
     seed: f32,
 }
 
 impl Stroke {
-    /// Where along (0..1) and across (-1..1) the stroke a pixel is, if it is in it.
+    /// The position of a pixel along (0..1) and across (-1..1) the stroke, if it is covered.
     fn locate(&self, x: f32, y: f32) -> Option<(f32, f32)> {
         let mut nearest = (f32::MAX, 0.0, 0.0);
         for (i, leg) in self.path.windows(2).enumerate() {
@@ -264,7 +264,7 @@ impl Stroke {
         (across < 1.0).then(|| (along, across.copysign(nearest.2)))
     }
 
-    /// Opacity, colour and thickness of the paint there.
+    /// Opacity, colour and thickness of the paint at that position.
     fn paint(&self, along: f32, across: f32) -> (f32, V3, f32) {
         let length = 8.0 * self.path.len() as f32;
         let hair = across * self.radius * 0.42;
@@ -309,7 +309,7 @@ impl Canvas {
         }
     }
 
-    /// The painting in a light from the upper left, which shows how thick the paint is.
+    /// The painting lit from the upper left, which shows the relief of the paint.
     fn lit(&self) -> RgbImage {
         let relief = |x: usize, y: usize| {
             self.relief[y.min(self.height - 1) * self.width + x.min(self.width - 1)]
@@ -327,7 +327,7 @@ impl Canvas {
     }
 }
 
-/// Follows `direction` from (`x`, `y`), in the picture's units, for `length` canvas pixels in legs of 8.
+/// Follows `direction` from (`x`, `y`), in picture units, for `length` canvas pixels in steps of 8.
 fn trace(
     x: f32,
     y: f32,
@@ -335,10 +335,10 @@ fn trace(
     scale: f32,
     direction: impl Fn(f32, f32) -> Option<(f32, f32)>,
 ) -> Vec<(f32, f32)> {
-    const LEG: f32 = 8.0;
+    const STEP: f32 = 8.0;
     let (mut x, mut y, mut before) = (x, y, (0.0, 0.0));
     let mut path = vec![(x * scale, y * scale)];
-    for _ in 0..(length / LEG) as usize {
+    for _ in 0..(length / STEP) as usize {
         let Some(d) = direction(x, y) else { break };
         let d = if d.0 * before.0 + d.1 * before.1 < 0.0 {
             (-d.0, -d.1)
@@ -346,20 +346,20 @@ fn trace(
             d
         };
         before = d;
-        (x, y) = (x + d.0 * LEG / scale, y + d.1 * LEG / scale);
+        (x, y) = (x + d.0 * STEP / scale, y + d.1 * STEP / scale);
         path.push((x * scale, y * scale));
     }
     path
 }
 
-/// The `i`-th of a sequence of places that fills the unit square evenly at any length (Roberts' R2).
+/// The `i`-th point of the low-discrepancy sequence R2 (Roberts 2018) in the unit square.
 fn spread(i: usize) -> (f32, f32) {
     let at = |ratio: f64| (0.5 + ratio * i as f64).fract() as f32;
     (at(0.754_877_666_246_693), at(0.569_840_290_998_053))
 }
 
 pub fn paint() -> RgbImage {
-    let (width, height) = (WIDTH * FINER, HEIGHT * FINER);
+    let (width, height) = (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING);
     let scale = height as f32;
     let mut canvas = Canvas {
         width,

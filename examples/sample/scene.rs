@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! A lakeside in the evening: what the camera sees of it at a moment.
+//! The scene, a lakeside in the evening, and the camera that renders it.
 
 use crate::{
     cards::{Card, foam, plants_and_boats},
@@ -17,7 +17,7 @@ pub const HEIGHT: usize = 216;
 pub const FOCAL: f32 = 412.0;
 const HORIZON: f32 = 120.0;
 const EYE: f32 = 5.0;
-/// Where in a pixel it is looked through: a turned square.
+/// Sample positions within a pixel: a rotated grid.
 const SAMPLES: [(f32, f32); 4] = [
     (0.125, 0.625),
     (0.375, 0.125),
@@ -55,7 +55,7 @@ impl Scene {
                 let sum = SAMPLES.iter().fold(V3::default(), |sum, (dx, dy)| {
                     let x = (column + dx - WIDTH as f32 / 2.0) / FOCAL + turn;
                     let y = (HORIZON - row - dy) / FOCAL;
-                    sum + film(self.look(
+                    sum + tone_map(self.radiance(
                         Ray {
                             o: eye,
                             d: V3(x, y, 1.0),
@@ -68,7 +68,7 @@ impl Scene {
             .collect()
     }
 
-    fn look(&self, ray: Ray, time: f32) -> V3 {
+    fn radiance(&self, ray: Ray, time: f32) -> V3 {
         let water = if ray.d.1 < 0.0 {
             -ray.o.1 / ray.d.1
         } else {
@@ -81,7 +81,7 @@ impl Scene {
         }
     }
 
-    /// The depth and colour of what is nearest before `limit`.
+    /// The depth and colour of the nearest object before `limit`.
     fn nearest(&self, ray: &Ray, limit: f32, time: f32) -> Option<(f32, V3)> {
         let mut nearest = self.terrain.hit(ray, limit);
         let limit = nearest.map_or(limit, |(depth, _)| depth);
@@ -105,7 +105,7 @@ impl Scene {
         }
     }
 
-    /// The lake at `depth` along `ray`: what is mirrored in its ripples, and its own green where one looks down into it.
+    /// The colour of the lake at `depth` along `ray`: the reflection in its ripples, and its own green at steep angles.
     fn water(&self, ray: &Ray, depth: f32, time: f32) -> V3 {
         let place = V3(1.0, 0.0, 1.0) * ray.at(depth);
         let (sx, sz) = ripples(place.0, place.2, time);
@@ -128,7 +128,7 @@ impl Scene {
     }
 }
 
-/// The water's slope along x and z: two trains of ripples that run across each other, calmer in the distance and in lanes.
+/// The water's slope along x and z: crossing trains of ripples, calmer in the distance and in lanes.
 fn ripples(x: f32, z: f32, time: f32) -> (f32, f32) {
     let calm = 1.0 / (1.0 + z / 42.0)
         * (0.35 + 0.65 * smoothstep(-0.35, 0.3, noise(x / 26.0 + 0.1 * time, z / 9.0)));
@@ -143,8 +143,8 @@ fn ripples(x: f32, z: f32, time: f32) -> (f32, f32) {
     (slope(surface(x + step, z)), slope(surface(x, z + step)))
 }
 
-/// Exposure, a film's soft shoulder and toe (Narkowicz' fit of the ACES curve), and the display's gamma.
-fn film(light: V3) -> V3 {
+/// Exposure, filmic tone mapping (Narkowicz' fit of the ACES curve), and the display's gamma.
+fn tone_map(light: V3) -> V3 {
     light.map(|c| {
         let c = 0.86 * c;
         let c = c * (2.51 * c + 0.03) / (c * (2.43 * c + 0.59) + 0.14);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Evening sky, and the light and haze that it gives to everything else.
+//! The evening sky, its light, and haze.
 
 use crate::math::{V3, fbm, noise, smoothstep};
 
@@ -9,7 +9,7 @@ pub const SUN: V3 = V3(0.901, 0.335, -0.275);
 const SUNLIGHT: V3 = V3(3.0, 1.95, 0.98);
 const SKYLIGHT: V3 = V3(0.18, 0.25, 0.41);
 
-/// A line of sight with `d.2 == 1`, so that the way along it is measured in depth.
+/// A ray with `d.2 == 1`, so that its parameter is the depth.
 #[derive(Clone, Copy)]
 pub struct Ray {
     pub o: V3,
@@ -22,7 +22,7 @@ impl Ray {
     }
 }
 
-/// What `albedo` looks like under sun and sky; `sunshine` is 0 in the shade and 1 in the sun.
+/// A surface lit by sun and sky; `sunshine` is 0 in the shade and 1 in the sun.
 pub fn lit(albedo: V3, normal: V3, sunshine: f32) -> V3 {
     let sun = normal.dot(SUN).max(0.0) * sunshine;
     albedo * (SUNLIGHT * sun + SKYLIGHT * (0.62 + 0.38 * normal.1))
@@ -52,7 +52,7 @@ pub fn sky(d: V3, time: f32) -> V3 {
     clear.mix(cloud, cover)
 }
 
-/// How much cloud hides the sky along `d`, and how much of the sun it catches: a layer seen from below, in perspective.
+/// The opacity of the clouds along `d` and their brightness in the sun: a layer seen from below in perspective.
 fn clouds(d: V3, time: f32) -> (f32, f32) {
     let distance = 1.0 / (d.1.max(0.0) + 0.07);
     let (x, z) = (d.0 * distance + 0.035 * time, distance);

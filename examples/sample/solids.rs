@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What people built on the shore: convex bodies with plaster, tiles and boards.
+//! Buildings on the shore: convex solids with plaster, tiles and boards.
 
 use crate::{
     math::{V3, fbm, noise, random, smoothstep},
@@ -15,7 +15,7 @@ enum Material {
     Boards,
 }
 
-/// Solids that are passed over together where a ray keeps `radius` from `foot`.
+/// Solids within a bounding sphere of `radius` around `foot`.
 pub struct Building {
     foot: V3,
     radius: f32,
@@ -38,7 +38,7 @@ pub struct Hit {
 }
 
 impl Building {
-    /// The parts that `ray` meets; it need not be scaled to a depth of 1.
+    /// The parts that `ray` hits; its direction may have any length.
     pub fn hits(&self, ray: &Ray) -> impl Iterator<Item = (Hit, &Solid)> {
         let to_foot = self.foot - ray.o;
         let nearest = ray.d * (to_foot.dot(ray.d) / ray.d.dot(ray.d)) - to_foot;
@@ -148,7 +148,7 @@ enum Pane {
     Shutter,
 }
 
-/// What of a window, if any, is at this place of a wall.
+/// The part of a window, if any, at a point of a wall.
 fn window(across: f32, up: f32, seed: u32) -> Option<Pane> {
     let (column, storey) = ((across / 2.3).floor(), ((up - 0.7) / 2.7).floor());
     let (x, y) = (across / 2.3 - column - 0.5, (up - 0.7) / 2.7 - storey);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Land: banks, hills and mountains, computed and lit once on a grid that is as fine as the picture at every distance.
+//! Banks, hills and mountains, computed and lit once on a grid that matches the resolution of the picture at every
+//! distance.
 
 use crate::{
     math::{V3, fbm, noise, ridges, smoothstep},
@@ -14,20 +15,20 @@ const ROWS: usize = 1100;
 const SLANT: f32 = 0.75;
 const NEAR: f32 = 10.0;
 const FAR: f32 = 7000.0;
-/// Rows taken at once where a ray is still in the air.
+/// The number of rows that a ray above the ground advances at once.
 const STRIDE: usize = 4;
 
 pub struct Terrain {
     heights: Vec<f32>,
     colours: Vec<V3>,
     depths: Vec<f32>,
-    /// The greatest height / depth from each row on: a ray above and rising faster meets nothing.
+    /// The greatest height / depth from each row on: a ray that is above it and rises faster hits nothing.
     steepest: Vec<f32>,
     /// The greatest height of each row.
     tops: Vec<f32>,
 }
 
-/// Height over the lake, which is at 0.
+/// The height above the lake.
 pub fn height(x: f32, z: f32) -> f32 {
     let slant = x / z;
     let shore = 84.0 + 9.0 * noise(x / 30.0, 0.3) + 1.2 * (x + 2.0 + (x + 2.0).hypot(7.0));
@@ -55,7 +56,7 @@ pub fn height(x: f32, z: f32) -> f32 {
     land + canopy(x, z, land) + 0.14 * fbm(x * 0.6, z * 0.6, 3) * smoothstep(0.0, 2.0, land)
 }
 
-/// Where woods grow, their crowns' height.
+/// The height of the trees, 0 where there are none.
 fn canopy(x: f32, z: f32, land: f32) -> f32 {
     let wood = woods(x, z, land);
     if wood <= 0.0 {
@@ -75,7 +76,7 @@ fn woods(x: f32, z: f32, land: f32) -> f32 {
 }
 
 fn albedo(x: f32, z: f32, y: f32, normal: V3) -> V3 {
-    // About as coarse in the picture at every distance.
+    // About the same size in the picture at every distance.
     let grain = fbm(70.0 * x / z, 70.0 * z.ln(), 4);
     let broad = fbm(x / 60.0, z / 60.0 + 40.0, 3);
     let grass = V3(0.10, 0.15, 0.030).mix(
@@ -101,7 +102,7 @@ fn albedo(x: f32, z: f32, y: f32, normal: V3) -> V3 {
 }
 
 impl Terrain {
-    /// `shadowed` tells whether something built hides the sun from a place.
+    /// `shadowed` tells whether a building hides the sun from a point.
     pub fn new(shadowed: impl Fn(V3) -> bool + Sync) -> Self {
         let depths: Vec<f32> = (0..ROWS)
             .map(|row| NEAR * (FAR / NEAR).powf(row as f32 / (ROWS - 1) as f32))
@@ -196,7 +197,7 @@ impl Terrain {
         None
     }
 
-    /// Interpolates between `row`, where `ray` is under ground, and the one before.
+    /// Interpolates between `row`, where `ray` is below the ground, and the row before.
     fn surface(
         &self,
         ray: &Ray,

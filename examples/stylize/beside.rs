@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
-//! Frames beside their paintings.
+//! Shows frames beside their paintings.
 //!
-//! No stream is parted and mixed again: `gatys` makes a painting in the call that brings the frame, so the frame that it
-//! took last is the one that a painting is of, whatever is dropped, late or without a frame rate.
+//! No tee and compositor are needed: `gatys` pushes a painting in the call that brings the frame, so that a painting always
+//! belongs to the last frame that entered, whatever is dropped or late, and at any frame rate.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,16 +13,16 @@ use gst_video::prelude::*;
 
 use crate::pipeline::pad;
 
-/// Has `videobox` make the paintings of `gatys` twice as wide, and shows their frames on its left.
+/// Makes `videobox` double the width of the paintings of `gatys`, and puts their frames into the left half.
 pub fn show(gatys: &gst::Element, videobox: &gst::Element) {
     let frame = Arc::new(Mutex::new(None));
-    let taken = frame.clone();
+    let last_frame = frame.clone();
     let weak = videobox.downgrade();
     let kind = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     pad(gatys, "sink").add_probe(kind, move |_, info| {
         match &info.data {
             Some(gst::PadProbeData::Buffer(buffer)) => {
-                *taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffer.clone());
+                *last_frame.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffer.clone());
             }
             Some(gst::PadProbeData::Event(event)) => {
                 if let (gst::EventView::Caps(event), Some(videobox)) =
@@ -51,7 +51,7 @@ pub fn show(gatys: &gst::Element, videobox: &gst::Element) {
     });
 }
 
-/// Copies a frame into the left half of the picture that leaves `pad`.
+/// Copies a frame into the left half of a picture with the caps of `pad`.
 fn copy(
     frame: Option<gst::Buffer>,
     wide: &mut gst::BufferRef,

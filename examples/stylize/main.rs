@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 //! Stylises a video file: `stylize [--beside] INPUT STYLE OUTPUT [PROPERTY=VALUE ...]`.
 //!
-//! It is also the example of how an application embeds the element: it links the plugin in, so that
-//! nothing has to be installed ([`stylize`]), puts `gatys` between two `videoconvert`s and sets
-//! properties that a user typed (`pipeline.rs`), puts frames beside their paintings (`beside.rs`), and follows the messages on the bus ([`run`]).
+//! It is also an example of how an application embeds the element: it links the plugin statically, so
+//! that nothing has to be installed ([`stylize`]), puts `gatys` between two `videoconvert`s and sets
+//! properties from text (`pipeline.rs`), shows frames beside their paintings (`beside.rs`), and
+//! handles the messages on the bus ([`run`]).
 
 mod beside;
 mod pipeline;
@@ -33,7 +34,7 @@ twice as wide.
 ";
 
 struct Job {
-    /// Whether the frames stand beside their paintings.
+    /// Whether to show each frame beside its painting.
     beside: bool,
     input: PathBuf,
     style: PathBuf,
@@ -51,7 +52,7 @@ fn error(what: impl Display) -> Failure {
     Failure::Error(what.to_string())
 }
 
-/// As `eprintln!`, which panics when nobody reads standard error any more.
+/// Like `eprintln!`, but does not panic if standard error is closed.
 fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
             say(format_args!("error: {what}"));
             ExitCode::FAILURE
         }
-        // As a shell reports a program that a signal ended.
+        // The status by which a shell reports a signal.
         Err(Failure::Signal(number)) => ExitCode::from(128 + number as u8),
     }
 }
@@ -105,7 +106,7 @@ fn stylize(job: &Job) -> Result<(), Failure> {
     gst::init().map_err(error)?;
     gstgatys::plugin_register_static().map_err(error)?;
 
-    let partial = Partial::beside(&job.output);
+    let partial = PartialFile::beside(&job.output);
     let pipeline = pipeline::build(job, muxer, &partial.0)?;
     let gatys = pipeline::named(&pipeline, "gatys");
     let entered = pipeline::count_buffers(&gatys, "sink");
@@ -130,7 +131,7 @@ fn stylize(job: &Job) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What can be said about the files before anything starts; the muxer that OUTPUT's name asks for.
+/// Checks the files before anything starts; returns the muxer for OUTPUT's extension.
 fn check_files(job: &Job) -> Result<&'static str, Failure> {
     let [input, style, output] = [&job.input, &job.style, &job.output].map(PathBuf::as_path);
     let fault = |path: &Path, what: &dyn Display| error(format_args!("{}: {what}", path.display()));
@@ -165,10 +166,10 @@ fn check_files(job: &Job) -> Result<&'static str, Failure> {
     }
 }
 
-/// The output while it is being written, under a name of its own; removed unless completed.
-struct Partial(PathBuf);
+/// The output under a temporary name while it is being written; removed on drop unless completed.
+struct PartialFile(PathBuf);
 
-impl Partial {
+impl PartialFile {
     fn beside(output: &Path) -> Self {
         let mut name = output.as_os_str().to_owned();
         name.push(format!(".{}.part", std::process::id()));
@@ -180,18 +181,18 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// Runs the pipeline to its end, an error, or a signal.
+/// Runs the pipeline until its end, an error or a signal.
 fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> {
     let bus = pipeline.bus().expect("a pipeline has a bus");
     for (signal, number) in [("interrupt", 2), ("terminate", 15)] {
         let bus = bus.clone();
-        // A second one is not to end the program before it has put its files in order.
+        // The handler stays, so that a second signal cannot kill the program before it has cleaned up.
         glib_unix::unix_signal_add_local(number, move || {
             let signal = gst::Structure::builder(signal).field("number", number);
             let _ = bus.post(gst::message::Application::new(signal.build()));
@@ -202,7 +203,7 @@ fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> 
     let ending = Rc::new(RefCell::new(None));
     let (quit, end) = (main_loop.clone(), ending.clone());
     let watch = bus.add_watch_local(move |_, message| {
-        let Some(result) = follow(message, &mut progress) else {
+        let Some(result) = handle(message, &mut progress) else {
             return glib::ControlFlow::Continue;
         };
         progress.end_line();
@@ -218,8 +219,8 @@ fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> 
     ending.take().expect("the loop ends with a result")
 }
 
-/// Shows what a message says; the result, if that is the end.
-fn follow(message: &gst::Message, progress: &mut Progress) -> Option<Result<(), Failure>> {
+/// Handles a message; returns the result if that ends the program.
+fn handle(message: &gst::Message, progress: &mut Progress) -> Option<Result<(), Failure>> {
     use gst::MessageView;
     match message.view() {
         MessageView::Element(message) => {
@@ -250,8 +251,8 @@ fn follow(message: &gst::Message, progress: &mut Progress) -> Option<Result<(), 
     }
 }
 
-/// The message for a person, then its cause. The debug text's first line says where in the source
-/// that was.
+/// An error's message, followed by its cause: the debug text without the first line, which is the
+/// position in the source.
 fn explain(err: &glib::Error, debug: Option<glib::GString>) -> String {
     let cause = debug.as_deref().and_then(|debug| debug.split_once('\n'));
     match cause.map(|(_, cause)| cause.trim()) {

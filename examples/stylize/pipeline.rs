@@ -10,17 +10,17 @@ use gst::prelude::*;
 
 use crate::{Failure, Job, beside, error};
 
-/// The pipeline, but for the demuxed streams' links, which [`connect`] makes when they are known.
+/// Builds the pipeline. [`connect`] links the demuxed streams later, when they are known.
 ///
-/// One thread demuxes, and the muxer takes the stream that is behind: what it waits for must not be
-/// stuck behind a full queue of another stream. `multiqueue` grows a full queue while another one is
-/// empty, as long as only the number of buffers is limited.
+/// One thread demuxes, and the muxer waits for the stream that is behind, which must not be stuck
+/// behind a full queue of another stream. `multiqueue` grows a full queue while another one is empty,
+/// as long as only the number of buffers is limited.
 ///
-/// Players take interlaced and turned video as it is; a style cannot, so it is deinterlaced and
-/// stands upright. Grey becomes RGB: a painting has colours. There are no B-frames because readers
-/// disagree on the time stamps of a file that begins with some.
+/// Before painting, video is deinterlaced and rotated upright, and grey becomes RGB, because a
+/// painting has colours. There are no B-frames, because readers disagree on the time stamps of a file
+/// that begins with some.
 ///
-/// With a box behind it, which [`beside`] makes wider, a painting has its frame beside it.
+/// For `--beside`, [`beside`] controls a `videobox` after the element.
 pub fn build(job: &Job, muxer: &str, output: &Path) -> Result<gst::Pipeline, Failure> {
     let wider = if job.beside {
         "! videobox name=box"
@@ -80,7 +80,7 @@ pub fn pad(element: &gst::Element, name: &str) -> gst::Pad {
     pad.expect("filters and encoders have both pads")
 }
 
-/// Counts what passes a pad; the result reads the count.
+/// Counts the buffers that pass a pad; the result reads the count.
 pub fn count_buffers(element: &gst::Element, name: &str) -> impl Fn() -> u64 + use<> {
     let count = Arc::new(AtomicU64::new(0));
     let counter = count.clone();
@@ -91,7 +91,7 @@ pub fn count_buffers(element: &gst::Element, name: &str) -> impl Fn() -> u64 + u
     move || count.load(Ordering::Relaxed)
 }
 
-/// Sets a property from text, as gst-launch-1.0 does. gstreamer-rs panics where this fails.
+/// Sets a property from text, as gst-launch-1.0 does. gstreamer-rs' own setter panics on bad input.
 fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<(), Failure> {
     let settable = |spec: &glib::ParamSpec| spec.flags().contains(glib::ParamFlags::WRITABLE);
     let Some(spec) = element.find_property(name).filter(settable) else {
@@ -133,7 +133,7 @@ fn range_missed(spec: &glib::ParamSpec, value: &glib::Value) -> Option<String> {
     None
 }
 
-/// Gives the output the decoded video's colorimetry. Left alone, `videoconvert` chooses it by size.
+/// Gives the output the colorimetry of the decoded video; by default `videoconvert` chooses it by size.
 fn pin_format(pipeline: &gst::Pipeline) {
     let format = named(pipeline, "format");
     let decoded = pad(&named(pipeline, "decoded"), "sink");
@@ -147,8 +147,8 @@ fn pin_format(pipeline: &gst::Pipeline) {
     });
 }
 
-/// H.264 with 4:2:0 chroma has even sizes only, so an odd one is kept in 4:4:4. The range is the
-/// one that every player takes.
+/// H.264 with 4:2:0 chroma needs even sizes, so odd ones are encoded in 4:4:4. All players support
+/// limited range.
 fn output_caps(video: &gst_video::VideoInfo) -> gst::Caps {
     let even = video.width().is_multiple_of(2) && video.height().is_multiple_of(2);
     let colors = video.colorimetry();
@@ -167,7 +167,7 @@ fn output_caps(video: &gst_video::VideoInfo) -> gst::Caps {
         .build()
 }
 
-/// Links the first video stream and all sound; subtitles and the rest are left.
+/// Links the first video stream and all audio streams; others are ignored.
 fn connect(pipeline: &gst::Pipeline, stream: &gst::Pad) -> Result<(), glib::BoolError> {
     let caps = stream.current_caps();
     let caps = caps.unwrap_or_else(|| stream.query_caps(None));
@@ -183,7 +183,7 @@ fn connect(pipeline: &gst::Pipeline, stream: &gst::Pad) -> Result<(), glib::Bool
     }
 }
 
-/// Sound is copied where the container takes it as it is, and becomes AAC where it does not.
+/// Copies audio if the container supports its format, else encodes it as AAC.
 fn connect_sound(
     pipeline: &gst::Pipeline,
     stream: &gst::Pad,
@@ -194,7 +194,7 @@ fn connect_sound(
     let sink = muxer.request_pad(&template, None, None);
     let sink = sink.ok_or_else(|| glib::bool_error!("The container takes no more sound"))?;
     let queued = queue(pipeline, stream)?;
-    // Where the demuxer knows little yet, the parser after it finds a form that the muxer takes.
+    // If the caps are not fixed yet, the parser will choose a form that the muxer accepts.
     let fits = match caps.is_fixed() {
         true => caps.is_subset(template.caps()),
         false => caps.can_intersect(template.caps()),
@@ -218,7 +218,7 @@ fn aac_encoder(channels: i32) -> Result<gst::Element, glib::BoolError> {
     );
     let bin = gst::parse::bin_from_description(&description, false);
     let bin = bin.map_err(|err| glib::bool_error!("{err}"))?;
-    // The bin would not find its ends by itself: what follows decodebin is linked only later.
+    // Ghost pads made automatically would be wrong: decodebin is linked to the rest only later.
     for (name, side) in [("first", "sink"), ("last", "src")] {
         let end = bin.by_name(name).expect("the description names it");
         bin.add_pad(&gst::GhostPad::with_target(&pad(&end, side))?)?;
@@ -226,7 +226,7 @@ fn aac_encoder(channels: i32) -> Result<gst::Element, glib::BoolError> {
     Ok(bin.upcast())
 }
 
-/// Puts a queue behind the pad; its other end.
+/// Links a queue to the pad; returns the source pad of the queue.
 fn queue(pipeline: &gst::Pipeline, stream: &gst::Pad) -> Result<gst::Pad, glib::BoolError> {
     let queues = named(pipeline, "queues");
     let sink = queues.request_pad_simple("sink_%u");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-//! What the user sees meanwhile: one line on a terminal, a line for each frame elsewhere.
+//! Progress output: a single updated line on a terminal, else a line for each frame.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use gst::prelude::*;
 use crate::say;
 
 pub struct Progress {
-    /// Where the element takes the video: it knows the frame rate, and what is before it the length.
+    /// The element's sink pad: its caps have the frame rate, and its peer knows the duration.
     video: gst::Pad,
     terminal: bool,
     frames: u64,
     pts: Option<gst::ClockTime>,
     last: Instant,
-    /// Seconds a frame, smoothed. The first frame takes far longer than the others: it is left out.
+    /// Seconds per frame, smoothed; without the first frame, which takes far longer than the others.
     pace: Option<f64>,
 }
 
@@ -31,7 +31,7 @@ impl Progress {
         }
     }
 
-    /// Shows the element's message on a frame.
+    /// Shows the element's message for a frame.
     pub fn frame(&mut self, message: &gst::StructureRef) {
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
@@ -51,7 +51,7 @@ impl Progress {
             "frame {position}  {pace:.2} s/frame{left}  content {content}  style {style}  total {total}"
         );
         if self.terminal {
-            // Without the terminal's line wrap, a narrow one shows the line's beginning.
+            // With line wrap turned off, a narrow terminal shows the beginning of the line.
             let _ = write!(io::stderr(), "\r\x1b[?7l{line}\x1b[K\x1b[?7h");
         } else {
             say(line);
@@ -69,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// A file that was cut off ends early without an error.
+    /// Warns if the video is shorter than announced: a truncated file ends without an error.
     pub fn check_length(&self) {
         if let (Some(pts), Some(duration)) = (self.pts, self.duration())
             && pts + 2 * gst::ClockTime::SECOND < duration
@@ -107,14 +107,14 @@ impl Progress {
         self.video.peer_query_duration()
     }
 
-    /// How many frames there will be, as far as the input says; never fewer than there were.
+    /// The expected number of frames, if the input has a duration; at least the number so far.
     fn total(&self) -> Option<u64> {
         let caps = self.video.current_caps()?;
         let rate = gst_video::VideoInfo::from_caps(&caps).ok()?.fps();
         if rate.numer() <= 0 {
             return None;
         }
-        // Durations are rounded, down at times.
+        // The duration may have been rounded down.
         let duration = self.duration()? + gst::ClockTime::MSECOND;
         let rate = (rate.numer() as u64, rate.denom() as u64);
         let per_second = gst::ClockTime::SECOND.nseconds() * rate.1;
