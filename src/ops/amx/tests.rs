@@ -2,8 +2,6 @@
 
 //! On machines with AMX these run on its tiles, on others on the emulator's.
 
-mod instructions;
-
 use super::super::conv::Border;
 use super::super::reference::{self, Array};
 use super::convolution::Piece;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The emulator itself. Its arithmetic is checked by hand, and, like all of the tests, is
-//! the processor's where that has AMX.
+//! Tests of the emulated instructions, against results worked out by hand. Where the processor has
+//! AMX they check that instead, and so the expected results.
 
 use super::super::Amx;
-use super::super::emulator::{self, Instruction, Rows, decode};
+use super::decode::{Instruction, StridedRows, decode};
+use super::tiles::TileRegisters;
 use half::bf16;
 use std::arch::asm;
 
-/// The operand of `ldtilecfg` for tiles of so many rows of so many bytes.
+/// The operand of `ldtilecfg` for tiles of the given rows and bytes per row.
 fn config(shapes: [(u8, u16); 8]) -> [u8; 64] {
     let mut config = [0; 64];
     config[0] = 1;
@@ -19,7 +20,8 @@ fn config(shapes: [(u8, u16); 8]) -> [u8; 64] {
     config
 }
 
-/// `sums` `[rows, 16]` plus `a` `[rows, 32]` times `b` `[16, 16, 2]`, by the instructions.
+/// `sums += a b` by the instructions, for `sums` `[rows, 16]`, `a` `[rows, 32]` and `b` `[16, 16,
+/// 2]`.
 fn product(sums: &mut [[f32; 16]], a: &[[f32; 32]], b: &[[[f32; 2]; 16]; 16]) {
     let rows = a.len() as u8;
     let config = config([
@@ -55,7 +57,7 @@ fn product(sums: &mut [[f32; 16]], a: &[[f32; 32]], b: &[[[f32; 2]; 16]; 16]) {
     }
 }
 
-/// One sum plus the products of pairs; the rest is zeros.
+/// One element of a product: `sum` plus the dot products of pairs, the rest being zeros.
 fn pairs(sum: f32, products: &[([f32; 2], [f32; 2])]) -> f32 {
     let mut sums = [[sum; 16]; 3];
     let (mut a, mut b) = ([[0.0; 32]; 3], [[[0.0; 2]; 16]; 16]);
@@ -76,7 +78,7 @@ fn a_product_of_whole_numbers() {
     if Amx::for_tests().is_none() {
         return;
     }
-    // Whole numbers up to 2^24, so that no order of sums matters.
+    // Integers up to 2^24, so that the order of additions does not matter.
     let a: [[f32; 32]; 7] =
         std::array::from_fn(|m| std::array::from_fn(|k| (3 * m + k % 11) as f32));
     let b: [[[f32; 2]; 16]; 16] = std::array::from_fn(|k| {
@@ -98,12 +100,12 @@ fn a_product_of_whole_numbers() {
 }
 
 #[test]
-fn firsts_and_seconds_have_sums_of_their_own() {
+fn both_halves_of_pairs_have_their_own_accumulator() {
     if Amx::for_tests().is_none() {
         return;
     }
-    // To 2^24 a 1 adds nothing, being half a last place; so the firsts make 2^24, and the
-    // seconds 2, which does add. In one sum all four would add nothing.
+    // Adding 1 to 2^24 changes nothing, as it is half a unit in the last place. So the first halves
+    // add up to 2^24 and the second to 2, which does count. In a single sum none of them would.
     let one = [1.0, 1.0];
     let products = [
         ([two_to(24), 0.0], one),
@@ -111,12 +113,12 @@ fn firsts_and_seconds_have_sums_of_their_own() {
         ([1.0, 1.0], one),
     ];
     assert_eq!(pairs(0.0, &products), two_to(24) + 2.0);
-    // The old sum comes last: -2^24 + (2^24 + 1 = 2^24), where from the left it would be 1.
+    // The old sum is added last: -2^24 + (2^24 + 1 = 2^24) is 0, where left to right it would be 1.
     assert_eq!(
         pairs(-two_to(24), &[([two_to(24), 0.0], one), ([1.0, 0.0], one)]),
         0.0
     );
-    // And onto it goes first plus second, rounded: 1 + 2^-24 is 1.
+    // The sum of both accumulators is rounded before: 1 + 2^-24 is 1.
     assert_eq!(pairs(-1.0, &[([1.0, two_to(-24)], one)]), 0.0);
 }
 
@@ -133,7 +135,7 @@ fn products_are_fused_and_round_to_even() {
     ];
     assert_eq!(pairs(0.0, &products), two_to(127));
     assert_eq!(pairs(0.0, &products[1..]), f32::INFINITY);
-    // Half a last place, from an even number and from an odd one, and a bit more than half.
+    // Half a unit in the last place, added to an even and to an odd number, and slightly more.
     let half = two_to(-12) * two_to(-12);
     let sum = |start: f32, half: f32| pairs(start, &[([half, 0.0], one)]);
     assert_eq!(sum(1.0, half), 1.0);
@@ -152,7 +154,7 @@ fn denormals_are_zero() {
     assert_eq!(pairs(0.0, &[([denormal, 0.0], [two_to(100), 0.0])]), 0.0);
     // Of the old sum.
     assert_eq!(pairs(denormal, &[([least, 0.0], [1.0, 0.0])]), least);
-    // Of a result: of a product, of first plus second, and of what goes onto the old sum.
+    // Of a result: of a product, of the sum of both accumulators, and of the final sum.
     assert_eq!(
         pairs(0.0, &[([two_to(-100), 0.0], [two_to(-100), 0.0])]),
         0.0
@@ -162,8 +164,7 @@ fn denormals_are_zero() {
         pairs(-least, &[([1.5 * least, 0.0], [1.0, 0.0])]).to_bits(),
         0
     );
-    // A product that is too small is not, fused to a larger sum that it brings to the least
-    // normal number: 1.5 * 2^-126 - 2^-127.
+    // But not a product inside a fused multiply-add with a normal result: 1.5 * 2^-126 - 2^-127.
     let products = [
         ([1.5 * least, 0.0], [1.0, 0.0]),
         ([two_to(-64), 0.0], [-two_to(-63), 0.0]),
@@ -202,7 +203,8 @@ fn tiles_are_loaded_and_stored_by_their_shape() {
     let wanted = config(shapes);
     let from: Vec<u8> = (0..4096).map(|i| (i % 251) as u8 + 1).collect();
     let (mut stored, mut seen) = ([0u8; 4096], [0u8; 64]);
-    // SAFETY: the instructions are there; rows are 100 bytes apart, forth or back, and all within 4096.
+    // SAFETY: the instructions are there; rows are 100 bytes apart, forwards or backwards, and all
+    // within 4096.
     unsafe {
         asm!(
             "ldtilecfg [{config}]",
@@ -244,15 +246,15 @@ fn tiles_are_loaded_and_stored_by_their_shape() {
     assert_eq!(stored, expected);
 }
 
-/// Bytes as an assembler writes them.
+/// The encodings are those of an assembler.
 #[test]
-fn instructions_are_told_apart() {
+fn instructions_are_decoded() {
     let check = |bytes: &[u8], expected: Instruction| {
         // Register n has the value 1000 (n + 1).
         let decoded = decode(|at| bytes[at], |number| 1000 * (number + 1));
         assert_eq!(decoded, Some((expected, bytes.len())), "{bytes:x?}");
     };
-    let rows = |start, stride| Rows { start, stride };
+    let rows = |start, stride| StridedRows { start, stride };
     // tilerelease; tilezero tmm5; tdpbf16ps tmm1, tmm2, tmm7
     check(&[0xc4, 0xe2, 0x78, 0x49, 0xc0], Instruction::Release);
     check(
@@ -311,11 +313,11 @@ fn instructions_are_told_apart() {
     }
 }
 
-/// What the processor refuses is refused.
+/// What faults on a processor is an error.
 #[test]
-fn what_does_not_fit_is_refused() {
-    let refused = |config: &[u8; 64], instruction| {
-        let mut tiles = emulator::Tiles::new();
+fn invalid_configurations_and_operands_are_errors() {
+    let fails = |config: &[u8; 64], instruction| {
+        let mut tiles = TileRegisters::new();
         let from = config.as_ptr() as usize;
         // SAFETY: the address is that of `config`; the others have no address.
         unsafe {
@@ -334,7 +336,7 @@ fn what_does_not_fit_is_refused() {
         (7, 12),
         (0, 0),
     ]);
-    assert!(!refused(&good, dot(0, 1, 2)));
+    assert!(!fails(&good, dot(0, 1, 2)));
     for (sums, a, b) in [
         (0, 0, 2),
         (0, 1, 1),
@@ -343,10 +345,10 @@ fn what_does_not_fit_is_refused() {
         (6, 1, 2),
         (0, 1, 7),
     ] {
-        assert!(refused(&good, dot(sums, a, b)), "{sums}, {a}, {b}");
+        assert!(fails(&good, dot(sums, a, b)), "{sums}, {a}, {b}");
     }
-    assert!(refused(&good, Instruction::Zero { tile: 7 }));
-    assert!(refused(&[0; 64], Instruction::Zero { tile: 0 }));
+    assert!(fails(&good, Instruction::Zero { tile: 7 }));
+    assert!(fails(&[0; 64], Instruction::Zero { tile: 0 }));
     for (at, value) in [
         (0, 2),
         (5, 1),
@@ -358,6 +360,6 @@ fn what_does_not_fit_is_refused() {
     ] {
         let mut bad = good;
         bad[at] = value;
-        assert!(refused(&bad, Instruction::Release), "{at}, {value}");
+        assert!(fails(&bad, Instruction::Release), "{at}, {value}");
     }
 }
