@@ -12,7 +12,7 @@ use common::problem::{MIDDLE, Pictures, Problem, name, network, precision, threa
 use common::timing::{argument, median, ms, timed};
 use gstgatys::ops::amx::Amx;
 use gstgatys::ops::conv::{Border, Conv3x3};
-use gstgatys::ops::elementwise::{content, difference, squares, total_variation};
+use gstgatys::ops::elementwise::{content_loss, difference, squares, total_variation};
 use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 use gstgatys::stylizer::config::Config;
@@ -224,7 +224,7 @@ impl Walk {
                     let Step {
                         features, gradient, ..
                     } = step;
-                    content(features, target, &self.one, gradient, !deepest, &self.sum)
+                    content_loss(features, target, &self.one, gradient, !deepest, &self.sum)
                 })?;
             }
             if let Some([matrix, target, residual]) = &step.style {

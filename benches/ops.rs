@@ -166,7 +166,7 @@ fn losses(criterion: &mut Criterion, dtype: DType) {
     group.run("content conv4_2", bytes(3, 512, dtype), || {
         let [f, p, gradient] = [0; 3].map(|_| features(3, 512, dtype));
         let (one, sum) = (one(), sum());
-        move || vector::content(&f, &p, &one, &gradient, false, &sum)
+        move || vector::content_loss(&f, &p, &one, &gradient, false, &sum)
     });
 }
 

@@ -9,7 +9,7 @@ use crate::report::{Outcome, Report};
 use candle_core::{Device, Tensor};
 use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
-use gstgatys::ops::elementwise::{content, dot, squares};
+use gstgatys::ops::elementwise::{content_loss, dot, squares};
 use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 
@@ -195,7 +195,7 @@ pub fn contents(bench: &Bench, report: &mut Report) {
                     let (gradient, gradient_there) = bench.both(noise((h, w, n), 3), format)?;
                     let compute = |f: &Tensor, p: &Tensor, gradient: &Tensor, device: &Device| {
                         let (sum, factor) = (sum(device)?, factor(0.7, device)?);
-                        content(f, p, &factor, gradient, accumulate, &sum)?;
+                        content_loss(f, p, &factor, gradient, accumulate, &sum)?;
                         Outcome::Ok(sum)
                     };
                     let sum = compute(&f, &p, &gradient, &Device::Cpu)?;

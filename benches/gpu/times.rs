@@ -263,7 +263,7 @@ fn operations(
         let p = there(&features(dims(3, 512), 2), format)?;
         let gradient = f.zeros_like()?;
         let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
-        let content = || vector::content(&f, &p, &factor, &gradient, true, &sum);
+        let content = || vector::content_loss(&f, &p, &factor, &gradient, true, &sum);
         Ok(Some(timer.time(content)?))
     });
     type Op = fn(&[Tensor; 3], &Tensor, &Tensor) -> candle_core::Result<()>;

@@ -83,7 +83,7 @@ fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
             vector::total_variation(image, factor, gradient, sum)
         }),
         ("held", |[image, target, gradient], factor, sum| {
-            vector::held(image, target, factor, gradient, sum)
+            vector::temporal_loss(image, target, factor, gradient, sum)
         }),
     ];
     for (name, term) in terms {

@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! 3x3 convolution, stride 1, padding 1, with bias and ReLU in one, and its gradient with respect
-//! to the input.
+//! 3x3 convolution, stride 1, padding 1, fused with bias and ReLU, and its gradient with respect to
+//! the input.
 //!
 //! The kernels are frozen, so the gradient with respect to them is never computed. The gradient
-//! with respect to the input is the same convolution with the kernel rotated by 180 degrees and
-//! its two channel axes swapped.
+//! with respect to the input (the *adjoint*) is the same convolution with the kernel rotated by 180
+//! degrees and its two channel axes swapped.
 
 use super::amx::{self, Amx};
 #[cfg(feature = "cudnn")]
 use super::cuda::conv as cuda;
-use super::winograd::{self, Sink, Source};
-use super::{Format, cpu_side, op2, op3, patches, singles, store};
+use super::im2col::Im2colKernel;
+use super::winograd::{self, Epilogue, Loader, WinogradKernel};
+use super::{Format, op2, op3, store, to_f32, use_cpu_kernels};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module};
 use half::bf16;
 use pulp::Simd;
 
-/// What lies beyond the edge of the input.
+/// How the input is padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Border {
-    /// Zeros, as VGG was trained with.
+    /// With zeros, as VGG was trained.
     Zeros,
-    /// The nearest pixel of the input.
+    /// With the nearest pixel of the input.
     Replicate,
 }
 
@@ -32,31 +33,33 @@ pub struct Conv3x3 {
     in_channels: usize,
     out_channels: usize,
     border: Border,
-    side: Side,
+    backend: Backend,
 }
 
-enum Side {
-    /// On the CPU, for many channels and a border of zeros.
+enum Backend {
+    /// CPU, `f32`: many channels and a border of zeros.
     Winograd {
-        forward: winograd::Kernel,
-        adjoint: winograd::Kernel,
+        forward: WinogradKernel,
+        adjoint: WinogradKernel,
         bias: Vec<f32>,
     },
-    /// The same for features in bf16, with AMX.
-    Bf16(amx::Conv),
-    /// From an image to features in bf16, between copies of its edge.
-    Bf16Image(amx::ImageConv),
-    /// On the CPU, for the others: conv1_1.
-    Patches {
-        kernel: patches::Kernel,
+    /// CPU, bf16: the same.
+    Amx(amx::AmxConv),
+    /// CPU, bf16: from an image, its border replicated, to features (conv1_1).
+    AmxImage(amx::AmxImageConv),
+    /// CPU, `f32`: any other, which is conv1_1.
+    Im2col {
+        kernel: Im2colKernel,
         bias: Vec<f32>,
     },
-    /// On a GPU, between features and from an image.
+    /// CUDA, from features.
     #[cfg(feature = "cudnn")]
-    Gpu(cuda::Conv),
+    Cuda(cuda::Conv),
+    /// CUDA, from an image (conv1_1).
     #[cfg(feature = "cudnn")]
-    GpuImage(cuda::ImageConv),
-    Candle {
+    CudaImage(cuda::ImageConv),
+    /// Candle's operations.
+    Composed {
         forward: Conv2d,
         adjoint: Conv2d,
         format: Format,
@@ -64,13 +67,13 @@ enum Side {
 }
 
 impl Conv3x3 {
-    /// An operation in `f32` with a kernel `[out_channels, in_channels, 3, 3]` and a bias
-    /// `[out_channels]`, both `f32`, for the device that they are on.
+    /// A convolution in `f32`, on the device of its kernel `[out_channels, in_channels, 3, 3]` and
+    /// bias `[out_channels]`, both `f32`.
     pub fn new(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
         Self::with_format(kernel, bias, border, Format::F32)
     }
 
-    /// The same for features in `format`, on a GPU.
+    /// The same in `format`; the CPU takes [`Format::F32`] only.
     pub fn with_format(
         kernel: &Tensor,
         bias: &Tensor,
@@ -78,22 +81,22 @@ impl Conv3x3 {
         format: Format,
     ) -> Result<Self> {
         Self::with(kernel, bias, border, || match kernel.device() {
-            Device::Cpu if cpu_side() => match format {
-                Format::F32 => Side::cpu(kernel, bias, border, None),
+            Device::Cpu if use_cpu_kernels() => match format {
+                Format::F32 => Backend::cpu(kernel, bias, border, None),
                 _ => bail!("{format:?} is for a GPU"),
             },
             #[cfg(feature = "cudnn")]
-            Device::Cuda(_) => Side::gpu(kernel, bias, border, format),
-            _ => Side::composed(kernel, bias, border, format),
+            Device::Cuda(_) => Backend::cuda(kernel, bias, border, format),
+            _ => Backend::composed(kernel, bias, border, format),
         })
     }
 
-    /// The same for features in bf16 on the CPU: from an image, which is `f32`, between copies of
-    /// its edge, or between features, whose channels are multiples of [`amx::CHANNELS`], between
-    /// zeros.
+    /// The same in bf16 on the CPU: either from an `f32` image with a replicated border, or between
+    /// features padded with zeros. The numbers of feature channels are multiples of
+    /// [`amx::CHANNEL_MULTIPLE`].
     pub fn bf16(kernel: &Tensor, bias: &Tensor, border: Border, amx: Amx) -> Result<Self> {
         Self::with(kernel, bias, border, || {
-            Side::cpu(kernel, bias, border, Some(amx))
+            Backend::cpu(kernel, bias, border, Some(amx))
         })
     }
 
@@ -101,7 +104,7 @@ impl Conv3x3 {
         kernel: &Tensor,
         bias: &Tensor,
         border: Border,
-        side: impl FnOnce() -> Result<Side>,
+        backend: impl FnOnce() -> Result<Backend>,
     ) -> Result<Self> {
         let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
         if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
@@ -115,7 +118,7 @@ impl Conv3x3 {
             in_channels,
             out_channels,
             border,
-            side: side()?,
+            backend: backend()?,
         })
     }
 
@@ -127,22 +130,22 @@ impl Conv3x3 {
         self.out_channels
     }
 
-    /// What the kernels and the bias take up in memory, in the form that they are used in.
+    /// Size of the packed kernels and the bias in bytes.
     pub fn packed_bytes(&self) -> usize {
-        match &self.side {
-            Side::Winograd {
+        match &self.backend {
+            Backend::Winograd {
                 forward,
                 adjoint,
                 bias,
             } => forward.bytes() + adjoint.bytes() + size_of_val(bias.as_slice()),
-            Side::Bf16(conv) => conv.bytes(),
-            Side::Bf16Image(conv) => conv.bytes(),
+            Backend::Amx(conv) => conv.bytes(),
+            Backend::AmxImage(conv) => conv.bytes(),
             #[cfg(feature = "cudnn")]
-            Side::Gpu(conv) => conv.bytes(),
+            Backend::Cuda(conv) => conv.bytes(),
             #[cfg(feature = "cudnn")]
-            Side::GpuImage(conv) => conv.bytes(),
-            Side::Patches { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
-            Side::Candle {
+            Backend::CudaImage(conv) => conv.bytes(),
+            Backend::Im2col { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
+            Backend::Composed {
                 forward, adjoint, ..
             } => [forward, adjoint]
                 .map(|conv| {
@@ -159,30 +162,30 @@ impl Conv3x3 {
         let (h, w, _) = input.dims3()?;
         expect(input, [h, w, self.in_channels])?;
         expect(output, [h, w, self.out_channels])?;
-        match &self.side {
-            Side::Winograd { forward, bias, .. } => {
+        match &self.backend {
+            Backend::Winograd { forward, bias, .. } => {
                 let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
-                    let input = Pixels {
+                    let input = FeatureLoader {
                         values: input,
                         channels: self.in_channels,
                     };
-                    forward.correlate([h, w], &input, output, &Activation { bias });
+                    forward.convolve([h, w], &input, output, &BiasRelu { bias });
                 });
                 output.inplace_op2(input, &op)
             }
-            Side::Bf16(conv) => {
+            Backend::Amx(conv) => {
                 let op = op2("conv3x3", |output: &mut [bf16], input: &[bf16]| {
                     conv.forward([h, w], input, output);
                 });
                 output.inplace_op2(input, &op)
             }
-            Side::Bf16Image(conv) => {
+            Backend::AmxImage(conv) => {
                 let op = op2("conv3x3", |output: &mut [bf16], input: &[f32]| {
                     conv.forward([h, w], input, output);
                 });
                 output.inplace_op2(input, &op)
             }
-            Side::Patches { kernel, bias } => {
+            Backend::Im2col { kernel, bias } => {
                 let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
                     kernel.forward([h, w], input, output, |pixel, sums| {
                         for ((value, sum), bias) in pixel.iter_mut().zip(sums).zip(bias) {
@@ -193,10 +196,10 @@ impl Conv3x3 {
                 output.inplace_op2(input, &op)
             }
             #[cfg(feature = "cudnn")]
-            Side::Gpu(conv) => conv.forward([h, w], input, output),
+            Backend::Cuda(conv) => conv.forward([h, w], input, output),
             #[cfg(feature = "cudnn")]
-            Side::GpuImage(conv) => conv.forward([h, w], input, output),
-            Side::Candle {
+            Backend::CudaImage(conv) => conv.forward([h, w], input, output),
+            Backend::Composed {
                 forward, format, ..
             } => {
                 let input = self.operand(*format, input)?;
@@ -211,34 +214,35 @@ impl Conv3x3 {
         }
     }
 
-    /// The gradient with respect to the input, written to `gradient` `[height, width,
-    /// in_channels]`. `upstream` is the gradient with respect to the output and `output` the
-    /// output itself: where it is not above 0 the ReLU lets nothing back. A GPU clears `upstream`
-    /// there.
+    /// Writes the gradient with respect to the input to `gradient` `[height, width, in_channels]`.
+    ///
+    /// `upstream` is the gradient with respect to the output, and `output` the output of
+    /// [`Self::forward`]: where it is not above 0, the ReLU passes no gradient. The CUDA backend
+    /// also zeroes `upstream` there.
     pub fn backward(&self, upstream: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, _) = output.dims3()?;
         expect(output, [h, w, self.out_channels])?;
         expect(upstream, [h, w, self.out_channels])?;
         expect(gradient, [h, w, self.in_channels])?;
-        match &self.side {
-            Side::Winograd { adjoint, .. } => {
+        match &self.backend {
+            Backend::Winograd { adjoint, .. } => {
                 let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
-                        let pixels = |values| Pixels {
+                        let pixels = |values| FeatureLoader {
                             values,
                             channels: self.out_channels,
                         };
-                        let input = Masked {
+                        let input = MaskedGradientLoader {
                             upstream: pixels(upstream),
                             output: pixels(output),
                         };
-                        adjoint.correlate([h, w], &input, gradient, &Gradient);
+                        adjoint.convolve([h, w], &input, gradient, &StoreSums);
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
-            Side::Bf16(conv) => {
+            Backend::Amx(conv) => {
                 let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [bf16], upstream: &[bf16], output: &[bf16]| {
@@ -247,7 +251,7 @@ impl Conv3x3 {
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
-            Side::Bf16Image(conv) => {
+            Backend::AmxImage(conv) => {
                 let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[bf16], output: &[bf16]| {
@@ -256,7 +260,7 @@ impl Conv3x3 {
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
-            Side::Patches { kernel, .. } => {
+            Backend::Im2col { kernel, .. } => {
                 let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
@@ -264,9 +268,9 @@ impl Conv3x3 {
                             let range = pixel * values.len()..(pixel + 1) * values.len();
                             let active = upstream[range.clone()].iter().zip(&output[range]);
                             for (value, (upstream, output)) in values.iter_mut().zip(active) {
-                                // Without a branch, which could not be predicted.
-                                let open = u32::from(*output > 0.0).wrapping_neg();
-                                *value = f32::from_bits(upstream.to_bits() & open);
+                                // A bit mask, as a branch would be unpredictable.
+                                let mask = u32::from(*output > 0.0).wrapping_neg();
+                                *value = f32::from_bits(upstream.to_bits() & mask);
                             }
                         });
                     },
@@ -274,13 +278,13 @@ impl Conv3x3 {
                 gradient.inplace_op3(upstream, output, &op)
             }
             #[cfg(feature = "cudnn")]
-            Side::Gpu(conv) => conv.backward([h, w], upstream, output, gradient),
+            Backend::Cuda(conv) => conv.backward([h, w], upstream, output, gradient),
             #[cfg(feature = "cudnn")]
-            Side::GpuImage(conv) => conv.backward([h, w], upstream, output, gradient),
-            Side::Candle {
+            Backend::CudaImage(conv) => conv.backward([h, w], upstream, output, gradient),
+            Backend::Composed {
                 adjoint, format, ..
             } => {
-                let mask = singles(&output.gt(0f64)?)?;
+                let mask = to_f32(&output.gt(0f64)?)?;
                 let masked = (self.operand(*format, upstream)? * mask)?;
                 let masked = masked.permute((2, 0, 1))?.unsqueeze(0)?;
                 let full = adjoint.forward(&masked)?.squeeze(0)?;
@@ -295,11 +299,12 @@ impl Conv3x3 {
 }
 
 impl Conv3x3 {
-    /// An operand of a composed convolution. conv1_1's are `f32` on a GPU in every format.
+    /// An operand of the composed convolution. That of conv1_1 is `f32` in every format, as on
+    /// CUDA.
     fn operand(&self, format: Format, tensor: &Tensor) -> Result<Tensor> {
         match self.border {
             Border::Zeros => format.operand(tensor),
-            Border::Replicate => singles(tensor),
+            Border::Replicate => to_f32(tensor),
         }
     }
 }
@@ -315,7 +320,7 @@ fn expect(tensor: &Tensor, shape: [usize; 3]) -> Result<()> {
 }
 
 /// Adds the first and the last slice of `tensor` along `dim` to their neighbours and drops them:
-/// the adjoint of replication by one.
+/// the adjoint of replicate padding by one.
 fn fold(tensor: &Tensor, dim: usize) -> Result<Tensor> {
     let n = tensor.dim(dim)? - 2;
     let first = tensor.narrow(dim, 0, 1)?.pad_with_zeros(dim, 0, n - 1)?;
@@ -325,13 +330,13 @@ fn fold(tensor: &Tensor, dim: usize) -> Result<Tensor> {
     tensor.narrow(dim, 1, n)? + first + last
 }
 
-/// The pixels of an image `[h, w, channels]`.
-struct Pixels<'a> {
+/// Loads features `[h, w, channels]`.
+struct FeatureLoader<'a> {
     values: &'a [f32],
     channels: usize,
 }
 
-impl Source for Pixels<'_> {
+impl Loader for FeatureLoader<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, _: S, pixel: usize, channel: usize) -> S::f32s {
         let start = pixel * self.channels + channel;
@@ -339,13 +344,13 @@ impl Source for Pixels<'_> {
     }
 }
 
-/// The gradient with respect to a convolution's output, where the ReLU lets it through.
-struct Masked<'a> {
-    upstream: Pixels<'a>,
-    output: Pixels<'a>,
+/// Loads the gradient with respect to a convolution's output, masked by the ReLU's derivative.
+struct MaskedGradientLoader<'a> {
+    upstream: FeatureLoader<'a>,
+    output: FeatureLoader<'a>,
 }
 
-impl Source for Masked<'_> {
+impl Loader for MaskedGradientLoader<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, pixel: usize, channel: usize) -> S::f32s {
         let zero = simd.splat_f32s(0.0);
@@ -355,29 +360,29 @@ impl Source for Masked<'_> {
 }
 
 /// `relu(sums + bias)`
-struct Activation<'a> {
+struct BiasRelu<'a> {
     bias: &'a [f32],
 }
 
-impl Sink for Activation<'_> {
+impl Epilogue for BiasRelu<'_> {
     #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, place: &mut S::f32s, channel: usize, sums: S::f32s) {
+    fn store<S: Simd>(&self, simd: S, dst: &mut S::f32s, channel: usize, sums: S::f32s) {
         let bias = S::as_simd_f32s(&self.bias[channel..channel + S::F32_LANES]).0[0];
-        *place = simd.max_f32s(simd.add_f32s(sums, bias), simd.splat_f32s(0.0));
+        *dst = simd.max_f32s(simd.add_f32s(sums, bias), simd.splat_f32s(0.0));
     }
 }
 
-/// The sums as they are.
-struct Gradient;
+/// Stores the sums unchanged.
+struct StoreSums;
 
-impl Sink for Gradient {
+impl Epilogue for StoreSums {
     #[inline(always)]
-    fn store<S: Simd>(&self, _: S, place: &mut S::f32s, _: usize, sums: S::f32s) {
-        *place = sums;
+    fn store<S: Simd>(&self, _: S, dst: &mut S::f32s, _: usize, sums: S::f32s) {
+        *dst = sums;
     }
 }
 
-impl Side {
+impl Backend {
     fn cpu(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<Amx>) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
         let weights = kernel.flatten_all()?.to_vec1::<f32>()?;
@@ -390,36 +395,38 @@ impl Side {
                 && n_out.is_multiple_of(channels)
         };
         Ok(match amx {
-            Some(amx) if many(amx::CHANNELS) => Self::Bf16(amx::Conv::new(amx, n_in, bias, weight)),
+            Some(amx) if many(amx::CHANNEL_MULTIPLE) => {
+                Self::Amx(amx::AmxConv::new(amx, n_in, bias, weight))
+            }
             Some(amx)
                 if border == Border::Replicate
                     && n_in == 3
-                    && n_out.is_multiple_of(amx::CHANNELS) =>
+                    && n_out.is_multiple_of(amx::CHANNEL_MULTIPLE) =>
             {
-                Self::Bf16Image(amx::ImageConv::new(amx, bias, weight))
+                Self::AmxImage(amx::AmxImageConv::new(amx, bias, weight))
             }
             Some(_) => bail!(
                 "features in bf16 have a multiple of {} channels, not {n_in} and {n_out}",
-                amx::CHANNELS
+                amx::CHANNEL_MULTIPLE
             ),
-            None if many(winograd::CHANNELS) => Self::Winograd {
-                forward: winograd::Kernel::new(n_in, n_out, weight),
-                adjoint: winograd::Kernel::new(n_out, n_in, adjoint),
+            None if many(winograd::CHANNEL_MULTIPLE) => Self::Winograd {
+                forward: WinogradKernel::new(n_in, n_out, weight),
+                adjoint: WinogradKernel::new(n_out, n_in, adjoint),
                 bias,
             },
-            None => Self::Patches {
-                kernel: patches::Kernel::new(n_in, n_out, border, weight),
+            None => Self::Im2col {
+                kernel: Im2colKernel::new(n_in, n_out, border, weight),
                 bias,
             },
         })
     }
 
     #[cfg(feature = "cudnn")]
-    fn gpu(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
+    fn cuda(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
         match (border, kernel.dims()[1]) {
-            (Border::Zeros, _) => cuda::Conv::new(kernel, bias, format).map(Self::Gpu),
+            (Border::Zeros, _) => cuda::Conv::new(kernel, bias, format).map(Self::Cuda),
             (Border::Replicate, 3) => {
-                cuda::ImageConv::new(kernel, bias, format).map(Self::GpuImage)
+                cuda::ImageConv::new(kernel, bias, format).map(Self::CudaImage)
             }
             (Border::Replicate, n) => bail!("an image has 3 channels, not {n}"),
         }
@@ -435,7 +442,7 @@ impl Side {
             ..Default::default()
         };
         let rotated = kernel.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?;
-        Ok(Self::Candle {
+        Ok(Self::Composed {
             forward: Conv2d::new(kernel, Some(bias.clone()), config(forward_padding)),
             adjoint: Conv2d::new(rotated, None, config(adjoint_padding)),
             format,

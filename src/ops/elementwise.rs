@@ -1,41 +1,44 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Sums over tensors and the vector work of the losses and the optimisers.
+//! Element-wise operations and reductions: the vector arithmetic of the optimisers, and the losses
+//! that are sums over elements, with their gradients.
 //!
-//! Values are `f32`, and features `bf16` too; sums are taken in `f64`.
+//! Images are `f32`, features `f32` or `bf16`; sums are `f64`.
 
 #[cfg(feature = "cudnn")]
 use super::cuda::vector;
-use super::{Value, cpu_side, leave, op1, op2, op3, read, singles, store, with_values};
+use super::{
+    Scalar, op1, op2, op3, read_factor, store, to_f32, use_cpu_kernels, with_values, write_sum,
+};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use pulp::Arch;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Parts that a sum is made of, whatever the number of threads.
+/// Partial sums of a reduction, whatever the number of threads.
 const PARTS: usize = 64;
 
-/// Values of one task of an operation without a sum.
+/// Elements per task of an operation without a reduction.
 const CHUNK: usize = 1 << 14;
 
 /// Σ `term(x, y)`, in `f64`.
-fn sum<T: Value>(x: &[T], y: &[T], term: impl Fn(f32, f32) -> f64 + Copy + Sync) -> f64 {
+fn sum<T: Scalar>(x: &[T], y: &[T], term: impl Fn(f32, f32) -> f64 + Copy + Sync) -> f64 {
     let part = x.len().div_ceil(PARTS).max(1);
     let mut sums = [0.0; PARTS];
     let parts = x.par_chunks(part).zip(y.par_chunks(part));
     sums.par_iter_mut().zip(parts).for_each(|(sum, (x, y))| {
         *sum = Arch::new().dispatch(|| {
-            // Sums side by side, for the vector unit.
+            // Independent accumulators, so that the loop vectorises.
             let mut lanes = [0.0; 16];
             let ((x, last_x), (y, last_y)) = (x.as_chunks::<16>(), y.as_chunks::<16>());
             for (x, y) in x.iter().zip(y) {
                 for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-                    *lane += term(x.single(), y.single());
+                    *lane += term(x.as_f32(), y.as_f32());
                 }
             }
             for (lane, (x, y)) in lanes.iter_mut().zip(last_x.iter().zip(last_y)) {
-                *lane += term(x.single(), y.single());
+                *lane += term(x.as_f32(), y.as_f32());
             }
             lanes.iter().sum()
         });
@@ -43,7 +46,7 @@ fn sum<T: Value>(x: &[T], y: &[T], term: impl Fn(f32, f32) -> f64 + Copy + Sync)
     sums.iter().sum()
 }
 
-fn sum_of<T: Value>(
+fn sum_of<T: Scalar>(
     x: &Tensor,
     y: &Tensor,
     term: impl Fn(f32, f32) -> f64 + Copy + Sync,
@@ -51,7 +54,7 @@ fn sum_of<T: Value>(
     with_values(x, |x: &[T]| with_values(y, |y: &[T]| sum(x, y, term)))?
 }
 
-/// The sum of a tensor, `f64` `[1]`.
+/// The sum of a tensor's elements, `f64` `[1]`.
 fn sum_all(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(DType::F64)?.sum_all()?.reshape(1)
 }
@@ -67,8 +70,9 @@ fn expect_same(a: &Tensor, b: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Sets each value of `dst` from itself, `a`'s and `b`'s. What `set` captures it should own: what
-/// it refers to would be read again for each value, which keeps the loop from the vector unit.
+/// Updates each element of `dst` from itself and those of `a` and `b`. `set` should own what it
+/// captures: anything behind a reference would be reloaded for each element, which keeps the loop
+/// from being vectorised.
 fn update(
     name: &'static str,
     dst: &Tensor,
@@ -79,7 +83,7 @@ fn update(
     update_as::<f32>(name, dst, a, b, set)
 }
 
-fn update_as<T: Value>(
+fn update_as<T: Scalar>(
     name: &'static str,
     dst: &Tensor,
     a: &Tensor,
@@ -95,8 +99,8 @@ fn update_as<T: Value>(
             .for_each(|(dst, (a, b))| {
                 Arch::new().dispatch(move || {
                     for (dst, (a, b)) in dst.iter_mut().zip(a.iter().zip(b)) {
-                        let mut value = dst.single();
-                        set(&mut value, a.single(), b.single());
+                        let mut value = dst.as_f32();
+                        set(&mut value, a.as_f32(), b.as_f32());
                         *dst = T::nearest(value);
                     }
                 });
@@ -128,7 +132,7 @@ pub fn clear(dst: &Tensor) -> Result<()> {
 pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
     expect_same(x, y)?;
     match x.device() {
-        Device::Cpu if cpu_side() => {
+        Device::Cpu if use_cpu_kernels() => {
             let product = |x, y| f64::from(x) * f64::from(y);
             match x.dtype() {
                 DType::BF16 => sum_of::<bf16>(x, y, product),
@@ -148,10 +152,10 @@ pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
     }
 }
 
-/// Σ x² into `sum`.
+/// Writes Σ x² to `sum`.
 pub fn squares(x: &Tensor, sum: &Tensor) -> Result<()> {
     match x.device() {
-        Device::Cpu if cpu_side() => leave(sum, dot(x, x)?),
+        Device::Cpu if use_cpu_kernels() => write_sum(sum, dot(x, x)?),
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::dot(x, x, sum),
         _ => store(sum, &sum_all(&x.to_dtype(DType::F64)?.sqr()?)?, false),
@@ -161,7 +165,7 @@ pub fn squares(x: &Tensor, sum: &Tensor) -> Result<()> {
 /// `y += a x`
 pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
     match y.device() {
-        Device::Cpu if cpu_side() => {
+        Device::Cpu if use_cpu_kernels() => {
             let a = a as f32;
             update("axpy", y, x, x, move |y, x, _| *y += a * x)
         }
@@ -174,7 +178,7 @@ pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
 /// `x *= a`
 pub fn scale(a: f64, x: &Tensor) -> Result<()> {
     match x.device() {
-        Device::Cpu if cpu_side() => x.inplace_op1(&op1("scale", |x: &mut [f32]| {
+        Device::Cpu if use_cpu_kernels() => x.inplace_op1(&op1("scale", |x: &mut [f32]| {
             x.par_chunks_mut(CHUNK)
                 .for_each(|x| x.iter_mut().for_each(|x| *x *= a as f32));
         })),
@@ -187,7 +191,7 @@ pub fn scale(a: f64, x: &Tensor) -> Result<()> {
 /// `x *= factor`
 pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
     match x.device() {
-        Device::Cpu if cpu_side() => scale(read(factor)?.into(), x),
+        Device::Cpu if use_cpu_kernels() => scale(read_factor(factor)?.into(), x),
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::scale_by(factor, x),
         _ => store(x, &x.broadcast_mul(factor)?, false),
@@ -197,17 +201,19 @@ pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
 /// `dst = a - b`
 pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     match dst.device() {
-        Device::Cpu if cpu_side() => update("difference", dst, a, b, |dst, a, b| *dst = a - b),
+        Device::Cpu if use_cpu_kernels() => {
+            update("difference", dst, a, b, |dst, a, b| *dst = a - b)
+        }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::difference(dst, a, b),
         _ => store(dst, &(a - b)?, false),
     }
 }
 
-/// `dst = x + t d`, held within 0..1.
+/// `dst = x + t d`, clamped to 0..1.
 pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
     match dst.device() {
-        Device::Cpu if cpu_side() => {
+        Device::Cpu if use_cpu_kernels() => {
             let t = t as f32;
             update("step", dst, x, d, move |dst, x, d| {
                 *dst = (x + t * d).clamp(0.0, 1.0)
@@ -219,10 +225,10 @@ pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
     }
 }
 
-/// Clears the values of a direction `d` that would lead out of 0..1 from `x`.
+/// Zeroes the elements of a direction `d` that point out of the box 0..1 at `x`.
 pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
     match d.device() {
-        Device::Cpu if cpu_side() => update("clear-outward", d, x, x, |d, x, _| {
+        Device::Cpu if use_cpu_kernels() => update("clear-outward", d, x, x, |d, x, _| {
             if (x <= 0.0 && *d < 0.0) || (x >= 1.0 && *d > 0.0) {
                 *d = 0.0;
             }
@@ -238,10 +244,11 @@ pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
     }
 }
 
-/// `average = decay average + (1 - decay) x`, or of x² where `squared`.
+/// Updates an exponential moving average: `average = decay average + (1 - decay) x`, or with x² in
+/// place of x if `squared`.
 pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<()> {
     match average.device() {
-        Device::Cpu if cpu_side() => {
+        Device::Cpu if use_cpu_kernels() => {
             let (kept, taken) = (decay as f32, (1.0 - decay) as f32);
             update("decay", average, x, x, move |average, x, _| {
                 *average = kept * *average + taken * if squared { x * x } else { x };
@@ -260,11 +267,12 @@ pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<
     }
 }
 
-/// `x -= rate m / (√(v / correction) + 1e-8)`, held within 0..1: a step of Adam (Kingma and Ba
-/// 2015, algorithm 1), the first moment's correction being part of `rate`.
+/// `x -= rate m / (√(v / correction) + 1e-8)`, clamped to 0..1: a step of Adam (Kingma and Ba 2015,
+/// algorithm 1). `rate` includes the bias correction of the first moment, `correction` is that of
+/// the second.
 pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor) -> Result<()> {
     match x.device() {
-        Device::Cpu if cpu_side() => {
+        Device::Cpu if use_cpu_kernels() => {
             let (rate, correction) = (rate as f32, correction as f32);
             update("adam-step", x, m, v, move |x, m, v| {
                 *x = (*x - rate * m / ((v / correction).sqrt() + 1e-8)).clamp(0.0, 1.0);
@@ -279,8 +287,8 @@ pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor)
     }
 }
 
-/// Σ (f − p)² into `sum`, with `factor` (f − p) into `gradient`, or added to it.
-pub fn content(
+/// Writes Σ (f − p)² to `sum`, and writes `factor` (f − p) to `gradient`, or adds it.
+pub fn content_loss(
     f: &Tensor,
     p: &Tensor,
     factor: &Tensor,
@@ -290,25 +298,25 @@ pub fn content(
 ) -> Result<()> {
     expect_same(f, p)?;
     match f.device() {
-        Device::Cpu if cpu_side() => {
-            let factor = read(factor)?;
+        Device::Cpu if use_cpu_kernels() => {
+            let factor = read_factor(factor)?;
             let squares = match f.dtype() {
-                DType::BF16 => content_cpu::<bf16>(f, p, factor, gradient, accumulate),
-                _ => content_cpu::<f32>(f, p, factor, gradient, accumulate),
+                DType::BF16 => content_loss_cpu::<bf16>(f, p, factor, gradient, accumulate),
+                _ => content_loss_cpu::<f32>(f, p, factor, gradient, accumulate),
             };
-            leave(sum, squares?)
+            write_sum(sum, squares?)
         }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::content(f, p, factor, (gradient, accumulate), sum),
         _ => {
-            let difference = (singles(f)? - singles(p)?)?;
+            let difference = (to_f32(f)? - to_f32(p)?)?;
             store(gradient, &difference.broadcast_mul(factor)?, accumulate)?;
             squares(&difference, sum)
         }
     }
 }
 
-fn content_cpu<T: Value>(
+fn content_loss_cpu<T: Scalar>(
     f: &Tensor,
     p: &Tensor,
     factor: f32,
@@ -322,8 +330,8 @@ fn content_cpu<T: Value>(
     sum_of::<T>(f, p, |f, p| f64::from(f - p) * f64::from(f - p))
 }
 
-/// The sum of the squared differences between horizontal and vertical neighbours of an image
-/// `[h, w, 3]` into `sum`; its gradient times `factor` is added to `gradient`.
+/// Writes the sum of squared differences between horizontal and vertical neighbours of an image
+/// `[h, w, 3]` to `sum`, and adds its gradient times `factor` to `gradient`.
 pub fn total_variation(
     image: &Tensor,
     factor: &Tensor,
@@ -333,13 +341,13 @@ pub fn total_variation(
     expect_same(image, gradient)?;
     let (h, w, n) = image.dims3()?;
     match image.device() {
-        Device::Cpu if cpu_side() => {
-            let (total, factor) = (Cell::new(0.0), read(factor)?);
+        Device::Cpu if use_cpu_kernels() => {
+            let (total, factor) = (Cell::new(0.0), read_factor(factor)?);
             let op = op2("total-variation", |gradient: &mut [f32], image: &[f32]| {
                 total.set(total_variation_rows([h, w * n, n], image, factor, gradient));
             });
             gradient.inplace_op2(image, &op)?;
-            leave(sum, total.get())
+            write_sum(sum, total.get())
         }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::total_variation(image, factor, gradient, sum),
@@ -358,9 +366,10 @@ pub fn total_variation(
     }
 }
 
-/// Σ c (x − t)² over the values x of an image `[h, w, 3]` into `sum`, for `target` `[h, w, 4]`: the
-/// three values t of a pixel and its weight c. Its gradient times `factor` is added to `gradient`.
-pub fn held(
+/// Writes Σ c (x − t)² over the values x of an image `[h, w, 3]` to `sum`, and adds its gradient
+/// times `factor` to `gradient`. `target` `[h, w, 4]` holds each pixel's three values t and its
+/// weight c (Ruder et al. 2016, eq. 7, which divides by the number of values).
+pub fn temporal_loss(
     image: &Tensor,
     target: &Tensor,
     factor: &Tensor,
@@ -373,14 +382,14 @@ pub fn held(
         bail!("a target for {:?} is not {:?}", image.dims(), target.dims());
     }
     match image.device() {
-        Device::Cpu if cpu_side() => {
-            let (total, factor) = (Cell::new(0.0), read(factor)?);
+        Device::Cpu if use_cpu_kernels() => {
+            let (total, factor) = (Cell::new(0.0), read_factor(factor)?);
             let op = op3(
-                "held",
+                "temporal-loss",
                 |gradient: &mut [f32], image: &[f32], target: &[f32]| {
                     let (gradient, image) =
                         (gradient.as_chunks_mut::<3>().0, image.as_chunks::<3>().0);
-                    total.set(held_pixels(
+                    total.set(temporal_loss_pixels(
                         gradient,
                         image,
                         target.as_chunks::<4>().0,
@@ -389,7 +398,7 @@ pub fn held(
                 },
             );
             gradient.inplace_op3(image, target, &op)?;
-            leave(sum, total.get())
+            write_sum(sum, total.get())
         }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::held(image, target, factor, gradient, sum),
@@ -405,8 +414,8 @@ pub fn held(
     }
 }
 
-/// The CPU side of `held`.
-fn held_pixels(
+/// [`temporal_loss`] on the CPU; returns the sum.
+fn temporal_loss_pixels(
     gradient: &mut [[f32; 3]],
     image: &[[f32; 3]],
     target: &[[f32; 4]],
@@ -430,8 +439,8 @@ fn held_pixels(
     sums.iter().sum()
 }
 
-/// The CPU side of `total_variation` for `h` rows of `row` values, whose horizontal neighbours
-/// lie `n` apart.
+/// [`total_variation`] on the CPU, of `h` rows of `row` values, whose horizontal neighbours are `n`
+/// values apart; returns the sum.
 fn total_variation_rows(
     [h, row, n]: [usize; 3],
     image: &[f32],

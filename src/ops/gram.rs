@@ -1,37 +1,39 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Gram matrices of features and the gradient through them.
+//! Gram matrices of features, and the gradient with respect to the features.
 //!
-//! Features `[h, w, N]` are read as a matrix F `[M, N]` of M positions.
+//! Features `[h, w, N]` are read as a matrix F `[M, N]` of M positions and N channels.
 
 use super::amx::{self, Amx};
-use super::{cpu_side, op2, op3, read, singles, store};
+use super::{op2, op3, read_factor, store, to_f32, use_cpu_kernels};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use gemm::{Parallelism, gemm};
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Positions that a partial Gram matrix is taken over at least, and how many there are at most.
-const PIECE_POSITIONS: usize = 2048;
+/// Fewest positions per partial Gram matrix of `f32` features, where there are as many.
+const F32_PIECE_POSITIONS: usize = 2048;
+
+/// The same for bf16 features, and positions per task of the gradient.
+const BF16_PIECE_POSITIONS: usize = 768;
+
+/// Most partial Gram matrices of a Gram matrix.
 const MAX_PIECES: usize = 64;
 
-/// The same for features in bf16, whose products take little time beside the sum of the parts.
-const BF16_POSITIONS: usize = 768;
-
-/// Bands of rows of a Gram matrix that its tasks compute, where they divide it. A band ends at the
-/// diagonal: the rest of the matrix is its mirror image.
-const BANDS: usize = 4;
+/// Bands of rows that a partial Gram matrix is computed in, a task each, if they divide its rows
+/// evenly. A band's columns end at the diagonal, as the matrix is symmetric.
+const ROW_BANDS: usize = 4;
 
 thread_local! {
-    /// Partial Gram matrices, kept from call to call.
-    static PARTIAL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    /// A packed residual.
-    static RESIDUAL: Cell<Option<amx::Matrix>> = const { Cell::new(None) };
+    /// `[pieces, N, N]`, kept between calls to reuse the allocation.
+    static PARTIAL_GRAMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The residual that [`gram_backward`] multiplies by in bf16; likewise.
+    static PACKED_RESIDUAL: Cell<Option<amx::VnniMatrix>> = const { Cell::new(None) };
 }
 
-/// The Gram matrix of `features` over its number of positions, FᵀF / M, into `output` `[N, N]`
-/// (Gatys et al. 2016, eq. 3, which does not divide).
+/// Writes FᵀF / M, the Gram matrix of `features` divided by the number of positions, to `output`
+/// `[N, N]` (Gatys et al. 2016, eq. 3, which does not divide).
 pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
     let (h, w, n) = features.dims3()?;
     let m = h * w;
@@ -39,51 +41,58 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
         bail!("a Gram matrix of {n} channels is not {:?}", output.dims());
     }
     match features.device() {
-        Device::Cpu if cpu_side() && features.dtype() == DType::BF16 => {
-            let amx = amx_for(n)?;
+        Device::Cpu if use_cpu_kernels() && features.dtype() == DType::BF16 => {
+            let amx = require_amx(n)?;
             let op = op2("gram", |output: &mut [f32], features: &[bf16]| {
-                average(m, n, output, |partial| {
-                    bf16_pieces(amx, features, n, partial);
+                reduce_partials(m, n, output, |partial| {
+                    partial_grams_bf16(amx, features, n, partial);
                 });
             });
             output.inplace_op2(features, &op)
         }
-        Device::Cpu if cpu_side() => {
+        Device::Cpu if use_cpu_kernels() => {
             let op = op2("gram", |output: &mut [f32], features: &[f32]| {
-                average(m, n, output, |partial| pieces(features, n, partial));
+                reduce_partials(m, n, output, |partial| {
+                    partial_grams_f32(features, n, partial)
+                });
             });
             output.inplace_op2(features, &op)
         }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => super::cuda::gram::gram(features, [m, n], output),
         _ => {
-            let f = singles(features)?.reshape((m, n))?;
+            let f = to_f32(features)?.reshape((m, n))?;
             store(output, &(f.t()?.matmul(&f)? / m as f64)?, false)
         }
     }
 }
 
-/// What features of `n` channels in bf16 take.
-fn amx_for(n: usize) -> Result<Amx> {
-    if !n.is_multiple_of(amx::CHANNELS) {
+/// AMX for bf16 features of `n` channels; an error where it cannot take them or is missing.
+fn require_amx(n: usize) -> Result<Amx> {
+    if !n.is_multiple_of(amx::CHANNEL_MULTIPLE) {
         bail!(
             "features in bf16 have a multiple of {} channels, not {n}",
-            amx::CHANNELS
+            amx::CHANNEL_MULTIPLE
         );
     }
-    Amx::needed()
+    Amx::require()
 }
 
-/// Positions of each of the pieces that `m` are taken in.
+/// Positions per piece when `m` positions are split into up to [`MAX_PIECES`] of at least `least`.
 fn piece_len(m: usize, least: usize) -> usize {
     m.div_ceil((m / least).clamp(1, MAX_PIECES))
 }
 
-/// FᵀF of pieces of the positions, of which the lower triangle counts, `[pieces, n, n]`.
-fn pieces(features: &[f32], n: usize, partial: &mut Vec<f32>) {
+/// Computes FᵀF over each piece of the positions, `[pieces, n, n]`; only the lower triangles are
+/// valid.
+fn partial_grams_f32(features: &[f32], n: usize, partial: &mut Vec<f32>) {
     let m = features.len() / n;
-    let piece = piece_len(m, PIECE_POSITIONS);
-    let bands = if n.is_multiple_of(BANDS) { BANDS } else { 1 };
+    let piece = piece_len(m, F32_PIECE_POSITIONS);
+    let bands = if n.is_multiple_of(ROW_BANDS) {
+        ROW_BANDS
+    } else {
+        1
+    };
     let rows = n / bands;
     partial.resize(m.div_ceil(piece) * n * n, 0.0);
     partial
@@ -95,7 +104,7 @@ fn pieces(features: &[f32], n: usize, partial: &mut Vec<f32>) {
             // SAFETY: the operands are [rows, positions] and [positions, first + rows] views of
             // `features`, and `band` is [rows, n].
             unsafe {
-                product(
+                matmul(
                     [rows, first + rows, features.len() / n],
                     (band, n),
                     (&features[first..], [1, n]),
@@ -107,10 +116,10 @@ fn pieces(features: &[f32], n: usize, partial: &mut Vec<f32>) {
         });
 }
 
-/// The same of features in bf16.
-fn bf16_pieces(amx: Amx, features: &[bf16], n: usize, partial: &mut Vec<f32>) {
+/// The same for bf16 features.
+fn partial_grams_bf16(amx: Amx, features: &[bf16], n: usize, partial: &mut Vec<f32>) {
     let m = features.len() / n;
-    let piece = piece_len(m, BF16_POSITIONS);
+    let piece = piece_len(m, BF16_PIECE_POSITIONS);
     partial.resize(m.div_ceil(piece) * n * n, 0.0);
     partial
         .par_chunks_exact_mut(n * n)
@@ -118,11 +127,11 @@ fn bf16_pieces(amx: Amx, features: &[bf16], n: usize, partial: &mut Vec<f32>) {
         .for_each(|(partial, features)| amx::gram(amx, features, n, partial));
 }
 
-/// The sum of the matrices that `pieces` computes, over `m`, with the upper triangle as the mirror
-/// image of the lower.
-fn average(m: usize, n: usize, output: &mut [f32], pieces: impl FnOnce(&mut Vec<f32>)) {
-    // Not borrowed: a thread that waits here may be given other work of its pool.
-    let mut partial = PARTIAL.take();
+/// Adds up the lower triangles that `pieces` computes, divides by `m` and mirrors the result to the
+/// upper triangle.
+fn reduce_partials(m: usize, n: usize, output: &mut [f32], pieces: impl FnOnce(&mut Vec<f32>)) {
+    // Taken rather than borrowed: while it waits, rayon may run another such task on this thread.
+    let mut partial = PARTIAL_GRAMS.take();
     pieces(&mut partial);
     let rows = output.par_chunks_exact_mut(n).enumerate();
     rows.for_each(|(row, values)| {
@@ -137,12 +146,14 @@ fn average(m: usize, n: usize, output: &mut [f32], pieces: impl FnOnce(&mut Vec<
             output[column * n + row] = output[row * n + column];
         }
     }
-    PARTIAL.set(partial);
+    PARTIAL_GRAMS.set(partial);
 }
 
-/// `factor` F D into `gradient`, or added to it: the gradient of a style loss with respect to the
-/// features, given the residual D of its Gram matrix (Gatys et al. 2016, eq. 6) and `squares`, the
-/// sum of its squares: a GPU multiplies D over its root mean square, which every format has.
+/// Writes `factor` F D to `gradient`, or adds it: the gradient of a style loss with respect to the
+/// features, where D is the residual of the Gram matrix (Gatys et al. 2016, eq. 6).
+///
+/// `squares` is the sum of D's squares, by which backends that round D to the features' format
+/// first scale it to a root mean square of 1, so that it neither overflows nor underflows.
 pub fn gram_backward(
     features: &Tensor,
     residual: &Tensor,
@@ -161,40 +172,41 @@ pub fn gram_backward(
         );
     }
     match features.device() {
-        Device::Cpu if cpu_side() && features.dtype() == DType::BF16 => {
-            let (amx, factor) = (amx_for(n)?, read(factor)?);
+        Device::Cpu if use_cpu_kernels() && features.dtype() == DType::BF16 => {
+            let (amx, factor) = (require_amx(n)?, read_factor(factor)?);
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [bf16], features: &[bf16], residual: &[f32]| {
-                    let mut packed = RESIDUAL.take().unwrap_or_default();
-                    packed.set(n / amx::CHANNELS, n, |row, column| {
+                    let mut packed = PACKED_RESIDUAL.take().unwrap_or_default();
+                    packed.set(n / amx::CHANNEL_MULTIPLE, n, |row, column| {
                         factor * residual[row * n + column]
                     });
-                    let pieces = features.par_chunks(BF16_POSITIONS * n);
+                    let pieces = features.par_chunks(BF16_PIECE_POSITIONS * n);
                     gradient
-                        .par_chunks_mut(BF16_POSITIONS * n)
+                        .par_chunks_mut(BF16_PIECE_POSITIONS * n)
                         .zip(pieces)
                         .for_each(|(gradient, features)| {
                             amx::gram_backward(amx, features, &packed, gradient, accumulate);
                         });
-                    RESIDUAL.set(Some(packed));
+                    PACKED_RESIDUAL.set(Some(packed));
                 },
             );
             gradient.inplace_op3(features, residual, &op)
         }
-        Device::Cpu if cpu_side() => {
-            let factor = read(factor)?;
+        Device::Cpu if use_cpu_kernels() => {
+            let factor = read_factor(factor)?;
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [f32], features: &[f32], residual: &[f32]| {
-                    let pieces = features.par_chunks(PIECE_POSITIONS / 2 * n);
+                    let pieces = features.par_chunks(F32_PIECE_POSITIONS / 2 * n);
                     gradient
-                        .par_chunks_mut(PIECE_POSITIONS / 2 * n)
+                        .par_chunks_mut(F32_PIECE_POSITIONS / 2 * n)
                         .zip(pieces)
                         .for_each(|(gradient, features)| {
-                            // SAFETY: `features` and `gradient` are [positions, n], `residual` [n, n].
+                            // SAFETY: `features` and `gradient` are [positions, n], `residual` [n,
+                            // n].
                             unsafe {
-                                product(
+                                matmul(
                                     [features.len() / n, n, n],
                                     (gradient, n),
                                     (features, [n, 1]),
@@ -217,22 +229,22 @@ pub fn gram_backward(
             (gradient, accumulate),
         ),
         _ => {
-            let f = singles(features)?.reshape((h * w, n))?;
-            let size = (singles(squares)? / (n * n) as f64)?.sqrt()?;
+            let f = to_f32(features)?.reshape((h * w, n))?;
+            let size = (to_f32(squares)? / (n * n) as f64)?.sqrt()?;
             let unit = residual.broadcast_div(&size.maximum(f32::MIN_POSITIVE)?)?;
-            let unit = singles(&unit.to_dtype(features.dtype())?)?;
+            let unit = to_f32(&unit.to_dtype(features.dtype())?)?;
             let product = f.matmul(&unit)?.broadcast_mul(&(size * factor)?)?;
             store(gradient, &product.reshape((h, w, n))?, accumulate)
         }
     }
 }
 
-/// `output = scale * lhs * rhs`, or `+=`, for `[m, k]` and `[k, n]` matrices given with their
-/// row and column strides; `output` is `[m, n]` with its row stride.
+/// `output = scale * lhs * rhs`, or `+=`, of matrices `[m, k]` and `[k, n]`, each with its row and
+/// column strides; `output` is `[m, n]` with its row stride.
 ///
 /// # Safety
-/// All elements that the dimensions and strides name lie within their slices.
-unsafe fn product(
+/// All elements that the dimensions and strides address lie within their slices.
+unsafe fn matmul(
     [m, n, k]: [usize; 3],
     (output, stride): (&mut [f32], usize),
     (lhs, lhs_strides): (&[f32], [usize; 2]),
@@ -270,8 +282,8 @@ unsafe fn product(
 
 #[cfg(test)]
 mod tests {
+    use super::super::for_each_backend;
     use super::super::reference::{self, Array, relative_error};
-    use super::super::with_both_sides;
     use super::*;
 
     const SHAPES: [(usize, usize, usize); 6] = [
@@ -284,14 +296,14 @@ mod tests {
     ];
 
     #[test]
-    fn gram_matrices_are_the_nested_loops() {
-        with_both_sides(|side| {
+    fn gram_matrices_match_the_reference() {
+        for_each_backend(|backend| {
             for (h, w, n) in SHAPES {
                 let features = Array::random(h, w, n, 1);
                 let output = Tensor::ones((n, n), candle_core::DType::F32, &Device::Cpu).unwrap();
                 gram(&features.tensor(), &output).unwrap();
                 let error = relative_error(&output, &reference::gram(&features));
-                assert!(error < 1e-6, "{side}, {h}x{w}x{n}: {error}");
+                assert!(error < 1e-6, "{backend}, {h}x{w}x{n}: {error}");
             }
         });
     }
@@ -302,7 +314,7 @@ mod tests {
 
     #[test]
     fn gram_backward_is_scaled_features_times_residual() {
-        with_both_sides(|side| {
+        for_each_backend(|backend| {
             for (h, w, n) in SHAPES {
                 let features = Array::random(h, w, n, 1);
                 let residual = Array::random(n, n, 1, 2);
@@ -331,13 +343,16 @@ mod tests {
                     )
                     .unwrap();
                     let error = relative_error(&gradient, &expected);
-                    assert!(error < 1e-6, "{side}, {h}x{w}x{n}, {accumulate}: {error}");
+                    assert!(
+                        error < 1e-6,
+                        "{backend}, {h}x{w}x{n}, {accumulate}: {error}"
+                    );
                 }
             }
         });
     }
 
-    /// More positions and channels than one piece has, on whatever has AMX.
+    /// With more positions and channels than one piece has.
     #[test]
     fn bf16_is_f32_within_its_rounding() {
         if Amx::for_tests().is_none() {

@@ -1,15 +1,30 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The operations of an iteration, each writing into tensors that the caller allocated.
+//! The tensor operations of an iteration, each writing into tensors that the caller allocated.
 //!
-//! Images and features are contiguous, channels last: `[height, width, channels]`. Images are
-//! `f32`, features what the [`Format`] says. What an iteration sums stays on the device, `f64`
-//! `[1]` each, and so do the factors of its gradients, `f32` `[1]`: the host need not wait.
+//! Images and features are contiguous and channels last: `[height, width, channels]`. Images are
+//! `f32`; features are in the [`Format`] of the network. Sums (`f64` `[1]`) and gradient factors
+//! (`f32` `[1]`) are tensors on the device, so that the host need not wait for them.
 //!
-//! On the CPU an operation is a candle in-place op that works on the values where they lie; on a
-//! GPU it is kernels of our own, cuDNN's and cuBLAS's, or, in a build without cuDNN, composed of
-//! candle's own operations, which also stand in for a GPU's formats in the tests. No sum is split
-//! in a way that depends on the number of threads, so that results are the same bit for bit for any.
+//! # Dispatch
+//!
+//! Every operation has three backends and chooses one by the device of its tensors:
+//!
+//! - CPU: native kernels, which work in place on the tensors' slices (`CpuOp`). Those for `f32` use
+//!   pulp's SIMD and gemm, the products in `bf16` Intel AMX ([`amx`]).
+//! - CUDA, with the feature `cudnn`: the project's own kernels, cuDNN and cuBLAS (`cuda`).
+//! - Any other, such as CUDA without that feature: composed of candle's own operations.
+//!
+//! Most operations match on the device in each call, in this order of arms. A convolution packs its
+//! kernel for the backend and so chooses it once, in the constructors of [`conv::Conv3x3`]. Outside
+//! tests `use_cpu_kernels` is always true. Tests turn it off (`for_each_backend`,
+//! `with_composed_ops`) to run the composed operations on the CPU, where these also emulate the
+//! formats of a GPU.
+//!
+//! # Determinism
+//!
+//! How a sum is split never depends on the number of threads, so that results are bit-identical for
+//! any number of them.
 
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
@@ -21,12 +36,12 @@ pub mod conv;
 pub mod cuda;
 pub mod elementwise;
 pub mod gram;
+mod im2col;
 #[cfg(test)]
 #[path = "cuda/kernels/tests.rs"]
 mod kernels;
-mod patches;
+mod microkernel;
 pub mod pool;
-mod product;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -43,19 +58,19 @@ use candle_core::{
 use half::bf16;
 use std::marker::PhantomData;
 
-/// What features, gradients with respect to them and kernels are rounded to. Sums are `f32` or
-/// wider in each.
+/// The number format of features, their gradients and the convolution kernels. Sums are `f32` or
+/// wider in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     F32,
-    /// `f32` in memory, whose products are taken of values rounded to 10 bits of fraction.
+    /// Stored as `f32`; operands of products are rounded to a 10-bit fraction.
     Tf32,
     Bf16,
     F16,
 }
 
 impl Format {
-    /// What is in memory.
+    /// How values are stored.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 | Self::Tf32 => DType::F32,
@@ -64,28 +79,28 @@ impl Format {
         }
     }
 
-    /// An operand of a product, `f32` with values that this format has.
+    /// `tensor` as an operand of a product: `f32`, its values rounded to this format.
     fn operand(self, tensor: &Tensor) -> Result<Tensor> {
         match self {
-            // Dekker's splitting (1971): what is left of 24 bits has 11.
+            // Veltkamp's splitting (Dekker 1971) with 2^13 + 1: of 24 significant bits 11 remain.
             Self::Tf32 => {
                 let large = (tensor * 8193.0)?;
                 &large - (&large - tensor)?
             }
-            _ => singles(&tensor.to_dtype(self.dtype())?),
+            _ => to_f32(&tensor.to_dtype(self.dtype())?),
         }
     }
 }
 
-/// What operations on the CPU work on: pixels and sums are `f32`, features `f32` or `bf16`.
-pub(crate) trait Value: WithDType {
+/// Element types of the CPU kernels: `f32` pixels, `f32` or `bf16` features, `f64` sums.
+pub(crate) trait Scalar: WithDType {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
-    fn single(self) -> f32;
+    fn as_f32(self) -> f32;
     /// The nearest value, ties to even.
     fn nearest(value: f32) -> Self;
 }
 
-impl Value for f32 {
+impl Scalar for f32 {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::F32(values) => Some(values),
@@ -94,7 +109,7 @@ impl Value for f32 {
     }
 
     #[inline(always)]
-    fn single(self) -> f32 {
+    fn as_f32(self) -> f32 {
         self
     }
 
@@ -104,7 +119,7 @@ impl Value for f32 {
     }
 }
 
-impl Value for bf16 {
+impl Scalar for bf16 {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::BF16(values) => Some(values),
@@ -113,11 +128,11 @@ impl Value for bf16 {
     }
 
     #[inline(always)]
-    fn single(self) -> f32 {
+    fn as_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
-    /// Without a branch, for the vector unit.
+    /// Branch-free, so that loops over it vectorise.
     #[inline(always)]
     fn nearest(value: f32) -> Self {
         let bits = value.to_bits();
@@ -127,7 +142,7 @@ impl Value for bf16 {
     }
 }
 
-impl Value for f64 {
+impl Scalar for f64 {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::F64(values) => Some(values),
@@ -136,7 +151,7 @@ impl Value for f64 {
     }
 
     #[inline(always)]
-    fn single(self) -> f32 {
+    fn as_f32(self) -> f32 {
         self as f32
     }
 
@@ -146,25 +161,26 @@ impl Value for f64 {
     }
 }
 
-/// A closure over the values of its operands, as a candle in-place op. `T` has their types.
+/// A candle in-place op, CPU only, that calls a closure with the operands' slices. `T` names their
+/// element types.
 struct CpuOp<F, T>(&'static str, F, PhantomData<fn(T)>);
 
-fn op1<D: Value, F: Fn(&mut [D])>(name: &'static str, f: F) -> CpuOp<F, D> {
+fn op1<D: Scalar, F: Fn(&mut [D])>(name: &'static str, f: F) -> CpuOp<F, D> {
     CpuOp(name, f, PhantomData)
 }
 
-fn op2<D: Value, A: Value, F: Fn(&mut [D], &[A])>(name: &'static str, f: F) -> CpuOp<F, (D, A)> {
+fn op2<D: Scalar, A: Scalar, F: Fn(&mut [D], &[A])>(name: &'static str, f: F) -> CpuOp<F, (D, A)> {
     CpuOp(name, f, PhantomData)
 }
 
-fn op3<D: Value, A: Value, B: Value, F: Fn(&mut [D], &[A], &[B])>(
+fn op3<D: Scalar, A: Scalar, B: Scalar, F: Fn(&mut [D], &[A], &[B])>(
     name: &'static str,
     f: F,
 ) -> CpuOp<F, (D, A, B)> {
     CpuOp(name, f, PhantomData)
 }
 
-impl<D: Value, F: Fn(&mut [D])> InplaceOp1 for CpuOp<F, D> {
+impl<D: Scalar, F: Fn(&mut [D])> InplaceOp1 for CpuOp<F, D> {
     fn name(&self) -> &'static str {
         self.0
     }
@@ -175,7 +191,7 @@ impl<D: Value, F: Fn(&mut [D])> InplaceOp1 for CpuOp<F, D> {
     }
 }
 
-impl<D: Value, A: Value, F: Fn(&mut [D], &[A])> InplaceOp2 for CpuOp<F, (D, A)> {
+impl<D: Scalar, A: Scalar, F: Fn(&mut [D], &[A])> InplaceOp2 for CpuOp<F, (D, A)> {
     fn name(&self) -> &'static str {
         self.0
     }
@@ -192,7 +208,9 @@ impl<D: Value, A: Value, F: Fn(&mut [D], &[A])> InplaceOp2 for CpuOp<F, (D, A)> 
     }
 }
 
-impl<D: Value, A: Value, B: Value, F: Fn(&mut [D], &[A], &[B])> InplaceOp3 for CpuOp<F, (D, A, B)> {
+impl<D: Scalar, A: Scalar, B: Scalar, F: Fn(&mut [D], &[A], &[B])> InplaceOp3
+    for CpuOp<F, (D, A, B)>
+{
     fn name(&self) -> &'static str {
         self.0
     }
@@ -211,14 +229,14 @@ impl<D: Value, A: Value, B: Value, F: Fn(&mut [D], &[A], &[B])> InplaceOp3 for C
     }
 }
 
-fn values<'a, T: Value>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+fn values<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
         None => bail!("a contiguous tensor is needed, not one of layout {layout:?}"),
     }
 }
 
-fn values_mut<'a, T: Value>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
+fn values_mut<'a, T: Scalar>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
     match (T::slice_mut(storage), layout.contiguous_offsets()) {
         (Some(values), Some((start, end))) => Ok(&mut values[start..end]),
         _ => bail!(
@@ -229,7 +247,7 @@ fn values_mut<'a, T: Value>(storage: &'a mut CpuStorage, layout: &Layout) -> Res
 }
 
 /// Calls `f` with the values of a contiguous tensor on the CPU.
-pub(crate) fn with_values<T: Value, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+pub(crate) fn with_values<T: Scalar, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(f(values(storage, layout)?)),
@@ -237,18 +255,18 @@ pub(crate) fn with_values<T: Value, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> 
     }
 }
 
-/// The output of an operation, which its pieces write at the same time.
-struct Shared<'a, T> {
+/// An output slice that parallel tasks write at the same time, each its own ranges of it.
+struct DisjointSlices<'a, T> {
     start: *mut T,
     len: usize,
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is only a pointer; what is written through it at the same time does not overlap, as
-// `range` demands.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
+// SAFETY: it is only a pointer; concurrent writes through it do not overlap, as `slice_mut`
+// demands.
+unsafe impl<T: Send> Sync for DisjointSlices<'_, T> {}
 
-impl<'a, T> Shared<'a, T> {
+impl<'a, T> DisjointSlices<'a, T> {
     fn new(output: &'a mut [T]) -> Self {
         Self {
             start: output.as_mut_ptr(),
@@ -258,17 +276,17 @@ impl<'a, T> Shared<'a, T> {
     }
 
     /// # Safety
-    /// Nobody else may use the range while the slice lives.
+    /// Nothing else may access the range while the slice lives.
     #[allow(clippy::mut_from_ref)]
     #[inline(always)]
-    unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
+    unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start + len <= self.len);
         // SAFETY: in bounds by the assertion, not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }
 
-/// Writes `src` into `dst`, or adds it to `dst`, rounded once to what `dst` is of.
+/// Writes `src` into `dst`, or adds it to `dst`, rounding once, to the dtype of `dst`.
 fn store(dst: &Tensor, src: &Tensor, accumulate: bool) -> Result<()> {
     let sum = match accumulate {
         true => (dst.to_dtype(src.dtype())? + src)?,
@@ -277,51 +295,52 @@ fn store(dst: &Tensor, src: &Tensor, accumulate: bool) -> Result<()> {
     dst.slice_set(&sum.to_dtype(dst.dtype())?.contiguous()?, 0, 0)
 }
 
-/// The values of a tensor in `f32`, which every composed operation computes in.
-fn singles(tensor: &Tensor) -> Result<Tensor> {
+/// A tensor converted to `f32`, which all composed operations compute in.
+fn to_f32(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(DType::F32)
 }
 
-/// Leaves a sum in its place, `f64` `[1]`.
-fn leave(sum: &Tensor, value: f64) -> Result<()> {
-    sum.inplace_op1(&op1("leave", |sum: &mut [f64]| sum.fill(value)))
+/// Writes `value` to a sum on the CPU, `f64` `[1]`.
+fn write_sum(sum: &Tensor, value: f64) -> Result<()> {
+    sum.inplace_op1(&op1("write-sum", |sum: &mut [f64]| sum.fill(value)))
 }
 
-/// A factor on the CPU, `f32` `[1]`.
-fn read(factor: &Tensor) -> Result<f32> {
+/// The value of a factor on the CPU, `f32` `[1]`.
+fn read_factor(factor: &Tensor) -> Result<f32> {
     with_values(factor, |values: &[f32]| values.first().copied())?
         .ok_or_else(|| candle_core::Error::msg("a factor is a tensor of one value"))
 }
 
-/// Whether tensors on the CPU go to the CPU side of an operation; tests can have them go to the
-/// other, so that it is proven without the device that it is for.
+/// Whether operations on CPU tensors use the native kernels. Tests can turn this off, to check the
+/// composed operations without the devices that they are for.
 #[cfg(not(test))]
-fn cpu_side() -> bool {
+fn use_cpu_kernels() -> bool {
     true
 }
 
 #[cfg(test)]
 thread_local! {
-    static CPU_SIDE: std::cell::Cell<bool> = const { std::cell::Cell::new(true) };
+    static USE_CPU_KERNELS: std::cell::Cell<bool> = const { std::cell::Cell::new(true) };
 }
 
 #[cfg(test)]
-fn cpu_side() -> bool {
-    CPU_SIDE.get()
+fn use_cpu_kernels() -> bool {
+    USE_CPU_KERNELS.get()
 }
 
-/// Runs `test` with the CPU side of the operations and then with the composed one, on this thread.
+/// Runs `test` with the native CPU kernels and then with the composed operations, on this thread;
+/// its argument is the backend's name.
 #[cfg(test)]
-pub(crate) fn with_both_sides(test: impl Fn(&str)) {
+pub(crate) fn for_each_backend(test: impl Fn(&str)) {
     test("cpu");
-    composed(|| test("candle"));
+    with_composed_ops(|| test("candle"));
 }
 
-/// What `compute` computes with composed operations on this thread.
+/// Runs `compute` with the composed operations on this thread.
 #[cfg(test)]
-pub(crate) fn composed<R>(compute: impl FnOnce() -> R) -> R {
-    CPU_SIDE.set(false);
+pub(crate) fn with_composed_ops<R>(compute: impl FnOnce() -> R) -> R {
+    USE_CPU_KERNELS.set(false);
     let result = compute();
-    CPU_SIDE.set(true);
+    USE_CPU_KERNELS.set(true);
     result
 }

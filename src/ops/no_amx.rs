@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! In place of AMX, on processors that are not x86-64: there is none, so nothing here ever runs.
+//! A stand-in for the `amx` module on architectures other than x86-64. [`Amx`] has no values, so
+//! nothing here can run.
 
 use candle_core::{Result, bail};
 use half::bf16;
 
-/// What all numbers of channels would be multiples of.
-pub const CHANNELS: usize = 32;
+/// As on x86-64.
+pub const CHANNEL_MULTIPLE: usize = 32;
 
-/// The right to use AMX.
+/// Proof that this process may use AMX.
 #[derive(Clone, Copy)]
 pub enum Amx {}
 
@@ -22,14 +23,14 @@ impl Amx {
         None
     }
 
-    pub(super) fn needed() -> Result<Self> {
+    pub(super) fn require() -> Result<Self> {
         bail!("bf16 on the CPU needs AMX")
     }
 }
 
-pub struct Conv(Amx);
+pub struct AmxConv(Amx);
 
-impl Conv {
+impl AmxConv {
     pub fn new(
         amx: Amx,
         _: usize,
@@ -52,9 +53,9 @@ impl Conv {
     }
 }
 
-pub struct ImageConv(Amx);
+pub struct AmxImageConv(Amx);
 
-impl ImageConv {
+impl AmxImageConv {
     pub fn new(amx: Amx, _: Vec<f32>, _: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
         match amx {}
     }
@@ -73,9 +74,9 @@ impl ImageConv {
 }
 
 #[derive(Default)]
-pub struct Matrix;
+pub struct VnniMatrix;
 
-impl Matrix {
+impl VnniMatrix {
     pub fn set(&mut self, _: usize, _: usize, _: impl Fn(usize, usize) -> f32 + Sync) {}
 }
 
@@ -83,6 +84,6 @@ pub fn gram(amx: Amx, _: &[bf16], _: usize, _: &mut [f32]) {
     match amx {}
 }
 
-pub fn gram_backward(amx: Amx, _: &[bf16], _: &Matrix, _: &mut [bf16], _: bool) {
+pub fn gram_backward(amx: Amx, _: &[bf16], _: &VnniMatrix, _: &mut [bf16], _: bool) {
     match amx {}
 }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! 2x2 pooling with stride 2 and its gradient. A last odd row or column is left out, as in VGG's
-//! own pooling, and has no gradient.
+//! 2x2 pooling with stride 2 and its gradient. An odd last row or column is ignored, as in VGG, and
+//! gets a zero gradient.
 
 #[cfg(feature = "cudnn")]
 use super::cuda::vector;
-use super::{Value, cpu_side, op2, op3, singles, store};
+use super::{Scalar, op2, op3, store, to_f32, use_cpu_kernels};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use pulp::Arch;
 use rayon::prelude::*;
 
-/// What a pixel of the pooled features is of the four under it.
+/// How the four values of a window are pooled to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Pooling {
     /// Their mean: smoother gradients, as Gatys et al. recommend.
@@ -22,29 +22,30 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// `output` `[h / 2, w / 2, channels]` of `input` `[h, w, channels]`.
+    /// Pools `input` `[h, w, channels]` to `output` `[h / 2, w / 2, channels]`.
     pub fn forward(self, input: &Tensor, output: &Tensor) -> Result<()> {
         let (_, w, n) = pooled_dims(input, output)?;
         match input.device() {
-            Device::Cpu if cpu_side() => match input.dtype() {
+            Device::Cpu if use_cpu_kernels() => match input.dtype() {
                 DType::BF16 => self.forward_cpu::<bf16>([w, n], input, output),
                 _ => self.forward_cpu::<f32>([w, n], input, output),
             },
             #[cfg(feature = "cudnn")]
             Device::Cuda(_) => vector::pool(self, input, output),
             _ => {
-                let four = windows(&singles(input)?)?;
+                let four = split_windows(&to_f32(input)?)?;
                 let pooled = match self {
                     Self::Avg => (((&four[0] + &four[1])? + (&four[2] + &four[3])?)? * 0.25)?,
-                    Self::Max => largest_of(&four)?,
+                    Self::Max => composed_max(&four)?,
                 };
                 store(output, &pooled, false)
             }
         }
     }
 
-    /// The gradient with respect to `input`, written to `gradient` of the same shape, from
-    /// `upstream`, that with respect to the output. Of equal largest values the first takes it.
+    /// Writes the gradient with respect to `input` to `gradient` of the same shape, from
+    /// `upstream`, that with respect to the output. Of several equal maxima the first gets the
+    /// gradient.
     pub fn backward(self, upstream: &Tensor, input: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, n) = pooled_dims(input, upstream)?;
         if gradient.dims() != input.dims() {
@@ -55,7 +56,7 @@ impl Pooling {
             );
         }
         match input.device() {
-            Device::Cpu if cpu_side() => match input.dtype() {
+            Device::Cpu if use_cpu_kernels() => match input.dtype() {
                 DType::BF16 => self.backward_cpu::<bf16>([w, n], upstream, input, gradient),
                 _ => self.backward_cpu::<f32>([w, n], upstream, input, gradient),
             },
@@ -64,19 +65,22 @@ impl Pooling {
             _ => {
                 let shares: [Tensor; 4] = match self {
                     Self::Avg => {
-                        let quarter = (singles(upstream)? * 0.25)?;
+                        let quarter = (to_f32(upstream)? * 0.25)?;
                         [quarter.clone(), quarter.clone(), quarter.clone(), quarter]
                     }
-                    Self::Max => first_largest(&windows(&singles(input)?)?, &singles(upstream)?)?,
+                    Self::Max => composed_route_to_first_max(
+                        &split_windows(&to_f32(input)?)?,
+                        &to_f32(upstream)?,
+                    )?,
                 };
-                store(gradient, &unwindow(&shares, h, w)?, false)
+                store(gradient, &join_windows(&shares, h, w)?, false)
             }
         }
     }
 }
 
 impl Pooling {
-    fn forward_cpu<T: Value>(
+    fn forward_cpu<T: Scalar>(
         self,
         [w, n]: [usize; 2],
         input: &Tensor,
@@ -87,19 +91,19 @@ impl Pooling {
                 .par_chunks_exact_mut(w / 2 * n)
                 .zip(input.par_chunks_exact(2 * w * n))
                 .for_each(|(output, rows)| {
-                    Arch::new().dispatch(|| self.gather([w, n], rows, output));
+                    Arch::new().dispatch(|| self.pool_row([w, n], rows, output));
                 });
         });
         output.inplace_op2(input, &op)
     }
 
-    /// The row `[w / 2, n]` that a pair of rows `[2, w, n]` is pooled to.
+    /// Pools a pair of rows `[2, w, n]` to one row `[w / 2, n]`.
     #[inline(always)]
-    fn gather<T: Value>(self, [w, n]: [usize; 2], rows: &[T], output: &mut [T]) {
+    fn pool_row<T: Scalar>(self, [w, n]: [usize; 2], rows: &[T], output: &mut [T]) {
         for (x, output) in output.chunks_exact_mut(n).enumerate() {
             let corners = corners(rows, x, w, n);
             for (i, value) in output.iter_mut().enumerate() {
-                let [a, b, c, d] = corners.map(|corner| corner[i].single());
+                let [a, b, c, d] = corners.map(|corner| corner[i].as_f32());
                 *value = T::nearest(match self {
                     Self::Avg => 0.25 * ((a + b) + (c + d)),
                     Self::Max => larger(larger(a, b), larger(c, d)),
@@ -108,7 +112,7 @@ impl Pooling {
         }
     }
 
-    fn backward_cpu<T: Value>(
+    fn backward_cpu<T: Scalar>(
         self,
         [w, n]: [usize; 2],
         upstream: &Tensor,
@@ -125,7 +129,8 @@ impl Pooling {
                     .for_each(|(y, (gradient, rows))| {
                         if gradient.len() == 2 * w * n {
                             let upstream = &upstream[y * (w / 2) * n..][..w / 2 * n];
-                            Arch::new().dispatch(|| self.spread([w, n], upstream, rows, gradient));
+                            Arch::new()
+                                .dispatch(|| self.unpool_row([w, n], upstream, rows, gradient));
                         } else {
                             gradient.fill(T::zero());
                         }
@@ -135,10 +140,16 @@ impl Pooling {
         gradient.inplace_op3(upstream, input, &op)
     }
 
-    /// The gradient with respect to a pair of rows `[2, w, n]`, from that of the row `[w / 2, n]`
-    /// that they are pooled to.
+    /// The adjoint of [`Self::pool_row`]: from the gradient with respect to a row `[w / 2, n]`,
+    /// that with respect to the pair of rows `[2, w, n]`.
     #[inline(always)]
-    fn spread<T: Value>(self, [w, n]: [usize; 2], upstream: &[T], rows: &[T], gradient: &mut [T]) {
+    fn unpool_row<T: Scalar>(
+        self,
+        [w, n]: [usize; 2],
+        upstream: &[T],
+        rows: &[T],
+        gradient: &mut [T],
+    ) {
         let (top, bottom) = gradient.split_at_mut(w * n);
         for (x, upstream) in upstream.chunks_exact(n).enumerate() {
             let (top, bottom) = (&mut top[2 * x * n..], &mut bottom[2 * x * n..]);
@@ -147,7 +158,7 @@ impl Pooling {
                     for row in [top, bottom] {
                         let (left, right) = row[..2 * n].split_at_mut(n);
                         for ((left, right), upstream) in left.iter_mut().zip(right).zip(upstream) {
-                            *left = T::nearest(0.25 * upstream.single());
+                            *left = T::nearest(0.25 * upstream.as_f32());
                             *right = *left;
                         }
                     }
@@ -155,12 +166,14 @@ impl Pooling {
                 Self::Max => {
                     let corners = corners(rows, x, w, n);
                     let (left, right) = top[..2 * n].split_at_mut(n);
-                    let (below, last) = bottom[..2 * n].split_at_mut(n);
-                    for (i, upstream) in upstream.chunks(LANES).enumerate() {
-                        let range = i * LANES..i * LANES + upstream.len();
-                        let shares =
-                            first_takes(corners.map(|corner| &corner[range.clone()]), upstream);
-                        let corners = [&mut *left, right, below, last];
+                    let (lower_left, lower_right) = bottom[..2 * n].split_at_mut(n);
+                    for (i, upstream) in upstream.chunks(CHANNEL_CHUNK).enumerate() {
+                        let range = i * CHANNEL_CHUNK..i * CHANNEL_CHUNK + upstream.len();
+                        let shares = route_to_first_max(
+                            corners.map(|corner| &corner[range.clone()]),
+                            upstream,
+                        );
+                        let corners = [&mut *left, right, lower_left, lower_right];
                         for (corner, shares) in corners.into_iter().zip(&shares) {
                             corner[range.clone()].copy_from_slice(&shares[..upstream.len()]);
                         }
@@ -174,7 +187,7 @@ impl Pooling {
     }
 }
 
-/// The dimensions of the input, after a check of the output's.
+/// The input's dimensions, once those of the output are checked against them.
 fn pooled_dims(input: &Tensor, output: &Tensor) -> Result<(usize, usize, usize)> {
     let (h, w, n) = input.dims3()?;
     if h < 2 || w < 2 || output.dims() != [h / 2, w / 2, n] {
@@ -183,30 +196,30 @@ fn pooled_dims(input: &Tensor, output: &Tensor) -> Result<(usize, usize, usize)>
     Ok((h, w, n))
 }
 
-/// Without a branch, for the vector unit.
+/// As an expression that vectorises.
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Channels whose gradients are handed out at a time.
-const LANES: usize = 16;
+/// Channels that [`route_to_first_max`] processes at a time.
+const CHANNEL_CHUNK: usize = 16;
 
-/// `upstream` for the first of the four that has the largest value, zeros for the others, of up to
-/// [`LANES`] channels. What the vector unit is to work on is in arrays.
+/// For each of up to [`CHANNEL_CHUNK`] channels, `upstream` in the first of the four corners that
+/// holds the maximum, zeros in the others. Works on arrays of fixed size, so that it vectorises.
 #[inline(always)]
-fn first_takes<T: Value>(four: [&[T]; 4], upstream: &[T]) -> [[T; LANES]; 4] {
+fn route_to_first_max<T: Scalar>(four: [&[T]; 4], upstream: &[T]) -> [[T; CHANNEL_CHUNK]; 4] {
     let array = |values: &[T]| {
-        let mut array = [T::zero(); LANES];
+        let mut array = [T::zero(); CHANNEL_CHUNK];
         array[..values.len()].copy_from_slice(values);
         array
     };
     let (four, upstream) = (four.map(array), array(upstream));
-    let mut shares = [[T::zero(); LANES]; 4];
-    for i in 0..LANES {
-        let [a, b, c, d] = four.map(|values| values[i].single());
+    let mut shares = [[T::zero(); CHANNEL_CHUNK]; 4];
+    for i in 0..CHANNEL_CHUNK {
+        let [a, b, c, d] = four.map(|values| values[i].as_f32());
         let best = larger(larger(a, b), larger(c, d));
-        let share = |takes: bool| if takes { upstream[i] } else { T::zero() };
+        let share = |first: bool| if first { upstream[i] } else { T::zero() };
         shares[0][i] = share(a == best);
         shares[1][i] = share((a != best) & (b == best));
         shares[2][i] = share((a != best) & (b != best) & (c == best));
@@ -215,14 +228,14 @@ fn first_takes<T: Value>(four: [&[T]; 4], upstream: &[T]) -> [[T; LANES]; 4] {
     shares
 }
 
-/// The four pixels `[n]` under pixel `x` of the output, in a pair of rows `[2, w, n]`.
+/// The four pixels `[n]` of the window of output pixel `x`, in a pair of rows `[2, w, n]`.
 #[inline(always)]
 fn corners<T>(rows: &[T], x: usize, w: usize, n: usize) -> [&[T]; 4] {
     [0, n, w * n, (w + 1) * n].map(|corner| &rows[2 * x * n + corner..][..n])
 }
 
 /// The four corners of all windows, each `[h / 2, w / 2, channels]`.
-fn windows(input: &Tensor) -> Result<[Tensor; 4]> {
+fn split_windows(input: &Tensor) -> Result<[Tensor; 4]> {
     let (h, w, n) = input.dims3()?;
     let even = input.narrow(0, 0, h / 2 * 2)?.narrow(1, 0, w / 2 * 2)?;
     let split = even.contiguous()?.reshape((h / 2, 2, w / 2, 2, n))?;
@@ -235,8 +248,9 @@ fn windows(input: &Tensor) -> Result<[Tensor; 4]> {
     Ok([corner(0, 0)?, corner(0, 1)?, corner(1, 0)?, corner(1, 1)?])
 }
 
-/// Puts the four corners of all windows back into place, zeros where no window was.
-fn unwindow(corners: &[Tensor; 4], h: usize, w: usize) -> Result<Tensor> {
+/// The inverse of [`split_windows`] for an image `[h, w, channels]`: zeros in an odd last row or
+/// column.
+fn join_windows(corners: &[Tensor; 4], h: usize, w: usize) -> Result<Tensor> {
     let rows = |left: &Tensor, right: &Tensor| -> Result<Tensor> {
         let (h, w, n) = left.dims3()?;
         Tensor::stack(&[left, right], 2)?.reshape((h, 2 * w, n))
@@ -250,19 +264,19 @@ fn unwindow(corners: &[Tensor; 4], h: usize, w: usize) -> Result<Tensor> {
         .pad_with_zeros(1, 0, w % 2)
 }
 
-fn largest_of(corners: &[Tensor; 4]) -> Result<Tensor> {
+fn composed_max(corners: &[Tensor; 4]) -> Result<Tensor> {
     let right = corners[2].maximum(&corners[3])?;
     corners[0].maximum(&corners[1])?.maximum(&right)
 }
 
-/// `upstream` in the first corner that holds the largest value, zeros in the others.
-fn first_largest(corners: &[Tensor; 4], upstream: &Tensor) -> Result<[Tensor; 4]> {
-    let largest = largest_of(corners)?;
-    let mut left = upstream.clone();
+/// [`route_to_first_max`] composed of candle's operations.
+fn composed_route_to_first_max(corners: &[Tensor; 4], upstream: &Tensor) -> Result<[Tensor; 4]> {
+    let largest = composed_max(corners)?;
+    let mut remaining = upstream.clone();
     let mut shares = Vec::with_capacity(4);
     for corner in corners {
-        let share = (&left * corner.eq(&largest)?.to_dtype(left.dtype())?)?;
-        left = (left - &share)?;
+        let share = (&remaining * corner.eq(&largest)?.to_dtype(remaining.dtype())?)?;
+        remaining = (remaining - &share)?;
         shares.push(share);
     }
     shares
@@ -272,19 +286,19 @@ fn first_largest(corners: &[Tensor; 4], upstream: &Tensor) -> Result<[Tensor; 4]
 
 #[cfg(test)]
 mod tests {
+    use super::super::for_each_backend;
     use super::super::reference::{Array, pool, pool_backward, relative_error};
-    use super::super::with_both_sides;
     use super::*;
 
     const SIZES: [(usize, usize); 6] = [(2, 2), (3, 2), (2, 3), (7, 9), (8, 16), (33, 20)];
 
     #[test]
-    fn both_poolings_and_their_gradients_are_the_nested_loops() {
-        with_both_sides(|side| {
+    fn both_poolings_and_their_gradients_match_the_reference() {
+        for_each_backend(|backend| {
             for (h, w) in SIZES {
                 for n in [1, 3, 20] {
                     for pooling in [Pooling::Avg, Pooling::Max] {
-                        let case = format!("{side}, {h}x{w}x{n}, {pooling:?}");
+                        let case = format!("{backend}, {h}x{w}x{n}, {pooling:?}");
                         check(&case, pooling, Array::random(h, w, n, 1));
                     }
                 }
@@ -310,7 +324,7 @@ mod tests {
         assert!(error < 1e-6, "{case}, gradient: {error}");
     }
 
-    /// Of features in bf16, each result is that of f32, rounded.
+    /// bf16 features give the f32 results, rounded.
     #[test]
     fn bf16_is_f32_rounded() {
         for pooling in [Pooling::Avg, Pooling::Max] {
@@ -320,7 +334,8 @@ mod tests {
             };
             let (input, upstream) = (tensor(9, 7, 1), tensor(4, 3, 2));
             let run = |dtype| {
-                let [input, upstream] = [&input, &upstream].map(|it| it.to_dtype(dtype).unwrap());
+                let [input, upstream] =
+                    [&input, &upstream].map(|tensor| tensor.to_dtype(dtype).unwrap());
                 let (output, gradient) = (upstream.ones_like(), input.ones_like());
                 let (output, gradient) = (output.unwrap(), gradient.unwrap());
                 pooling.forward(&input, &output).unwrap();
@@ -334,7 +349,7 @@ mod tests {
         }
     }
 
-    /// ⟨u, pool(x)⟩ = ⟨poolᵀ(u), x⟩: with the places of the largest values held, both are linear.
+    /// ⟨u, pool(x)⟩ = ⟨poolᵀ(u), x⟩: with the positions of the maxima fixed, pooling is linear.
     #[test]
     fn reference_backward_is_the_adjoint() {
         for pooling in [Pooling::Avg, Pooling::Max] {
@@ -351,7 +366,7 @@ mod tests {
 
     #[test]
     fn of_equal_largest_values_the_first_takes_the_gradient() {
-        with_both_sides(|side| {
+        for_each_backend(|backend| {
             let input = Tensor::ones((2, 2, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
             let upstream =
                 (Tensor::ones((1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap() * 3.0)
@@ -359,7 +374,7 @@ mod tests {
             let gradient = input.zeros_like().unwrap();
             Pooling::Max.backward(&upstream, &input, &gradient).unwrap();
             let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values, [3.0, 0.0, 0.0, 0.0], "{side}");
+            assert_eq!(values, [3.0, 0.0, 0.0, 0.0], "{backend}");
         });
     }
 

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Work that is the same each time.
+//! Capture and replay of repeated work as a CUDA graph.
 
 use candle_core::{Device, Error};
 use std::fmt::Display;
 use std::result::Result;
 
-/// Operations on the same tensors each time, which a GPU records when they are done for the second
-/// time, and replays from then on: the first time finds memory and algorithms for them.
+/// A sequence of operations that is the same, on the same tensors, in each run.
+///
+/// On CUDA the first run executes it, which allocates memory and chooses algorithms, the second
+/// captures it as a CUDA graph, and later ones replay that. On other devices each run executes it.
 #[derive(Default)]
 pub struct Recorded {
     #[cfg(feature = "cudnn")]
@@ -19,14 +21,14 @@ pub struct Recorded {
 enum State {
     #[default]
     Fresh,
-    /// With the number of times that recording it failed, or was cancelled.
-    Done(u32),
+    /// Executed at least once; with the number of captures that failed or were cancelled.
+    WarmedUp(u32),
     Recorded(super::cuda::record::Recording),
 }
 
-/// How often recording is tried.
+/// Failed captures after which the work is only executed.
 #[cfg(feature = "cudnn")]
-const TRIES: u32 = 3;
+const MAX_CAPTURE_FAILURES: u32 = 3;
 
 impl Recorded {
     #[cfg(not(feature = "cudnn"))]
@@ -38,7 +40,7 @@ impl Recorded {
         work()
     }
 
-    /// Does `work` on `device`. Where it is replayed, it ends when it is given to the device.
+    /// Does `work` on `device`. A replay returns as soon as it is enqueued.
     #[cfg(feature = "cudnn")]
     pub fn run<E: From<Error> + Display>(
         &mut self,
@@ -51,17 +53,17 @@ impl Recorded {
         }
         match &mut self.state {
             State::Recorded(recording) => recording.replay()?,
-            State::Done(TRIES) => work()?,
-            State::Done(tries) => {
-                let tries = *tries + 1;
+            State::WarmedUp(MAX_CAPTURE_FAILURES) => work()?,
+            State::WarmedUp(failures) => {
+                let failures = *failures + 1;
                 self.state = match Recording::new(device, work)? {
                     Some(recording) => State::Recorded(recording),
-                    None => State::Done(tries),
+                    None => State::WarmedUp(failures),
                 };
             }
             State::Fresh => {
                 work()?;
-                self.state = State::Done(0);
+                self.state = State::WarmedUp(0);
             }
         }
         Ok(())

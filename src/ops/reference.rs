@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The operations as plain nested loops in `f64`, which the tests compare with.
+//! Reference implementations for the tests: the operations as plain nested loops in `f64`.
 
 use super::conv::Border;
 use super::pool::Pooling;
@@ -23,7 +23,7 @@ impl Array {
         Self { h, w, n, values }
     }
 
-    /// Values in -1..1 that `f32` holds exactly.
+    /// Values in -1..1 that `f32` represents exactly.
     pub fn random(h: usize, w: usize, n: usize, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let values = (0..h * w * n)
@@ -40,12 +40,12 @@ impl Array {
         &mut self.values[(y * self.w + x) * self.n + c]
     }
 
-    pub fn singles(&self) -> Vec<f32> {
+    pub fn to_f32(&self) -> Vec<f32> {
         self.values.iter().map(|&value| value as f32).collect()
     }
 
     pub fn tensor(&self) -> Tensor {
-        Tensor::from_vec(self.singles(), (self.h, self.w, self.n), &Device::Cpu).unwrap()
+        Tensor::from_vec(self.to_f32(), (self.h, self.w, self.n), &Device::Cpu).unwrap()
     }
 
     pub fn dot(&self, other: &Self) -> f64 {
@@ -67,14 +67,14 @@ pub fn relative_error(tensor: &Tensor, reference: &[f64]) -> f64 {
 }
 
 /// A convolution's kernel `[out, in, 3, 3]` and bias `[out]`.
-pub struct Kernel {
+pub struct ReferenceKernel {
     pub n_out: usize,
     pub n_in: usize,
     pub weights: Vec<f64>,
     pub bias: Vec<f64>,
 }
 
-impl Kernel {
+impl ReferenceKernel {
     pub fn random(n_out: usize, n_in: usize, seed: u64) -> Self {
         Self {
             n_out,
@@ -95,8 +95,8 @@ impl Kernel {
         )
     }
 
-    /// Calls `visit(y, x, out, y of the tap, x of the tap, in, weight)` for every tap that lies
-    /// within the image or, with a replicated border, is moved into it.
+    /// Calls `visit([y, x, output channel], [tap y, tap x, input channel], weight)` for each tap
+    /// that lies in the image or, with a replicated border, is clamped to it.
     fn taps(
         &self,
         h: usize,
@@ -154,8 +154,8 @@ impl Kernel {
     }
 }
 
-/// Calls `visit(y, x, channel, share)` for each pixel under `[py, px]` with its share in the
-/// pooled value.
+/// Calls `visit(y, x, share)` for the pixels in the window of pooled pixel `[py, px]`, with their
+/// share in its value of channel `c`.
 fn shares(
     pooling: Pooling,
     input: &Array,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Images between the host and the device that the work is done on.
+//! Image transfers between the host and the device.
 
 use candle_core::{Device, Result, Tensor};
 
-/// The way of images to a device and back.
+/// Copies images to a device and back, on CUDA through page-locked staging memory.
 #[derive(Default)]
 pub struct Transfer {
     #[cfg(feature = "cudnn")]
@@ -12,8 +12,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// An image on the CPU as one on `device`. A GPU takes it while it computes and the caller goes
-    /// on.
+    /// Copies an image from the CPU to `device`. On CUDA this is asynchronous: it overlaps with the
+    /// GPU's computation and with the caller's.
     pub fn upload(&mut self, image: &Tensor, device: &Device) -> Result<Tensor> {
         match device {
             #[cfg(feature = "cudnn")]
@@ -22,7 +22,7 @@ impl Transfer {
         }
     }
 
-    /// A copy on the CPU of an image on its device.
+    /// Copies an image from its device to the CPU, once what computes it is done.
     pub fn download(&mut self, image: &Tensor) -> Result<Tensor> {
         match image.device() {
             #[cfg(feature = "cudnn")]

@@ -5,7 +5,7 @@
 
 use super::weights::Weights;
 use crate::ops::Format;
-use crate::ops::amx::{Amx, CHANNELS};
+use crate::ops::amx::{Amx, CHANNEL_MULTIPLE};
 use candle_core::{DType, Device};
 use std::fmt;
 
@@ -108,7 +108,9 @@ impl Precision {
     ) -> Result<ResolvedPrecision, Error> {
         match self.on(device)? {
             ResolvedPrecision::Bf16(_)
-                if weights.channels().any(|n| !n.is_multiple_of(CHANNELS)) =>
+                if weights
+                    .channels()
+                    .any(|n| !n.is_multiple_of(CHANNEL_MULTIPLE)) =>
             {
                 match self {
                     Self::Auto => Ok(ResolvedPrecision::F32),

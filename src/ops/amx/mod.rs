@@ -1,47 +1,51 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The CPU's operations on features in bf16 that are sums of products, on the tiles of Intel AMX:
-//! what is multiplied is bf16, the sums are f32. Results are the same bit for bit for any number
-//! of threads.
+//! Convolutions and Gram matrices of bf16 features on the CPU, on the tile registers of Intel AMX
+//! (`TDPBF16PS`): operands are bf16, accumulators f32. Results are bit-identical for any number of
+//! threads.
+//!
+//! `microkernel` is the tile GEMM that all of it is built on, `convolution` the convolution
+//! between features, `image` that of conv1_1, `gram` the Gram matrices. `tiles` detects and
+//! configures AMX; `avx512` has the vector code around the tile products.
 
+mod avx512;
 mod convolution;
 #[cfg(all(test, target_os = "linux"))]
 mod emulator;
 mod gram;
 mod image;
-mod product;
+mod microkernel;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
 mod tiles;
-mod values;
 
-use super::Shared;
+use super::DisjointSlices;
 use candle_core::{Result, bail};
-use convolution::{Activation, Convolution, Gradient, Source};
+use convolution::{BiasReluBf16, ConvInput, Convolution, StoreBf16};
 pub use gram::{gram, gram_backward};
 use half::bf16;
-pub use image::ImageConv;
-pub use product::Matrix;
+pub use image::AmxImageConv;
+pub use microkernel::VnniMatrix;
 use rayon::prelude::*;
 
-/// What all numbers of channels are multiples of.
-pub const CHANNELS: usize = product::DEPTH;
+/// The numbers of feature channels are multiples of this.
+pub const CHANNEL_MULTIPLE: usize = microkernel::TILE_DEPTH;
 
-/// The right to use AMX.
+/// Proof that this process may use AMX.
 #[derive(Clone, Copy)]
 pub struct Amx(());
 
 impl Amx {
-    /// None where the processor has no AMX, or the system keeps it from this process.
+    /// None if the processor lacks AMX or the system denies it to this process.
     pub fn new() -> Option<Self> {
         tiles::available().then_some(Self(()))
     }
 
-    /// The processor's, or else the emulator's; none where that cannot run either.
+    /// The processor's AMX, or else the emulator's; none if that cannot run either.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Option<Self> {
         #[cfg(target_os = "linux")]
-        let emulated = || values::available() && emulator::install();
+        let emulated = || avx512::available() && emulator::install();
         #[cfg(not(target_os = "linux"))]
         let emulated = || false;
         let ready = tiles::available() || emulated();
@@ -51,8 +55,8 @@ impl Amx {
         ready.then_some(Self(()))
     }
 
-    /// For an operation on bf16 on the CPU, which there is no other way to compute.
-    pub(super) fn needed() -> Result<Self> {
+    /// An error without AMX, the only way to compute bf16 operations on the CPU.
+    pub(super) fn require() -> Result<Self> {
         #[cfg(test)]
         let amx = Self::for_tests();
         #[cfg(not(test))]
@@ -64,13 +68,13 @@ impl Amx {
     }
 }
 
-/// Weights `[n_out, n_in, 9]`, from `weight(output channel, input channel, tap)`, as bf16 holds
-/// them, where each has taken up what rounding took from the one before it.
+/// Rounds the weights `weight(output channel, input channel, tap)` to bf16, `[n_out, n_in, 9]`,
+/// carrying the rounding error of each over to the next.
 ///
-/// Features are positive and neighbours alike, so that the errors of weights that are rounded each
-/// for itself add up in a sum: with the built-in weights (those of conv1_1 exact) the gradient with
-/// respect to an image had a cosine of 0.9992 to that of the exact weights, with these 0.9996.
-fn rounded(
+/// Features are positive and similar to their neighbours, so that the errors of independently
+/// rounded weights add up. With the built-in weights (those of conv1_1 exact), error diffusion
+/// improves the cosine of the image gradient to that of the exact weights from 0.9992 to 0.9996.
+fn round_with_error_diffusion(
     n_in: usize,
     n_out: usize,
     weight: impl Fn(usize, usize, usize) -> f32 + Sync,
@@ -78,28 +82,27 @@ fn rounded(
     let mut weights = vec![0.0; n_out * n_in * 9];
     let outputs = weights.par_chunks_exact_mut(n_in * 9).enumerate();
     outputs.for_each(|(out, weights)| {
-        let mut carried = 0.0;
+        let mut error = 0.0;
         for (i, rounded) in weights.iter_mut().enumerate() {
-            let wanted = weight(out, i / 9, i % 9) + carried;
+            let wanted = weight(out, i / 9, i % 9) + error;
             *rounded = bf16::from_f32(wanted).to_f32();
-            carried = wanted - *rounded;
+            error = wanted - *rounded;
         }
     });
     weights
 }
 
-/// `relu(input * kernel + bias)` and its gradient with respect to the input, between borders of
-/// zeros.
-pub struct Conv {
+/// `relu(input * kernel + bias)`, padded with zeros, and its gradient with respect to the input.
+pub struct AmxConv {
     amx: Amx,
-    forward: Matrix,
-    adjoint: Matrix,
+    forward: VnniMatrix,
+    adjoint: VnniMatrix,
     bias: Vec<f32>,
 }
 
-impl Conv {
-    /// With a kernel whose weight is `weight(output channel, input channel, tap)`, its taps
-    /// counted row by row. The numbers of channels are multiples of [`CHANNELS`].
+impl AmxConv {
+    /// Packs a kernel of weights `weight(output channel, input channel, tap)`, taps in row-major
+    /// order. The numbers of channels are multiples of [`CHANNEL_MULTIPLE`].
     pub fn new(
         amx: Amx,
         n_in: usize,
@@ -107,7 +110,7 @@ impl Conv {
         weight: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
         let n_out = bias.len();
-        let weights = rounded(n_in, n_out, weight);
+        let weights = round_with_error_diffusion(n_in, n_out, weight);
         let weight = |out, input, tap| weights[(out * n_in + input) * 9 + tap];
         Self {
             amx,
@@ -128,20 +131,20 @@ impl Conv {
         self.adjoint.columns()
     }
 
-    /// From `input` `[h, w, n_in]` to `output` `[h, w, n_out]`.
+    /// Computes `output` `[h, w, n_out]` from `input` `[h, w, n_in]`.
     pub fn forward(&self, size @ [h, w]: [usize; 2], input: &[bf16], output: &mut [bf16]) {
         assert_eq!(output.len(), h * w * self.bias.len());
-        let source = Source::Features(input);
+        let source = ConvInput::Features(input);
         Convolution::new(self.amx, size, self.n_in(), 1, source, &self.forward).compute(
-            &Activation {
+            &BiasReluBf16 {
                 bias: &self.bias,
-                output: Shared::new(output),
+                output: DisjointSlices::new(output),
             },
         );
     }
 
-    /// From `upstream`, the gradient with respect to `output`, to the `gradient` with respect to the
-    /// input, `[h, w, n_in]`: where `output` is not above 0 the ReLU lets nothing back.
+    /// Computes `gradient` `[h, w, n_in]`, with respect to the input, from `upstream`, that with
+    /// respect to `output`: where `output` is not above 0, the ReLU passes none.
     pub fn backward(
         &self,
         size @ [h, w]: [usize; 2],
@@ -150,11 +153,11 @@ impl Conv {
         gradient: &mut [bf16],
     ) {
         assert_eq!(gradient.len(), h * w * self.n_in());
-        let source = Source::Active(upstream, output);
+        let source = ConvInput::MaskedGradient(upstream, output);
         Convolution::new(self.amx, size, self.bias.len(), 1, source, &self.adjoint).compute(
-            &Gradient {
+            &StoreBf16 {
                 channels: self.n_in(),
-                output: Shared::new(gradient),
+                output: DisjointSlices::new(gradient),
             },
         );
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! On machines with AMX these run on its tiles, on others on the emulator's.
+//! On machines with AMX these run on the processor's tiles, elsewhere on those of the [`emulator`].
 
 use super::super::conv::Border;
 use super::super::reference::{self, Array};
@@ -8,10 +8,11 @@ use super::convolution::Piece;
 use super::*;
 use rayon::prelude::*;
 
-/// Sums of a thousand products and more, relative to those of absolute values.
+/// Bound on the rounding of f32 sums of over a thousand products, relative to the sum of their
+/// magnitudes.
 const F32_ROUNDING: f64 = 2e-6;
 
-/// Half of a last place of bf16.
+/// Half a unit in the last place of bf16, relative.
 const BF16_ROUNDING: f64 = 1.0 / 256.0;
 
 fn random(h: usize, w: usize, n: usize, seed: u64) -> Array {
@@ -22,7 +23,7 @@ fn random(h: usize, w: usize, n: usize, seed: u64) -> Array {
     array
 }
 
-fn rounded(array: &Array) -> Vec<bf16> {
+fn to_bf16(array: &Array) -> Vec<bf16> {
     array
         .values
         .iter()
@@ -30,24 +31,25 @@ fn rounded(array: &Array) -> Vec<bf16> {
         .collect()
 }
 
-/// Random weights that bf16 holds exactly.
-fn kernel(n_out: usize, n_in: usize) -> reference::Kernel {
-    let mut kernel = reference::Kernel::random(n_out, n_in, 1);
+/// Random weights that bf16 represents exactly.
+fn kernel(n_out: usize, n_in: usize) -> reference::ReferenceKernel {
+    let mut kernel = reference::ReferenceKernel::random(n_out, n_in, 1);
     for weight in &mut kernel.weights {
         *weight = bf16::from_f64(*weight).to_f64();
     }
     kernel
 }
 
-fn weight(kernel: &reference::Kernel) -> impl Fn(usize, usize, usize) -> f32 + Sync {
+fn weight(kernel: &reference::ReferenceKernel) -> impl Fn(usize, usize, usize) -> f32 + Sync {
     |out, input, tap| kernel.weights[(out * kernel.n_in + input) * 9 + tap] as f32
 }
 
-fn bias(kernel: &reference::Kernel) -> Vec<f32> {
+fn bias(kernel: &reference::ReferenceKernel) -> Vec<f32> {
     kernel.bias.iter().map(|value| *value as f32).collect()
 }
 
-/// Checks rounded sums of which each has up to `magnitude` of absolute values in it.
+/// Checks sums that were rounded to bf16, the magnitudes of whose terms add up to `magnitude` at
+/// most.
 fn check(case: &str, results: &[bf16], expected: &[f64], magnitude: f64) {
     assert_eq!(results.len(), expected.len());
     for (i, (result, expected)) in results.iter().zip(expected).enumerate() {
@@ -72,7 +74,7 @@ const SIZES: [[usize; 2]; 12] = [
     [40, 1],
 ];
 
-/// Sizes with few channels, and numbers of channels with few pixels: the nested loops are slow.
+/// Many sizes with few channels, and many channel counts with few pixels, as the reference is slow.
 fn each_case(mut case: impl FnMut(&str, [usize; 2], usize, usize)) {
     let mut case = |size: [usize; 2], n_in, n_out| {
         let name = format!("{}x{}, {n_in} to {n_out}", size[0], size[1]);
@@ -88,22 +90,22 @@ fn each_case(mut case: impl FnMut(&str, [usize; 2], usize, usize)) {
 }
 
 #[test]
-fn convolutions_are_the_nested_loops() {
+fn convolutions_match_the_reference() {
     let Some(amx) = Amx::for_tests() else { return };
     each_case(|case, size @ [h, w], n_in, n_out| {
         let kernel = kernel(n_out, n_in);
-        let conv = Conv::new(amx, n_in, bias(&kernel), weight(&kernel));
+        let conv = AmxConv::new(amx, n_in, bias(&kernel), weight(&kernel));
         let input = random(h, w, n_in, 2);
         // What is there before is overwritten.
-        let mut output = rounded(&random(h, w, n_out, 3));
-        conv.forward(size, &rounded(&input), &mut output);
+        let mut output = to_bf16(&random(h, w, n_out, 3));
+        conv.forward(size, &to_bf16(&input), &mut output);
         let expected = kernel.forward(&input, Border::Zeros);
         check(case, &output, &expected.values, 9.0 * n_in as f64);
 
         let upstream = random(h, w, n_out, 4);
-        let mut gradient = rounded(&random(h, w, n_in, 5));
-        let features = rounded(&expected);
-        conv.backward(size, &rounded(&upstream), &features, &mut gradient);
+        let mut gradient = to_bf16(&random(h, w, n_in, 5));
+        let features = to_bf16(&expected);
+        conv.backward(size, &to_bf16(&upstream), &features, &mut gradient);
         let expected = kernel.backward(&upstream, &expected, Border::Zeros);
         let case = format!("{case}, backward");
         check(&case, &gradient, &expected.values, 9.0 * n_out as f64);
@@ -111,26 +113,25 @@ fn convolutions_are_the_nested_loops() {
 }
 
 #[test]
-fn an_images_convolution_is_the_nested_loops() {
+fn an_images_convolution_matches_the_reference() {
     let Some(amx) = Amx::for_tests() else { return };
     for size @ [h, w] in SIZES {
         for n_out in [32, 64] {
             let case = format!("{h}x{w} to {n_out}");
-            // Nor are its weights.
-            let kernel = reference::Kernel::random(n_out, 3, 1);
-            let conv = ImageConv::new(amx, bias(&kernel), weight(&kernel));
-            // Pixels are not rounded to bf16: of their 24 bits, 16 count.
+            // Neither weights nor pixels are exact in bf16; 16 of their 24 bits count.
+            let kernel = reference::ReferenceKernel::random(n_out, 3, 1);
+            let conv = AmxImageConv::new(amx, bias(&kernel), weight(&kernel));
             let image = Array::random(h, w, 3, 2);
-            let mut output = rounded(&random(h, w, n_out, 3));
-            conv.forward(size, &image.singles(), &mut output);
+            let mut output = to_bf16(&random(h, w, n_out, 3));
+            conv.forward(size, &image.to_f32(), &mut output);
             let expected = kernel.forward(&image, Border::Replicate);
             let rounding = 2f64.powi(-17) / F32_ROUNDING;
             check(&case, &output, &expected.values, 27.0 * rounding);
 
             let upstream = random(h, w, n_out, 4);
-            let mut gradient = Array::random(h, w, 3, 5).singles();
-            let features = rounded(&expected);
-            conv.backward(size, &rounded(&upstream), &features, &mut gradient);
+            let mut gradient = Array::random(h, w, 3, 5).to_f32();
+            let features = to_bf16(&expected);
+            conv.backward(size, &to_bf16(&upstream), &features, &mut gradient);
             let expected = kernel.backward(&upstream, &expected, Border::Replicate);
             for (value, expected) in gradient.iter().zip(&expected.values) {
                 let bound = 2f64.powi(-17) * 9.0 * n_out as f64;
@@ -141,12 +142,12 @@ fn an_images_convolution_is_the_nested_loops() {
     }
 }
 
-/// What rounding takes from a weight goes to the next, so that sums stay.
+/// The rounding error of each weight is carried over to the next, so that sums are preserved.
 #[test]
-fn weights_take_up_each_others_rounding() {
+fn rounding_errors_of_weights_are_diffused() {
     let (n_in, n_out) = (32, 3);
-    let kernel = reference::Kernel::random(n_out, n_in, 1);
-    let weights = super::rounded(n_in, n_out, weight(&kernel));
+    let kernel = reference::ReferenceKernel::random(n_out, n_in, 1);
+    let weights = super::round_with_error_diffusion(n_in, n_out, weight(&kernel));
     for (rounded, exact) in weights
         .chunks(9 * n_in)
         .zip(kernel.weights.chunks(9 * n_in))
@@ -156,29 +157,29 @@ fn weights_take_up_each_others_rounding() {
             assert_eq!(bf16::from_f32(*rounded).to_f32(), *rounded);
             sum += f64::from(*rounded) - exact;
             alone += bf16::from_f64(*exact).to_f64() - exact;
-            // Weights are below 1, where half a last place is 2^-9.
+            // Weights are below 1, where half a unit in the last place is 2^-9.
             assert!(f64::abs(sum) <= 1.01 * 2f64.powi(-9), "{sum}");
         }
-        println!("sums are off by {sum}, those of weights rounded alone by {alone}");
+        println!("sums are off by {sum}, those of independently rounded weights by {alone}");
     }
 }
 
-/// One line too few for the last position's last step.
+/// With one line too few for the last position's last step.
 #[test]
 #[should_panic(expected = "start + reach")]
 fn nothing_beyond_the_values_is_read() {
     let Some(amx) = Amx::for_tests() else {
         panic!("start + reach is nothing without AMX");
     };
-    let matrix = Matrix::new(3, product::COLUMNS, |_, _| 1.0);
-    let tiles = tiles::Tiles::configure(amx);
+    let matrix = VnniMatrix::new(3, microkernel::TILE_COLUMNS, |_, _| 1.0);
+    let tiles = tiles::TilesGuard::configure(amx);
     let multiply = |lines: usize| {
-        let values = product::Positions {
-            lines: &vec![product::Line::ZEROS; lines],
+        let values = microkernel::LeftOperand {
+            lines: &vec![microkernel::Line::ZEROS; lines],
             stride: 2,
         };
-        let (panel, mut sums) = (matrix.panel(0), product::Sums::ZEROS);
-        product::multiply(&tiles, values, [0, 7, 3], &[0, 5, 1], panel, &mut sums);
+        let (panel, mut sums) = (matrix.panel(0), microkernel::Accumulators::ZEROS);
+        microkernel::multiply(&tiles, values, [0, 7, 3], &[0, 5, 1], panel, &mut sums);
     };
     let enough = 7 + 5 + 15 * 2 + 1;
     multiply(enough);
@@ -186,12 +187,12 @@ fn nothing_beyond_the_values_is_read() {
 }
 
 #[test]
-fn gram_matrices_are_the_nested_loops() {
+fn gram_matrices_match_the_reference() {
     let Some(amx) = Amx::for_tests() else { return };
     for (m, n) in [(1, 32), (7, 64), (32, 32), (45, 96), (200, 128), (64, 512)] {
         let features = random(m, 1, n, 1);
         let mut gram = vec![7.0; n * n];
-        super::gram(amx, &rounded(&features), n, &mut gram);
+        super::gram(amx, &to_bf16(&features), n, &mut gram);
         let expected = reference::gram(&features);
         for row in 0..n {
             for column in 0..=row {
@@ -208,17 +209,17 @@ fn the_gradient_of_a_gram_matrix_is_features_times_residual() {
     let Some(amx) = Amx::for_tests() else { return };
     for (m, n) in [(1, 32), (7, 64), (50, 96), (700, 160)] {
         let (features, residual) = (random(m, 1, n, 1), random(n, n, 1, 2));
-        let mut matrix = Matrix::default();
-        // Twice, so that the second finds values of the first.
+        let mut matrix = VnniMatrix::default();
+        // Twice, so that the second overwrites the first.
         for scale in [3.0, 1.0] {
-            matrix.set(n / CHANNELS, n, |row, column| {
+            matrix.set(n / CHANNEL_MULTIPLE, n, |row, column| {
                 scale * residual.at(row, column, 0) as f32
             });
         }
         let before = random(m, 1, n, 3);
         for accumulate in [false, true] {
-            let mut gradient = rounded(&before);
-            gram_backward(amx, &rounded(&features), &matrix, &mut gradient, accumulate);
+            let mut gradient = to_bf16(&before);
+            gram_backward(amx, &to_bf16(&features), &matrix, &mut gradient, accumulate);
             let rows = features
                 .values
                 .chunks_exact(n)
@@ -239,17 +240,17 @@ fn the_gradient_of_a_gram_matrix_is_features_times_residual() {
     }
 }
 
-/// What `convolution` makes in `pieces`, on as many threads.
+/// The output of `convolution`, computed in `pieces`, on as many threads.
 fn run(convolution: &Convolution, pieces: &[Piece], len: usize, n_out: usize) -> Vec<bf16> {
-    let mut values = rounded(&random(len, 1, 1, 9));
-    let sink = Gradient {
+    let mut values = to_bf16(&random(len, 1, 1, 9));
+    let epilogue = StoreBf16 {
         channels: n_out,
-        output: Shared::new(&mut values),
+        output: DisjointSlices::new(&mut values),
     };
     std::thread::scope(|scope| {
         for piece in pieces {
-            // SAFETY: pieces do not overlap, and nobody else has the output.
-            scope.spawn(|| unsafe { convolution.run(piece, &sink) });
+            // SAFETY: pieces do not overlap, and nothing else accesses the output.
+            scope.spawn(|| unsafe { convolution.run(piece, &epilogue) });
         }
     });
     values
@@ -261,8 +262,8 @@ fn results_do_not_depend_on_the_pieces() {
     for size @ [h, w] in [[7, 33], [9, 15], [11, 20], [18, 16]] {
         let (n_in, n_out) = (32, 96);
         let kernel = convolution::kernel(n_in, n_out, weight(&kernel(n_out, n_in)));
-        let input = rounded(&random(h, w, n_in, 2));
-        let source = Source::Features(&input);
+        let input = to_bf16(&random(h, w, n_in, 2));
+        let source = ConvInput::Features(&input);
         let convolution = Convolution::new(amx, size, n_in, 1, source, &kernel);
         let with = |pieces: &[Piece]| run(&convolution, pieces, h * w * n_out, n_out);
         let whole = with(&[Piece {
@@ -295,7 +296,7 @@ fn pieces_cover_the_output_once() {
         for (n_in, n_out) in [(32, 32), (64, 64), (64, 160), (32, 512), (64, 16)] {
             let kernel = convolution::kernel(n_in, n_out, |_, _, _| 0.0);
             let input = vec![bf16::ZERO; h * w * n_in];
-            let source = Source::Features(&input);
+            let source = ConvInput::Features(&input);
             let convolution = Convolution::new(amx, size, n_in, 1, source, &kernel);
             for threads in [1, 2, 3, 16, 64] {
                 let mut seen = vec![false; h * n_out / 16];

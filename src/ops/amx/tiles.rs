@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Whether there are tiles, and their configuration.
+//! Detection and configuration of the AMX tile registers.
 
-use super::{Amx, values};
+use super::{Amx, avx512};
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// Whether this processor has the instructions and the system lets this process use them, which
-/// is asked for once.
+/// Whether this processor has AMX and the system permits this process to use it, which is requested
+/// once.
 ///
-/// Linux grants the tiles to the whole process for good, and refuses where a thread's alternate
-/// signal stack could not hold them.
+/// Linux grants the permission to the whole process for its lifetime, and refuses it if a thread's
+/// alternate signal stack is too small for the tile state.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_instructions() && permitted())
 }
 
 fn has_instructions() -> bool {
-    // Each processor with AMX for bf16 has them; what surrounds the products is made of them.
-    if !values::available() {
+    // The code around the tile products needs these, which every processor with AMX has.
+    if !avx512::available() {
         return false;
     }
     const OSXSAVE: u32 = 1 << 27;
     const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
     const TILE_STATES: u32 = 1 << 17 | 1 << 18;
-    // SAFETY: every x86-64 processor has `cpuid`. (Newer compilers know.)
+    // SAFETY: every x86-64 processor has `cpuid`. (Safe to call in newer compilers.)
     #[allow(unused_unsafe)]
     let (leaves, features, extended) =
         unsafe { (__cpuid(0).eax, __cpuid(1).ecx, __cpuid_count(7, 0).edx) };
@@ -60,14 +60,14 @@ fn permitted() -> bool {
     false
 }
 
-/// This thread's tiles, configured as long as this lives, and then released, so that the system
-/// has no 8 KiB of them to save with each switch of threads.
+/// A guard that keeps this thread's tile registers configured while it lives.
 ///
-/// Both together are some hundred cycles.
-pub struct Tiles(PhantomData<*mut ()>);
+/// Dropping it releases them, so that the system need not save their 8 KiB at each context switch.
+/// Both together take some hundred cycles.
+pub struct TilesGuard(PhantomData<*mut ()>);
 
-impl Tiles {
-    /// All tiles have 16 rows of 64 bytes.
+impl TilesGuard {
+    /// Configures all eight tiles as 16 rows of 64 bytes.
     pub fn configure(_: Amx) -> Self {
         /// The operand of `ldtilecfg`.
         #[repr(C, align(64))]
@@ -100,9 +100,9 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
+impl Drop for TilesGuard {
     fn drop(&mut self) {
-        // SAFETY: AMX is available, or there would be no `Tiles`.
+        // SAFETY: AMX is available, as the existence of `self` shows.
         unsafe {
             asm!(
                 "tilerelease",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-use super::super::reference::{Array, Kernel, relative_error};
-use super::super::with_both_sides;
+use super::super::for_each_backend;
+use super::super::reference::{Array, ReferenceKernel, relative_error};
 use super::*;
 use candle_core::DType;
 
@@ -26,42 +26,47 @@ const CHANNELS: [(usize, usize); 7] = [
 ];
 const BORDERS: [Border; 2] = [Border::Zeros, Border::Replicate];
 
-fn each_case(mut check: impl FnMut(&str, Array, Kernel, Border)) {
+fn each_case(mut check: impl FnMut(&str, Array, ReferenceKernel, Border)) {
     for (h, w) in SIZES {
         for (n_in, n_out) in CHANNELS {
             for border in BORDERS {
                 let case = format!("{h}x{w}, {n_in} to {n_out}, {border:?}");
                 let input = Array::random(h, w, n_in, 1);
-                check(&case, input, Kernel::random(n_out, n_in, 2), border);
+                check(
+                    &case,
+                    input,
+                    ReferenceKernel::random(n_out, n_in, 2),
+                    border,
+                );
             }
         }
     }
 }
 
 #[test]
-fn forward_is_the_nested_loops() {
+fn forward_matches_the_reference() {
     each_case(|case, input, kernel, border| {
         let expected = kernel.forward(&input, border);
-        with_both_sides(|side| {
+        for_each_backend(|backend| {
             let (weights, bias) = kernel.tensors();
             let op = Conv3x3::new(&weights, &bias, border).unwrap();
             // What is there before is overwritten.
             let output = Array::random(input.h, input.w, kernel.n_out, 3).tensor();
             op.forward(&input.tensor(), &output).unwrap();
             let error = relative_error(&output, &expected.values);
-            assert!(error < 1e-5, "{side}, {case}: {error}");
+            assert!(error < 1e-5, "{backend}, {case}: {error}");
         });
     });
 }
 
 #[test]
-fn backward_is_the_nested_loops() {
+fn backward_matches_the_reference() {
     each_case(|case, input, kernel, border| {
         // The reference's ReLU masks, on both sides of the comparison.
         let output = kernel.forward(&input, border);
         let upstream = Array::random(input.h, input.w, kernel.n_out, 4);
         let gradient = kernel.backward(&upstream, &output, border);
-        with_both_sides(|side| {
+        for_each_backend(|backend| {
             let (weights, bias) = kernel.tensors();
             let op = Conv3x3::new(&weights, &bias, border).unwrap();
             // What is there before is overwritten.
@@ -69,7 +74,7 @@ fn backward_is_the_nested_loops() {
             op.backward(&upstream.tensor(), &output.tensor(), &result)
                 .unwrap();
             let error = relative_error(&result, &gradient.values);
-            assert!(error < 1e-5, "{side}, {case}: {error}");
+            assert!(error < 1e-5, "{backend}, {case}: {error}");
         });
     });
 }
@@ -99,7 +104,7 @@ fn reference_backward_is_the_adjoint() {
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     for (n_in, n_out, border) in [(24, 160, Border::Replicate), (32, 256, Border::Zeros)] {
-        let (weights, bias) = Kernel::random(n_out, n_in, 1).tensors();
+        let (weights, bias) = ReferenceKernel::random(n_out, n_in, 1).tensors();
         let op = Conv3x3::new(&weights, &bias, border).unwrap();
         for (h, w) in [(40, 61), (9, 16)] {
             let input = Array::random(h, w, n_in, 2).tensor();
@@ -135,11 +140,11 @@ fn bf16_is_for_images_and_for_many_channels_between_zeros() {
         (Border::Zeros, 64, 48, false),
         (Border::Replicate, 3, 48, false),
     ] {
-        let (weights, bias) = Kernel::random(n_out, n_in, 1).tensors();
+        let (weights, bias) = ReferenceKernel::random(n_out, n_in, 1).tensors();
         let op = Conv3x3::bf16(&weights, &bias, border, amx);
         assert_eq!(op.is_ok(), fits, "{n_in} to {n_out}, {border:?}");
         let Ok(op) = op else { continue };
-        assert_eq!(matches!(op.side, Side::Bf16Image(_)), n_in == 3);
+        assert_eq!(matches!(op.backend, Backend::AmxImage(_)), n_in == 3);
         // Features are bf16, an image is f32.
         let (image, features) = (DType::F32, DType::BF16);
         let tensor = |n, dtype| Tensor::zeros((5, 5, n), dtype, &Device::Cpu).unwrap();
@@ -153,7 +158,7 @@ fn bf16_is_for_images_and_for_many_channels_between_zeros() {
 
 #[test]
 fn shapes_that_do_not_fit_are_errors() {
-    let (weights, bias) = Kernel::random(4, 3, 1).tensors();
+    let (weights, bias) = ReferenceKernel::random(4, 3, 1).tensors();
     let op = Conv3x3::new(&weights, &bias, Border::Zeros).unwrap();
     let zeros = |h, w, n| Array::zeros(h, w, n).tensor();
     assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 use super::*;
+use crate::ops::for_each_backend;
 use crate::ops::reference::{Array, relative_error};
-use crate::ops::with_both_sides;
 
 const SIZES: [(usize, usize); 5] = [(1, 1), (1, 6), (5, 1), (7, 9), (130, 70)];
 
@@ -22,7 +22,7 @@ fn sum() -> Tensor {
     Tensor::new(&[f64::NAN], &Device::Cpu).unwrap()
 }
 
-/// What `op` leaves.
+/// The sum that `op` writes.
 fn sum_of(op: impl FnOnce(&Tensor) -> Result<()>) -> f64 {
     let sum = sum();
     op(&sum).unwrap();
@@ -39,7 +39,7 @@ fn check(
     op: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<()>,
     value: impl Fn(f64, f64, f64) -> f64,
 ) {
-    with_both_sides(|side| {
+    for_each_backend(|backend| {
         for (h, w) in SIZES {
             let (dst, a, b) = (random(h, w, 1), random(h, w, 2), random(h, w, 3));
             let operands = a.values.iter().zip(&b.values);
@@ -52,7 +52,7 @@ fn check(
             let result = dst.tensor();
             op(&result, &a.tensor(), &b.tensor()).unwrap();
             let error = relative_error(&result, &expected);
-            assert!(error < 1e-6, "{name}, {side}, {h}x{w}: {error}");
+            assert!(error < 1e-6, "{name}, {backend}, {h}x{w}: {error}");
         }
     });
 }
@@ -107,28 +107,29 @@ fn vector_operations_are_their_formulas() {
 
 #[test]
 fn directions_are_cleared_at_the_upper_bound_too() {
-    with_both_sides(|side| {
+    for_each_backend(|backend| {
         let tensor = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).unwrap();
         let (d, x) = (tensor([1.0, -1.0, 1.0]), tensor([1.0, 1.0, 0.9]));
         clear_outward(&d, &x).unwrap();
-        assert_eq!(d.to_vec1::<f32>().unwrap(), [0.0, -1.0, 1.0], "{side}");
+        assert_eq!(d.to_vec1::<f32>().unwrap(), [0.0, -1.0, 1.0], "{backend}");
     });
 }
 
 #[test]
 fn sums_and_the_content_loss_are_their_formulas() {
-    with_both_sides(|side| {
+    for_each_backend(|backend| {
         for (h, w) in SIZES {
             let (f, p, before) = (random(h, w, 1), random(h, w, 2), random(h, w, 3));
-            close(side, dot(&f.tensor(), &p.tensor()).unwrap(), f.dot(&p));
-            close(side, sum_of(|sum| squares(&f.tensor(), sum)), f.dot(&f));
+            close(backend, dot(&f.tensor(), &p.tensor()).unwrap(), f.dot(&p));
+            close(backend, sum_of(|sum| squares(&f.tensor(), sum)), f.dot(&f));
             let differences: Vec<f64> =
                 f.values.iter().zip(&p.values).map(|(f, p)| f - p).collect();
             for accumulate in [false, true] {
                 let gradient = before.tensor();
                 let (f, p) = (f.tensor(), p.tensor());
-                let loss = sum_of(|sum| content(&f, &p, &factor(0.4), &gradient, accumulate, sum));
-                close(side, loss, differences.iter().map(|d| d * d).sum());
+                let loss =
+                    sum_of(|sum| content_loss(&f, &p, &factor(0.4), &gradient, accumulate, sum));
+                close(backend, loss, differences.iter().map(|d| d * d).sum());
                 let kept = |b: &f64| if accumulate { *b } else { 0.0 };
                 let expected: Vec<f64> = differences
                     .iter()
@@ -137,23 +138,23 @@ fn sums_and_the_content_loss_are_their_formulas() {
                     .collect();
                 assert!(
                     relative_error(&gradient, &expected) < 1e-6,
-                    "{side}, {h}x{w}"
+                    "{backend}, {h}x{w}"
                 );
             }
         }
     });
 }
 
-/// Of features in bf16, sums are those of f32, and the gradient is that of f32, rounded.
+/// bf16 features give the same sums as in f32, and the f32 gradient, rounded.
 #[test]
 fn bf16_is_f32_rounded() {
     let tensor = |seed| random(13, 11, seed).tensor().to_dtype(DType::BF16).unwrap();
     let [f, p, before] = [1, 2, 3].map(tensor);
     for accumulate in [false, true] {
         let run = |dtype| {
-            let [f, p, before] = [&f, &p, &before].map(|it| it.to_dtype(dtype).unwrap());
+            let [f, p, before] = [&f, &p, &before].map(|tensor| tensor.to_dtype(dtype).unwrap());
             let gradient = before.copy().unwrap();
-            let loss = sum_of(|sum| content(&f, &p, &factor(0.4), &gradient, accumulate, sum));
+            let loss = sum_of(|sum| content_loss(&f, &p, &factor(0.4), &gradient, accumulate, sum));
             let rounded = gradient.to_dtype(DType::BF16).unwrap();
             let gradient = rounded.flatten_all().unwrap().to_vec1::<bf16>().unwrap();
             (loss, dot(&f, &p).unwrap(), gradient)
@@ -163,8 +164,8 @@ fn bf16_is_f32_rounded() {
 }
 
 #[test]
-fn what_pixels_are_held_to_is_its_formula() {
-    with_both_sides(|side| {
+fn the_temporal_loss_is_its_formula() {
+    for_each_backend(|backend| {
         for (h, w) in SIZES {
             let (image, before) = (random(h, w, 1), random(h, w, 2));
             let target = Array::random(h, w, 4, 3);
@@ -178,17 +179,17 @@ fn what_pixels_are_held_to_is_its_formula() {
             }
             let gradient = before.tensor();
             let (image, target) = (image.tensor(), target.tensor());
-            let value = sum_of(|sum| held(&image, &target, &factor(0.3), &gradient, sum));
+            let value = sum_of(|sum| temporal_loss(&image, &target, &factor(0.3), &gradient, sum));
             assert!(
                 (value - total).abs() < 1e-5 * (h * w) as f64,
-                "{side}, {h}x{w}"
+                "{backend}, {h}x{w}"
             );
             let error = relative_error(&gradient, &expected);
-            assert!(error < 1e-6, "{side}, {h}x{w}: {error}");
+            assert!(error < 1e-6, "{backend}, {h}x{w}: {error}");
         }
         let (image, target) = (random(4, 5, 1).tensor(), random(4, 5, 2).tensor());
         let (factor, sum) = (factor(1.0), sum());
-        assert!(held(&image, &target, &factor, &image.copy().unwrap(), &sum).is_err());
+        assert!(temporal_loss(&image, &target, &factor, &image.copy().unwrap(), &sum).is_err());
     });
 }
 
@@ -211,12 +212,12 @@ fn total_variation_and_its_gradient_agree() {
         }
         sum
     };
-    with_both_sides(|side| {
+    for_each_backend(|backend| {
         for (h, w) in [(1, 1), (1, 6), (5, 1), (7, 9)] {
             let (image, before) = (random(h, w, 1), random(h, w, 2));
             let gradient = before.tensor();
             close(
-                side,
+                backend,
                 sum_of(|sum| total_variation(&image.tensor(), &factor(0.3), &gradient, sum)),
                 value(&image),
             );
@@ -232,7 +233,7 @@ fn total_variation_and_its_gradient_agree() {
                 .collect();
             assert!(
                 relative_error(&gradient, &expected) < 1e-6,
-                "{side}, {h}x{w}"
+                "{backend}, {h}x{w}"
             );
         }
     });

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The transforms of Winograd's F(4x4, 3x3) for one row or column of a tile.
+//! The one-dimensional transforms of Winograd's F(4x4, 3x3), for a row or column of a tile.
 //!
-//! Four sums of three taps each are the middle of the product of two polynomials, and that product
-//! is known by its values at six points (Winograd 1980; Lavin and Gray, "Fast Algorithms for
-//! Convolutional Neural Networks", CVPR 2016). The points are 0, ±3/4, ±3/2 and ∞: the customary
-//! 0, ±1, ±2 and ∞ take the features of a VGG-19 twice as far from those in f64 (2.1e-6, not 1.1e-6).
+//! The four sums of three taps are obtained by interpolating a product of two polynomials at six
+//! points (Winograd 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
+//! 2016). The points are 0, ±3/4, ±3/2 and ∞. With the customary 0, ±1, ±2 and ∞, the error of a
+//! VGG-19's features to those in f64 is twice as large: 2.1e-6 rather than 1.1e-6.
 
 use pulp::Simd;
 
-/// Sums a tile has on a side.
-pub const TILE: usize = 4;
-/// Pixels that the sums of a tile see on a side, which is also the number of points.
-pub const PATCH: usize = TILE + 2;
+/// Side of an output tile.
+pub const OUTPUT_TILE: usize = 4;
+/// Side of an input tile, which is also the number of points.
+pub const INPUT_TILE: usize = OUTPUT_TILE + 2;
 
 /// The points are 0, ±A, ±B and ∞.
 const A: f64 = 0.75;
@@ -20,9 +20,9 @@ const B: f64 = 1.5;
 const A2: f64 = A * A;
 const B2: f64 = B * B;
 
-/// G: the values at the points of the polynomial of three taps, divided by what the interpolation
-/// between the points divides by.
-pub const fn kernel(taps: [f64; 3]) -> [f64; PATCH] {
+/// G g: the values of the polynomial with coefficients `taps` at the points, over the denominators
+/// of the Lagrange interpolation.
+pub const fn filter(taps: [f64; 3]) -> [f64; INPUT_TILE] {
     let [c0, c1, c2] = taps;
     let (near, far) = (2.0 * A2 * (A2 - B2), 2.0 * B2 * (B2 - A2));
     [
@@ -35,9 +35,9 @@ pub const fn kernel(taps: [f64; 3]) -> [f64; PATCH] {
     ]
 }
 
-/// Bᵀ: what a row or column of a patch becomes.
+/// Bᵀ d, of a row or column of an input tile.
 #[inline(always)]
-pub fn input<S: Simd>(simd: S, d: [S::f32s; PATCH]) -> [S::f32s; PATCH] {
+pub fn input<S: Simd>(simd: S, d: [S::f32s; INPUT_TILE]) -> [S::f32s; INPUT_TILE] {
     let times = |factor: f64, x, y| simd.mul_add_e_f32s(simd.splat_f32s(factor as f32), x, y);
     let (even_a, odd_a) = (times(-B2, d[2], d[4]), times(-B2, d[1], d[3]));
     let (even_b, odd_b) = (times(-A2, d[2], d[4]), times(-A2, d[1], d[3]));
@@ -51,9 +51,9 @@ pub fn input<S: Simd>(simd: S, d: [S::f32s; PATCH]) -> [S::f32s; PATCH] {
     ]
 }
 
-/// Aᵀ: the sums, from the products at the points.
+/// Aᵀ m: the sums, from the products at the points.
 #[inline(always)]
-pub fn output<S: Simd>(simd: S, m: [S::f32s; PATCH]) -> [S::f32s; TILE] {
+pub fn output<S: Simd>(simd: S, m: [S::f32s; INPUT_TILE]) -> [S::f32s; OUTPUT_TILE] {
     let times = |factor: f64, x, y| simd.mul_add_e_f32s(simd.splat_f32s(factor as f32), x, y);
     let scaled = |factor: f64, x| simd.mul_f32s(simd.splat_f32s(factor as f32), x);
     let (even_a, odd_a) = (simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2]));

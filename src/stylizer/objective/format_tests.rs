@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::ops::elementwise::dot;
-use crate::ops::{Format, composed};
+use crate::ops::{Format, with_composed_ops};
 use crate::stylizer::config::Config;
 use crate::stylizer::optimizer::{Budget, optimizer};
 use crate::stylizer::resize::{fit, pad, resize};
@@ -80,7 +80,7 @@ fn activations_that_overflow_are_reported() {
     let weights = Weights::new(convs, weights.preprocessing.clone());
     let image = picture("tubingen.jpg", FRAME);
     let config = Config::default();
-    let error = composed(|| {
+    let error = with_composed_ops(|| {
         let vgg = Arc::new(Vgg::emulated(&weights, Format::F16).unwrap());
         let (h, w, _) = image.dims3().unwrap();
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
@@ -125,13 +125,13 @@ fn formats_keep_the_gradients_direction() {
         (Format::F16, 0.999, 0.999, 0.02),
         (Format::Bf16, 0.999, 0.99, 0.05),
     ] {
-        let mut emulated = composed(|| {
+        let mut emulated = with_composed_ops(|| {
             let vgg = Vgg::emulated(&weights, format).unwrap();
             objective(vgg, &content, &style)
         });
         for (image, least) in [(&content, at_the_start), (&later, after)] {
             let (losses, expected) = gradient(&mut exact, image);
-            let (rounded, actual) = composed(|| gradient(&mut emulated, image));
+            let (rounded, actual) = with_composed_ops(|| gradient(&mut emulated, image));
             let cosine = cosine(&expected, &actual);
             let size = (dot(&actual, &actual).unwrap() / dot(&expected, &expected).unwrap()).sqrt();
             let loss = rounded.total / losses.total - 1.0;

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::ops::conv::Border;
-use crate::ops::reference::{Array, Kernel, gram, pool, pool_backward};
+use crate::ops::reference::{Array, ReferenceKernel, gram, pool, pool_backward};
 use crate::stylizer::config::LossScale;
 use crate::vgg::weights::Weights;
 use crate::vgg::weights::preprocessing::Preprocessing;
@@ -18,7 +18,7 @@ pub const CONTENT: &str = "conv1_2:0.2,conv2_1:0.3,conv4_2:0.5";
 pub const STYLE: &str = "conv1_1:0.2,conv2_1:0.3,conv3_1:0.1,conv3_4:0.2,conv5_2:0.2";
 
 /// A network as nested loops in `f64`.
-pub struct Network(pub Vec<Kernel>);
+pub struct Network(pub Vec<ReferenceKernel>);
 
 /// The input and the output of each layer; the first input is the normalised image, and those after
 /// a pooling are pooled.
@@ -29,7 +29,7 @@ impl Network {
     pub fn new() -> Self {
         let mut inputs = 3;
         let kernels = CHANNELS.iter().enumerate().map(|(i, &outputs)| {
-            let mut kernel = Kernel::random(outputs, inputs, 100 + 2 * i as u64);
+            let mut kernel = ReferenceKernel::random(outputs, inputs, 100 + 2 * i as u64);
             let bound = (6.0 / (9 * inputs) as f64).sqrt();
             for weight in &mut kernel.weights {
                 *weight = f64::from((*weight * bound) as f32);
@@ -48,7 +48,7 @@ impl Network {
             let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             values.into_iter().map(f64::from).collect()
         };
-        let kernels = weights.convs.iter().map(|(kernel, bias)| Kernel {
+        let kernels = weights.convs.iter().map(|(kernel, bias)| ReferenceKernel {
             n_out: kernel.dims()[0],
             n_in: kernel.dims()[1],
             weights: values(kernel),
@@ -63,7 +63,7 @@ impl Network {
             std: STD,
             ..Preprocessing::NONE
         };
-        let convs = self.0.iter().map(Kernel::tensors);
+        let convs = self.0.iter().map(ReferenceKernel::tensors);
         let weights = Weights::new(convs.collect(), preprocessing);
         Arc::new(Vgg::new(&weights, &Device::Cpu).unwrap())
     }

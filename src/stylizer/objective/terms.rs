@@ -10,7 +10,7 @@
 
 use super::exchange::{Exchange, TermSlot};
 use crate::ops::elementwise::{
-    content, copy, difference, dot, held as temporal, squares, total_variation,
+    content_loss, copy, difference, dot, squares, temporal_loss, total_variation,
 };
 use crate::ops::gram::{gram, gram_backward};
 use crate::stylizer::config::{Config, LayerWeights, LossScale};
@@ -100,7 +100,7 @@ impl ContentTerm {
     /// `gradient`, or added to it.
     fn differentiate(&self, features: &Tensor, gradient: &Tensor, accumulate: bool) -> Result<()> {
         let TermSlot { factor, sum, .. } = &self.slot;
-        content(features, &self.target, factor, gradient, accumulate, sum)
+        content_loss(features, &self.target, factor, gradient, accumulate, sum)
     }
 }
 
@@ -324,7 +324,7 @@ impl Terms {
         total_variation(image, factor, gradient, sum)?;
         if let Some(target) = self.temporal.target.as_ref().filter(|_| with_temporal) {
             let TermSlot { factor, sum, .. } = &self.temporal.slot;
-            temporal(image, target, factor, gradient, sum)?;
+            temporal_loss(image, target, factor, gradient, sum)?;
         }
         Ok(())
     }

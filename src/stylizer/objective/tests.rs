@@ -2,8 +2,8 @@
 
 use super::reference::{CONTENT, MEAN, Network, Reference, STD, STYLE, add, layers};
 use super::*;
+use crate::ops::for_each_backend;
 use crate::ops::reference::{Array, relative_error};
-use crate::ops::with_both_sides;
 use crate::stylizer::config::LossScale;
 use crate::vgg::weights::{Weights, WeightsSource};
 use candle_core::Device;
@@ -103,7 +103,7 @@ fn losses_and_gradient_against_the_reference() {
         let (expected, expected_gradient) =
             Reference::new(pooling, loss_weights(loss_scale), [&content(), &style()])
                 .evaluate(&image());
-        with_both_sides(|side| {
+        for_each_backend(|side| {
             let image = image().tensor();
             let gradient = image.ones_like().unwrap();
             let losses = objective(pooling)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 use super::*;
-use crate::ops::with_both_sides;
+use crate::ops::for_each_backend;
 use candle_core::Device;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -152,7 +152,7 @@ fn evaluations_to(optimizer: &mut dyn Optimizer, image: &Tensor, bowl: &Bowl, pa
 #[test]
 fn the_minimum_within_the_bounds_is_reached() {
     let bowl = Bowl::new();
-    with_both_sides(|side| {
+    for_each_backend(|side| {
         let [lbfgs, adam] = BOTH.map(|kind| evaluations_to(&mut *new(kind), &grey(), &bowl, 1e-3));
         println!("{side}: L-BFGS {lbfgs}, Adam {adam} evaluations");
         assert!(lbfgs < adam, "{side}: L-BFGS {lbfgs}, Adam {adam}");

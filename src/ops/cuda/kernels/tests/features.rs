@@ -3,7 +3,7 @@
 use super::{Buffer, Feature, check, check_sum, launch};
 use crate::ops::conv::Border;
 use crate::ops::pool::Pooling;
-use crate::ops::reference::{self, Array, Kernel};
+use crate::ops::reference::{self, Array, ReferenceKernel};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -25,7 +25,7 @@ fn channels(width: usize) -> [usize; 2] {
 }
 
 /// The kernel as the GPU has it, `[9, 3, n]`.
-fn packed(kernel: &Kernel) -> Buffer<f32> {
+fn packed(kernel: &ReferenceKernel) -> Buffer<f32> {
     let n = kernel.n_out;
     let values: Vec<f64> = (0..27 * n)
         .map(|i| kernel.weights[(i % n * 3 + i / n % 3) * 9 + i / n / 3])
@@ -50,7 +50,7 @@ fn image_convolution<T: Feature>() {
     for (h, w, n, blocks) in IMAGES {
         let case = format!("{suffix}, {h}x{w}x{n}");
         let (h_, w_, n_) = (h as i32, w as i32, n as i32);
-        let kernel = Kernel::random(n, 3, 5);
+        let kernel = ReferenceKernel::random(n, 3, 5);
         let (weights, bias) = (packed(&kernel), Buffer::<f32>::of(&kernel.bias));
 
         let image = Array::random(h, w, 3, 1);
@@ -107,14 +107,14 @@ fn convolution<T: Feature>() {
     for (h, w, n_in, n_out, blocks) in [(1, 1, 1, 1, 1), (5, 4, 3, 7, 1), (9, 11, 5, 66, 2)] {
         let case = format!("{suffix}, {h}x{w}, {n_in} to {n_out}");
         let (input, values) = features::<T>(h, w, n_in, 1);
-        let random = Kernel::random(n_out, n_in, 5);
+        let random = ReferenceKernel::random(n_out, n_in, 5);
         // The reference's are [n_out, n_in, 9].
         let last = |i: usize| (i / (9 * n_in) * n_in + i % n_in) * 9 + i / n_in % 9;
         let weights: Vec<f64> = (0..9 * n_in * n_out)
             .map(|i| random.weights[last(i)])
             .collect();
         let weights = Buffer::<T>::of(&weights);
-        let mut kernel = Kernel {
+        let mut kernel = ReferenceKernel {
             bias: vec![100.0; n_out],
             ..random
         };

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The matrix product that the CPU's convolutions are made of: a few rows of values times a panel
-//! of a matrix that was packed beforehand, its sums in registers.
+//! The micro-kernel of the `f32` convolutions on the CPU (a BLIS-style GEMM): a group of rows times
+//! a packed panel of columns, with the accumulators in vector accumulators.
 
 use aligned_vec::AVec;
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
 
-/// Vectors in a row of a panel: the columns that are multiplied at once.
+/// Vectors per row of a panel: its width in columns is `PANEL_VECTORS * lanes()`.
 pub const PANEL_VECTORS: usize = 2;
 
-/// Values in a vector of the machine.
+/// `f32` lanes of a vector on this CPU.
 pub fn lanes() -> usize {
     struct Lanes;
 
@@ -25,10 +25,10 @@ pub fn lanes() -> usize {
     Arch::new().dispatch(Lanes)
 }
 
-/// The groups that `rows` are multiplied in, each of about as many as there are registers for.
+/// Splits `rows` into nearly equal groups whose accumulators fit in the vector accumulators.
 #[inline(always)]
-pub fn groups<S: Simd>(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    // 16 registers where a vector has 8 lanes (AVX2) or one; 32 with AVX-512 and NEON.
+pub fn row_groups<S: Simd>(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    // 16 registers with AVX2 (8 lanes) or without SIMD (1 lane), 32 with AVX-512 (16) or NEON (4).
     let most = if matches!(S::F32_LANES, 4 | 16) {
         12
     } else {
@@ -38,8 +38,9 @@ pub fn groups<S: Simd>(rows: usize) -> impl Iterator<Item = Range<usize>> {
     (0..groups).map(move |group| group * rows / groups..(group + 1) * rows / groups)
 }
 
-/// `sums[row * stride..][..PANEL_VECTORS]`: the product of `values` `[depth / lanes, rows, lanes]`
-/// and `panel` `[depth, PANEL_VECTORS]`, for a group of rows. `next` is what will be read next.
+/// Multiplies a group of rows by a panel: writes the product of `values` `[depth / lanes, rows,
+/// lanes]` and `panel` `[depth, PANEL_VECTORS]` to `sums[row * stride..][..PANEL_VECTORS]` for each
+/// row, and meanwhile prefetches `next`.
 #[inline(always)]
 pub fn multiply<S: Simd>(
     simd: S,
@@ -76,7 +77,7 @@ fn multiply_rows<S: Simd, const ROWS: usize>(
     sums: &mut [S::f32s],
     stride: usize,
 ) {
-    let mut registers = [[simd.splat_f32s(0.0); PANEL_VECTORS]; ROWS];
+    let mut accumulators = [[simd.splat_f32s(0.0); PANEL_VECTORS]; ROWS];
     let steps = panel.len() / (PANEL_VECTORS * S::F32_LANES);
     let values = values.chunks_exact(ROWS * S::F32_LANES);
     let panel = panel.chunks_exact(PANEL_VECTORS * S::F32_LANES);
@@ -86,20 +87,20 @@ fn multiply_rows<S: Simd, const ROWS: usize>(
             prefetch(vector);
         }
         for k in 0..S::F32_LANES {
-            for (row, registers) in registers.iter_mut().enumerate() {
+            for (row, accumulators) in accumulators.iter_mut().enumerate() {
                 let value = simd.splat_f32s(values[row * S::F32_LANES + k]);
-                for (vector, sum) in registers.iter_mut().enumerate() {
+                for (vector, sum) in accumulators.iter_mut().enumerate() {
                     *sum = simd.mul_add_e_f32s(value, panel[k * PANEL_VECTORS + vector], *sum);
                 }
             }
         }
     }
-    for (row, registers) in registers.iter().enumerate() {
-        sums[row * stride..][..PANEL_VECTORS].copy_from_slice(registers);
+    for (row, accumulators) in accumulators.iter().enumerate() {
+        sums[row * stride..][..PANEL_VECTORS].copy_from_slice(accumulators);
     }
 }
 
-/// Has the cache line that `value` begins in brought into the second-level cache.
+/// Prefetches the cache line in which `value` begins into the L2 cache.
 #[inline(always)]
 fn prefetch<T>(value: &T) {
     #[cfg(target_arch = "x86_64")]
@@ -112,8 +113,8 @@ fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
-/// The first `len` values of `scratch`, which grows where it is shorter.
-pub fn grown(scratch: &mut AVec<f32>, len: usize) -> &mut [f32] {
+/// The first `len` values of `scratch`, which grows if it is shorter.
+pub fn scratch_slice(scratch: &mut AVec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len {
         scratch.resize(len, 0.0);
     }

@@ -1,88 +1,89 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Products of values in memory and a packed matrix, on the tiles.
+//! The micro-kernel on the tile registers: three 16x16 blocks of a product, of rows in memory and a
+//! packed panel of 16 columns.
 //!
-//! Sums are f32 and stay in the tile registers over all steps, in one order, so that they are the
-//! same bit for bit whatever the work is cut into.
+//! The f32 accumulators stay in tile registers over the whole depth, in a fixed order, so that
+//! results are bit-identical however the work is split.
 
-use super::super::Value;
-use super::tiles::Tiles;
+use super::super::Scalar;
+use super::tiles::TilesGuard;
 use half::bf16;
 use rayon::prelude::*;
 use std::arch::asm;
 
-/// Rows of a tile: positions whose sums are computed together.
-pub const POSITIONS: usize = 16;
+/// Rows of a tile: positions (rows of the left operand) per strip.
+pub const TILE_ROWS: usize = 16;
 
-/// Columns of a matrix that are a panel of it.
-pub const COLUMNS: usize = 16;
+/// Columns of an accumulator tile, which are a panel's.
+pub const TILE_COLUMNS: usize = 16;
 
-/// Rows of a matrix that a position is multiplied by in a step.
-pub const DEPTH: usize = 32;
+/// Depth of a tile product: bf16 values per row of a left tile.
+pub const TILE_DEPTH: usize = 32;
 
-/// Strips of positions that are multiplied by a panel together.
+/// Strips of 16 positions that are multiplied by a panel together.
 ///
-/// Three sums, one strip and one tile of the panel are five of the eight tiles. A core whose other
-/// hardware thread is busy has so few registers behind the tiles' names that, with all eight in
-/// use, each instruction waits for the one before it: measured on a Sapphire Rapids, 2x2 sums then
-/// run at a quarter of their speed, these at half, and with the core for itself both at the limit.
+/// Three accumulators, a left tile and a right tile take five of the eight tile registers. When the
+/// core's other hardware thread is busy, so few physical registers remain to rename tiles to that a
+/// kernel using all eight stalls on each instruction: measured on a Sapphire Rapids, 2x2
+/// accumulators then run at a quarter of their speed, these at half. With the core to itself,
+/// either reaches the peak.
 pub const STRIPS: usize = 3;
 
-/// 32 values of a position, a cache line: a tile's row that begins elsewhere takes twice as long
+/// 32 values of a position, aligned to a cache line: an unaligned row of a tile takes twice as long
 /// to load.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Line(pub [bf16; DEPTH]);
+pub struct Line(pub [bf16; TILE_DEPTH]);
 
 impl Line {
-    pub const ZEROS: Self = Self([bf16::ZERO; DEPTH]);
+    pub const ZEROS: Self = Self([bf16::ZERO; TILE_DEPTH]);
 }
 
-/// A part of a matrix as the tile product takes it: 16 pairs of its rows by 16 of its columns,
-/// `[16, 16, 2]`.
+/// A right tile in VNNI layout: 32 rows by 16 columns, rows interleaved in pairs, `[16, 16, 2]`.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Tile(pub [bf16; 512]);
+pub struct VnniTile(pub [bf16; 512]);
 
-/// A matrix `[32 steps, columns]`, packed.
+/// A right operand `[32 steps, columns]`, packed in panels of 16 columns.
 #[derive(Default)]
-pub struct Matrix {
+pub struct VnniMatrix {
     steps: usize,
     /// `[columns / 16, steps]`
-    tiles: Vec<Tile>,
+    tiles: Vec<VnniTile>,
 }
 
-impl Matrix {
-    /// The matrix whose value is `value(row, column)`, rounded to bf16.
+impl VnniMatrix {
+    /// Packs the matrix whose elements are `value(row, column)`, rounded to bf16.
     pub fn new(steps: usize, columns: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
         let mut matrix = Self::default();
         matrix.set(steps, columns, value);
         matrix
     }
 
-    /// Becomes that matrix, in the memory that it has.
+    /// The same in place, reusing the allocation.
     pub fn set(
         &mut self,
         steps: usize,
         columns: usize,
         value: impl Fn(usize, usize) -> f32 + Sync,
     ) {
-        assert!(columns.is_multiple_of(COLUMNS));
+        assert!(columns.is_multiple_of(TILE_COLUMNS));
         self.steps = steps;
         self.tiles
-            .resize(columns / COLUMNS * steps, Tile([bf16::ZERO; 512]));
+            .resize(columns / TILE_COLUMNS * steps, VnniTile([bf16::ZERO; 512]));
         let tiles = self.tiles.par_iter_mut().enumerate();
         tiles.for_each(|(index, tile)| {
             let (panel, step) = (index / steps, index % steps);
-            let first = panel * COLUMNS;
+            let first = panel * TILE_COLUMNS;
             for (pair, to) in tile
                 .0
-                .as_chunks_mut::<{ 2 * COLUMNS }>()
+                .as_chunks_mut::<{ 2 * TILE_COLUMNS }>()
                 .0
                 .iter_mut()
                 .enumerate()
             {
-                let row = step * DEPTH + 2 * pair;
+                let row = step * TILE_DEPTH + 2 * pair;
                 for (column, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
                     *to = [row, row + 1].map(|row| bf16::nearest(value(row, first + column)));
                 }
@@ -93,7 +94,7 @@ impl Matrix {
     pub fn columns(&self) -> usize {
         match self.steps {
             0 => 0,
-            steps => self.tiles.len() / steps * COLUMNS,
+            steps => self.tiles.len() / steps * TILE_COLUMNS,
         }
     }
 
@@ -102,50 +103,52 @@ impl Matrix {
         size_of_val(self.tiles.as_slice())
     }
 
-    /// The tiles of the 16 columns from `column` on.
-    pub fn panel(&self, column: usize) -> &[Tile] {
-        &self.tiles[column / COLUMNS * self.steps..][..self.steps]
+    /// The panel of the 16 columns from `column` on, one tile per step.
+    pub fn panel(&self, column: usize) -> &[VnniTile] {
+        &self.tiles[column / TILE_COLUMNS * self.steps..][..self.steps]
     }
 }
 
-/// The sums of strips, `[3, 16, 16]`.
+/// The results of the strips, `[strip, position, column]`.
 #[repr(C, align(64))]
-pub struct Sums(pub [[[f32; COLUMNS]; POSITIONS]; STRIPS]);
+pub struct Accumulators(pub [[[f32; TILE_COLUMNS]; TILE_ROWS]; STRIPS]);
 
-impl Sums {
-    pub const ZEROS: Self = Self([[[0.0; COLUMNS]; POSITIONS]; STRIPS]);
+impl Accumulators {
+    pub const ZEROS: Self = Self([[[0.0; TILE_COLUMNS]; TILE_ROWS]; STRIPS]);
 }
 
-/// Values whose positions lie `stride` lines apart.
+/// A left operand in memory, whose positions are `stride` lines apart.
 #[derive(Clone, Copy)]
-pub struct Positions<'a> {
+pub struct LeftOperand<'a> {
     pub lines: &'a [Line],
     pub stride: usize,
 }
 
-/// `sums`: for each of the strips that begin at `starts`, counted in lines, the products of its 16
-/// positions and `panel`, whose step `i` takes the lines that are `offsets[i]` lines behind them.
+/// Multiplies the strips by `panel`, into `sums`.
+///
+/// `starts` are the strips' first positions, as indices of lines. In step `i` the left tile is the
+/// 16 positions' lines at `offsets[i]` lines past them.
 ///
 /// # Panics
-/// Where there are no such lines.
+/// If a line is out of bounds.
 #[inline]
 pub fn multiply(
-    _: &Tiles,
-    values: Positions,
+    _: &TilesGuard,
+    values: LeftOperand,
     starts: [usize; STRIPS],
     offsets: &[usize],
-    panel: &[Tile],
-    sums: &mut Sums,
+    panel: &[VnniTile],
+    sums: &mut Accumulators,
 ) {
     assert_eq!(offsets.len(), panel.len());
-    let reach = offsets.iter().copied().fold(0, usize::max) + (POSITIONS - 1) * values.stride;
+    let reach = offsets.iter().copied().fold(0, usize::max) + (TILE_ROWS - 1) * values.stride;
     assert!(
         starts
             .iter()
             .all(|start| start + reach < values.lines.len())
     );
     if panel.is_empty() {
-        *sums = Sums::ZEROS;
+        *sums = Accumulators::ZEROS;
         return;
     }
     let [first, second, third] = starts.map(|start| values.lines[start..].as_ptr());
@@ -162,8 +165,8 @@ pub fn multiply(
             )
         };
     }
-    // SAFETY: the tiles are configured, as `Tiles` shows. The loads are of `panel` and of lines that
-    // the assertion has found inside of `values`; the stores fill `sums`.
+    // SAFETY: the tiles are configured, as `TilesGuard` shows. The loads are of `panel` and of
+    // lines that the assertion found to be within `values`; the stores fill `sums`.
     unsafe {
         asm!(
             "tilezero tmm0",

@@ -1,50 +1,51 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The CPU's 3x3 convolution for any number of channels and any border: a product of patches of
-//! pixels and the kernel. Its adjoint puts the products with the transposed kernel back to where
-//! the patches' pixels came from. It is made for few input channels: those of an image.
+//! im2col: the CPU's `f32` 3x3 convolution for any number of channels and any border, as the
+//! product of a matrix of 3x3 patches and the kernel. Its adjoint is col2im: products with the
+//! transposed kernel are added to the pixels that the patches came from. It is meant for few input
+//! channels, those of an image.
 
 use super::conv::Border;
-use super::product::{PANEL_VECTORS, groups, grown, lanes, multiply};
+use super::microkernel::{PANEL_VECTORS, lanes, multiply, row_groups, scratch_slice};
 use aligned_vec::AVec;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Rows of a piece of work.
-const PIECE_ROWS: usize = 8;
+/// Image rows per parallel task.
+const TASK_ROWS: usize = 8;
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+    static ROW_SCRATCH: RefCell<RowScratch> = RefCell::new(RowScratch {
         values: AVec::new(0),
         group: AVec::new(0),
         products: AVec::new(0),
     });
 }
 
-/// What a row of pixels needs, kept from call to call.
-struct Scratch {
+/// Buffers for a row of pixels, kept between calls.
+struct RowScratch {
     /// `[pixels, depth]`
     values: AVec<f32>,
-    /// The values of a group of pixels as [`multiply`] reads them.
+    /// A group of rows of `values`, packed for [`multiply`].
     group: AVec<f32>,
     /// `[pixels, columns]`
     products: AVec<f32>,
 }
 
-/// A matrix as panels that [`multiply`] reads.
-struct Matrix {
+/// A matrix packed in panels for [`multiply`].
+struct PanelMatrix {
     rows: usize,
-    /// The rows, rounded up to whole vectors.
+    /// `rows`, rounded up to whole vectors.
     depth: usize,
-    /// Columns, rounded up to whole panels.
+    /// The number of columns, rounded up to whole panels.
     columns: usize,
-    /// `[columns / panel, depth, panel]`, zeros where there is nothing.
+    /// `[columns / panel, depth, panel]`, padded with zeros.
     values: AVec<f32>,
 }
 
-impl Matrix {
+impl PanelMatrix {
     fn new(rows: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
         let panel = PANEL_VECTORS * lanes();
         let depth = rows.next_multiple_of(lanes());
@@ -64,40 +65,42 @@ impl Matrix {
         }
     }
 
-    /// `products` `[rows, columns]` of rows of values, which `fill` writes.
+    /// Multiplies `rows` rows, each written by `fill(row, values)`, by the matrix: `[rows,
+    /// columns]`.
     fn multiply<'a>(
         &self,
         rows: usize,
-        scratch: &'a mut Scratch,
+        scratch: &'a mut RowScratch,
         mut fill: impl FnMut(usize, &mut [f32]),
     ) -> &'a [f32] {
-        let values = grown(&mut scratch.values, rows * self.depth);
+        let values = scratch_slice(&mut scratch.values, rows * self.depth);
         for (row, values) in values.chunks_exact_mut(self.depth).enumerate() {
             let (values, padding) = values.split_at_mut(self.rows);
             fill(row, values);
             padding.fill(0.0);
         }
-        let products = grown(&mut scratch.products, rows * self.columns);
-        Arch::new().dispatch(Product {
+        let products = scratch_slice(&mut scratch.products, rows * self.columns);
+        Arch::new().dispatch(PanelProduct {
             matrix: self,
             rows,
             values,
-            group: grown(&mut scratch.group, rows * self.depth),
+            group: scratch_slice(&mut scratch.group, rows * self.depth),
             products,
         });
         products
     }
 }
 
-struct Product<'a> {
-    matrix: &'a Matrix,
+/// `products = values * matrix`.
+struct PanelProduct<'a> {
+    matrix: &'a PanelMatrix,
     rows: usize,
     values: &'a [f32],
     group: &'a mut [f32],
     products: &'a mut [f32],
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for PanelProduct<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -106,7 +109,7 @@ impl WithSimd for Product<'_> {
         let stride = self.matrix.columns / S::F32_LANES;
         let matrix = S::as_simd_f32s(&self.matrix.values).0;
         let products = S::as_mut_simd_f32s(self.products).0;
-        for rows in groups::<S>(self.rows) {
+        for rows in row_groups::<S>(self.rows) {
             let len = rows.len();
             let group = &mut self.group[..len * self.matrix.depth];
             let values = &self.values[rows.start * self.matrix.depth..rows.end * self.matrix.depth];
@@ -126,18 +129,18 @@ impl WithSimd for Product<'_> {
     }
 }
 
-/// A kernel, and its transpose.
-pub struct Kernel {
+/// A 3x3 kernel and its transpose, packed for im2col.
+pub struct Im2colKernel {
     n_in: usize,
     n_out: usize,
     border: Border,
     /// `[taps * n_in, n_out]`
-    forward: Matrix,
+    forward: PanelMatrix,
     /// `[n_out, taps * n_in]`
-    adjoint: Matrix,
+    adjoint: PanelMatrix,
 }
 
-impl Kernel {
+impl Im2colKernel {
     /// The kernel whose weight is `weight(output channel, input channel, tap)`, its taps counted
     /// row by row.
     pub fn new(
@@ -146,13 +149,13 @@ impl Kernel {
         border: Border,
         weight: impl Fn(usize, usize, usize) -> f32,
     ) -> Self {
-        let at = |out: usize, place: usize| weight(out, place % n_in, place / n_in);
+        let at = |out: usize, row: usize| weight(out, row % n_in, row / n_in);
         Self {
             n_in,
             n_out,
             border,
-            forward: Matrix::new(9 * n_in, n_out, |place, out| at(out, place)),
-            adjoint: Matrix::new(n_out, 9 * n_in, at),
+            forward: PanelMatrix::new(9 * n_in, n_out, |row, out| at(out, row)),
+            adjoint: PanelMatrix::new(n_out, 9 * n_in, at),
         }
     }
 
@@ -161,7 +164,7 @@ impl Kernel {
         size_of_val(self.forward.values.as_slice()) + size_of_val(self.adjoint.values.as_slice())
     }
 
-    /// Correlates `input` `[h, w, n_in]`; `write(pixel, sums)` takes the sums of a pixel of
+    /// Convolves `input` `[h, w, n_in]`; `write(pixel, sums)` stores the sums of one pixel of
     /// `output` `[h, w, n_out]`.
     pub fn forward(
         &self,
@@ -172,8 +175,8 @@ impl Kernel {
     ) {
         let n = self.n_in;
         let rows = output.par_chunks_exact_mut(w * self.n_out).enumerate();
-        rows.with_min_len(PIECE_ROWS).for_each(|(y, output)| {
-            SCRATCH.with_borrow_mut(|scratch| {
+        rows.with_min_len(TASK_ROWS).for_each(|(y, output)| {
+            ROW_SCRATCH.with_borrow_mut(|scratch| {
                 let sums = self.forward.multiply(w, scratch, |x, values| {
                     for (dy, values) in values.chunks_exact_mut(3 * n).enumerate() {
                         self.for_each_run([h, w], [y + dy, x], |taps, pixel| match pixel {
@@ -194,8 +197,9 @@ impl Kernel {
         });
     }
 
-    /// The adjoint of the correlation: `gradient` `[h, w, n_in]` is what comes back from the
-    /// gradient with respect to its sums, which `read(pixel, values)` gives a pixel of.
+    /// The adjoint of the convolution: writes the gradient with respect to its input to `gradient`
+    /// `[h, w, n_in]`. `read(pixel, values)` supplies the gradient with respect to one pixel's
+    /// sums.
     pub fn adjoint(
         &self,
         [h, w]: [usize; 2],
@@ -203,13 +207,13 @@ impl Kernel {
         read: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let n = self.n_in;
-        let pieces = gradient.par_chunks_mut(PIECE_ROWS * w * n).enumerate();
-        pieces.for_each(|(index, gradient)| {
-            let rows = index * PIECE_ROWS..(index * PIECE_ROWS + PIECE_ROWS).min(h);
+        let tasks = gradient.par_chunks_mut(TASK_ROWS * w * n).enumerate();
+        tasks.for_each(|(index, gradient)| {
+            let rows = index * TASK_ROWS..(index * TASK_ROWS + TASK_ROWS).min(h);
             let own = rows.start * w..rows.end * w;
             gradient.fill(0.0);
-            SCRATCH.with_borrow_mut(|scratch| {
-                // The rows around the piece's have taps in it.
+            ROW_SCRATCH.with_borrow_mut(|scratch| {
+                // The rows next to the task's own have taps in it.
                 for y in rows.start.saturating_sub(1)..(rows.end + 1).min(h) {
                     let products = self.adjoint.multiply(w, scratch, |x, values| {
                         read(y * w + x, values);
@@ -234,8 +238,9 @@ impl Kernel {
         });
     }
 
-    /// Calls `visit` with runs of the three taps whose middle one is above column `x`, in the row
-    /// that is one above `y`, and with the pixel under the first of them, if there is one.
+    /// Calls `visit(taps, pixel)` for runs of the three taps in input row `y - 1` whose middle one
+    /// is at column `x`: `pixel` is the one at the first tap of the run, and those at its other
+    /// taps follow it. None is a run of zeros.
     #[inline(always)]
     fn for_each_run(
         &self,

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! bf16 values sixteen and more at a time, with the vector instructions that every processor with
-//! AMX has.
+//! Vector operations on f32 and bf16, with the AVX-512 extensions that every processor with AMX
+//! has.
 
 use half::bf16;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-/// Values of a vector of `f32`.
+/// `f32` lanes of a vector.
 pub const LANES: usize = 16;
 
-/// Whether this processor has the instructions.
+/// Whether this processor has the extensions.
 pub fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -18,7 +18,7 @@ pub fn available() -> bool {
         && is_x86_feature_detected!("avx512bf16")
 }
 
-/// The nearest values, ties to even; what is below the normal numbers becomes zero.
+/// Rounds to the nearest bf16, ties to even; denormals become zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub fn round(values: __m512) -> [bf16; LANES] {
@@ -47,25 +47,27 @@ pub fn difference(a: __m512, b: __m512) -> __m512 {
     _mm512_sub_ps(a, b)
 }
 
-/// `to = values`, but 0 where `active` is not above 0.
+/// `to = values` where `active` is above 0, else 0.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub fn copy_active(values: &[bf16; 32], active: &[bf16; 32], to: &mut [bf16; 32]) {
-    // SAFETY: there are 64 bytes of each. As integers, positive numbers are above 0 too.
+    // SAFETY: each is 64 bytes. (A bf16 is above 0 exactly if its bits are as an integer, NaN
+    // aside.)
     unsafe {
-        let open = _mm512_cmpgt_epi16_mask(
+        let mask = _mm512_cmpgt_epi16_mask(
             _mm512_loadu_si512(active.as_ptr().cast()),
             _mm512_setzero_si512(),
         );
-        let kept = _mm512_maskz_loadu_epi16(open, values.as_ptr().cast());
+        let kept = _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast());
         _mm512_storeu_si512(to.as_mut_ptr().cast(), kept);
     }
 }
 
-/// `[16 pairs, 16 columns, 2]` of 32 rows: what the tile product takes as its second operand.
+/// Interleaves 32 rows of 16 columns in pairs, `[16, 16, 2]`: the VNNI layout, in which the tile
+/// product takes its second operand.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn pairs<'a>(row: impl Fn(usize) -> &'a [bf16; LANES]) -> [__m512i; 16] {
+pub fn interleave_pairs<'a>(row: impl Fn(usize) -> &'a [bf16; LANES]) -> [__m512i; 16] {
     std::array::from_fn(|pair| {
         // SAFETY: there are 16 values.
         let load = |at| unsafe { _mm256_loadu_si256(row(at).as_ptr().cast()) };
@@ -75,11 +77,11 @@ pub fn pairs<'a>(row: impl Fn(usize) -> &'a [bf16; LANES]) -> [__m512i; 16] {
     })
 }
 
-/// The 16x16 matrix of pairs with its rows and columns swapped.
+/// Transposes a 16x16 matrix of pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Blocks of 2x2, then of 4x4, whose columns end up in the four quarters of a vector.
+pub fn transpose_pairs(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // Transpose blocks of 2x2, then of 4x4, whose columns end up in the four 128-bit lanes.
     let twos: [__m512i; 16] = std::array::from_fn(|i| {
         let (upper, lower) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
         match i % 2 {
@@ -94,7 +96,7 @@ pub fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
             _ => _mm512_unpackhi_epi64(twos[at], twos[at + 2]),
         }
     });
-    // Column 4 quarter + j of the rows from 4 group on is the quarter of `fours[4 * group + j]`.
+    // Rows 4 * group.. of column 4 * quarter + j are lane `quarter` of `fours[4 * group + j]`.
     std::array::from_fn(|column| {
         let (quarter, j) = (column / 4, column % 4);
         let two = |group: usize| {
