@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Where the time of an iteration goes: each part of an evaluation at its real shapes, in their
-//! order, beside the whole of it, and what L-BFGS adds. Last, what is not convolution.
+//! Where the time of an iteration goes: each operation of an evaluation, run in order at its real
+//! shapes, and L-BFGS, as shares of a whole iteration; and the share that is not convolution.
 //!
 //! `cargo bench --bench breakdown [-- --rounds N] [--threads N] [--precision NAME]`
 
@@ -21,9 +21,9 @@ use gstgatys::vgg::weights::{Weights, WeightsSource};
 use gstgatys::vgg::{Layer, Precision};
 use std::time::Instant;
 
-/// Iterations after which the history of L-BFGS is full, its default being 10, and as many are
-/// timed.
-const FULL: u32 = 12;
+/// Iterations after which the history of L-BFGS (10 pairs by default) is full, and iterations that
+/// are timed after those.
+const WARM_UP: u32 = 12;
 
 fn main() {
     let rounds = argument("--rounds", 7);
@@ -40,34 +40,34 @@ fn main() {
 fn run(rounds: usize) -> Result<()> {
     let pictures = Pictures::made(MIDDLE);
     let network = network(precision());
-    let walk = Walk::new(&pictures.image, network.precision())?;
+    let evaluation = Evaluation::new(&pictures.image, network.precision())?;
     let problem = Problem::new(network, &pictures);
-    let mut wholes = Vec::new();
-    let mut walks: Vec<Vec<Part>> = Vec::new();
+    let mut totals = Vec::new();
+    let mut measured: Vec<Vec<Timing>> = Vec::new();
     for round in 0..=rounds {
         let whole = ms(timed(|| problem.evaluate()).0);
-        let parts = walk.evaluate()?;
+        let timings = evaluation.evaluate()?;
         // The first round warms up.
         if round > 0 {
-            wholes.push(whole);
-            walks.push(parts);
+            totals.push(whole);
+            measured.push(timings);
         }
     }
     let optimiser = optimiser(&problem, &pictures.image)?;
 
-    let part = |index: usize| median(walks.iter().map(|parts| parts[index].ms).collect());
+    let part = |index: usize| median(measured.iter().map(|timings| timings[index].ms).collect());
     let sum = |kind: Kind| {
-        let indices = (0..walks[0].len()).filter(|&index| walks[0][index].kind == kind);
+        let indices = (0..measured[0].len()).filter(|&index| measured[0][index].kind == kind);
         indices.map(part).sum::<f64>()
     };
     println!("{:24} {:>9} {:>17}", "", "ms", "G multiply-adds/s");
-    for (index, entry) in walks[0].iter().enumerate() {
-        if entry.work > 0 {
-            let speed = entry.work as f64 / part(index) / 1e6;
+    for (index, entry) in measured[0].iter().enumerate() {
+        if entry.multiply_adds > 0 {
+            let speed = entry.multiply_adds as f64 / part(index) / 1e6;
             println!("{:24} {:9.2} {speed:17.1}", entry.name, part(index));
         }
     }
-    let iteration = median(wholes.clone()) + optimiser;
+    let iteration = median(totals.clone()) + optimiser;
     let row = |what: &str, time: f64| {
         println!("{what:24} {time:9.2} {:15.2} %", 100.0 * time / iteration);
     };
@@ -93,39 +93,40 @@ enum Kind {
     Variation,
 }
 
-struct Part {
+/// The measured time of one operation.
+struct Timing {
     kind: Kind,
     name: String,
-    /// Multiply-adds, where they are what takes the time.
-    work: usize,
+    /// Of a convolution, else 0.
+    multiply_adds: usize,
     ms: f64,
 }
 
-/// An evaluation with its operations in the open.
-struct Walk {
+/// The operations of an evaluation, one by one, so that each can be timed.
+struct Evaluation {
     image: Tensor,
     image_gradient: Tensor,
-    layers: Vec<Step>,
+    layers: Vec<LayerOps>,
     pooling: Pooling,
-    /// A factor, and where a sum is left.
+    /// A gradient factor, and the output for sums.
     one: Tensor,
     sum: Tensor,
 }
 
-/// A layer of the network, and what the losses have there.
-struct Step {
+/// A layer of the network and the loss terms on it.
+struct LayerOps {
     layer: Layer,
     conv: Conv3x3,
     features: Tensor,
     gradient: Tensor,
-    /// What a pooling layer before it gives, and the gradient there.
+    /// The output of the pooling layer before it, if there is one, and its gradient.
     pooled: Option<(Tensor, Tensor)>,
     /// A Gram matrix, its target and its residual.
     style: Option<[Tensor; 3]>,
     content: Option<Tensor>,
 }
 
-impl Walk {
+impl Evaluation {
     fn new(image: &Tensor, precision: Precision) -> Result<Self> {
         let config = Config::default();
         let weights = Weights::load(&WeightsSource::BuiltIn).expect("weights");
@@ -138,7 +139,7 @@ impl Walk {
         let dtype = amx.map_or(DType::F32, |_| DType::BF16);
         let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, &Device::Cpu);
         let used = Layer::all().take_while(|&layer| layer <= deepest);
-        let mut layers: Vec<Step> = Vec::new();
+        let mut layers: Vec<LayerOps> = Vec::new();
         for (layer, (kernel, bias)) in used.zip(&weights.convs) {
             let (kernel, bias, border) = match layer {
                 Layer::FIRST => {
@@ -153,7 +154,7 @@ impl Walk {
             };
             let size = |channels| [h >> layer.block(), w >> layer.block(), channels];
             let (input, output) = (size(conv.in_channels()), size(conv.out_channels()));
-            let before = layers.last().map(|step| step.layer.block());
+            let before = layers.last().map(|ops| ops.layer.block());
             let pooled = match before.is_some_and(|block| block < layer.block()) {
                 true => Some((zeros(&input)?, zeros(&input)?)),
                 false => None,
@@ -171,7 +172,7 @@ impl Walk {
                 true => Some(zeros(&output)?),
                 false => None,
             };
-            layers.push(Step {
+            layers.push(LayerOps {
                 layer,
                 conv,
                 features: zeros(&output)?,
@@ -191,81 +192,81 @@ impl Walk {
         })
     }
 
-    fn evaluate(&self) -> Result<Vec<Part>> {
-        let mut parts = Vec::new();
-        let mut part = |kind, name: String, work, op: &dyn Fn() -> Result<()>| {
+    fn evaluate(&self) -> Result<Vec<Timing>> {
+        let mut timings = Vec::new();
+        let mut run = |kind, name: String, multiply_adds, op: &dyn Fn() -> Result<()>| {
             let (time, done) = timed(op);
-            parts.push(Part {
+            timings.push(Timing {
                 kind,
                 name,
-                work,
+                multiply_adds,
                 ms: ms(time),
             });
             done
         };
         let mut input = &self.image;
-        for step in &self.layers {
-            if let Some((pooled, _)) = &step.pooled {
-                part(Kind::Pooling, String::new(), 0, &|| {
+        for ops in &self.layers {
+            if let Some((pooled, _)) = &ops.pooled {
+                run(Kind::Pooling, String::new(), 0, &|| {
                     self.pooling.forward(input, pooled)
                 })?;
                 input = pooled;
             }
-            let name = format!("{} forward", step.layer);
-            part(Kind::Convolution, name, step.work(), &|| {
-                step.conv.forward(input, &step.features)
+            let name = format!("{} forward", ops.layer);
+            run(Kind::Convolution, name, ops.multiply_adds(), &|| {
+                ops.conv.forward(input, &ops.features)
             })?;
-            input = &step.features;
+            input = &ops.features;
         }
-        for (index, step) in self.layers.iter().enumerate().rev() {
+        for (index, ops) in self.layers.iter().enumerate().rev() {
             let deepest = index + 1 == self.layers.len();
-            if let Some(target) = &step.content {
-                part(Kind::Content, String::new(), 0, &|| {
-                    let Step {
+            if let Some(target) = &ops.content {
+                run(Kind::Content, String::new(), 0, &|| {
+                    let LayerOps {
                         features, gradient, ..
-                    } = step;
+                    } = ops;
                     content_loss(features, target, &self.one, gradient, !deepest, &self.sum)
                 })?;
             }
-            if let Some([matrix, target, residual]) = &step.style {
-                part(Kind::Gram, String::new(), 0, &|| {
-                    gram(&step.features, matrix)?;
+            if let Some([matrix, target, residual]) = &ops.style {
+                run(Kind::Gram, String::new(), 0, &|| {
+                    gram(&ops.features, matrix)?;
                     difference(residual, matrix, target)?;
                     squares(residual, &self.sum)?;
-                    let seeded = !deepest || step.content.is_some();
-                    let Step {
+                    let seeded = !deepest || ops.content.is_some();
+                    let LayerOps {
                         features, gradient, ..
-                    } = step;
+                    } = ops;
                     gram_backward(features, residual, &self.sum, &self.one, gradient, seeded)
                 })?;
             }
             let before = index.checked_sub(1).map(|index| &self.layers[index]);
-            let gradient = match (&step.pooled, before) {
+            let gradient = match (&ops.pooled, before) {
                 (Some((_, gradient)), _) => gradient,
                 (None, Some(before)) => &before.gradient,
                 (None, None) => &self.image_gradient,
             };
-            let name = format!("{} backward", step.layer);
-            part(Kind::Convolution, name, step.work(), &|| {
-                step.conv.backward(&step.gradient, &step.features, gradient)
+            let name = format!("{} backward", ops.layer);
+            run(Kind::Convolution, name, ops.multiply_adds(), &|| {
+                ops.conv.backward(&ops.gradient, &ops.features, gradient)
             })?;
-            if let (Some((_, upstream)), Some(before)) = (&step.pooled, before) {
-                part(Kind::Pooling, String::new(), 0, &|| {
+            if let (Some((_, upstream)), Some(before)) = (&ops.pooled, before) {
+                run(Kind::Pooling, String::new(), 0, &|| {
                     self.pooling
                         .backward(upstream, &before.features, &before.gradient)
                 })?;
             }
         }
-        part(Kind::Variation, String::new(), 0, &|| {
+        run(Kind::Variation, String::new(), 0, &|| {
             total_variation(&self.image, &self.one, &self.image_gradient, &self.sum)
         })?;
-        Ok(parts)
+        Ok(timings)
     }
 }
 
-impl Step {
-    /// Multiply-adds of the convolution, either way.
-    fn work(&self) -> usize {
+impl LayerOps {
+    /// Multiply-adds of the convolution, the same in both directions.
+    fn multiply_adds(&self) -> usize {
         self.features.elem_count() * 9 * self.conv.in_channels()
     }
 }
@@ -275,7 +276,7 @@ fn optimiser(problem: &Problem, image: &Tensor) -> Result<f64> {
     let image = image.copy()?;
     let mut optimizer = optimizer(&image, &Config::default())?;
     let budget = Budget {
-        iterations: 2 * FULL,
+        iterations: 2 * WARM_UP,
         deadline: None,
     };
     let mut ended: Option<Instant> = None;
@@ -287,5 +288,5 @@ fn optimiser(problem: &Problem, image: &Tensor) -> Result<f64> {
         Ok(losses)
     });
     outcome.expect("an optimised image");
-    Ok(median(times.split_off(times.len().min(FULL as usize))))
+    Ok(median(times.split_off(times.len().min(WARM_UP as usize))))
 }

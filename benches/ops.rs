@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Each operation at the shapes that it has for an image of 640x360, with all threads. For
-//! convolutions and Gram matrices an element of the throughput is a multiply-add; for the others,
-//! whose time goes into memory, bytes are those of the values that they are given. Where there is
-//! AMX, operations on features are measured in bf16 beside those in f32.
+//! Each operation at the shapes it has for an image of 640x360, with all threads.
+//!
+//! The throughput of convolutions and Gram matrices counts multiply-adds as elements; that of the
+//! others, which are memory-bound, counts the bytes of one operand. Operations on features are
+//! measured in f32 and, with AMX, in bf16.
 //!
 //! `cargo bench --bench ops [-- FILTER]`
 
@@ -20,7 +21,7 @@ use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 use std::time::Duration;
 
-/// VGG-19's convolutions that differ: the first layer of each kind, its block, and its input and
+/// The distinct convolutions of VGG-19: the first layer of each shape, its block, and its input and
 /// output channels.
 const CONVS: [(&str, usize, usize, usize); 9] = [
     ("conv1_1", 0, 3, 64),
@@ -34,7 +35,7 @@ const CONVS: [(&str, usize, usize, usize); 9] = [
     ("conv5_1", 4, 512, 512),
 ];
 
-/// Channels of each block.
+/// Output channels of each block.
 const CHANNELS: [usize; 5] = [64, 128, 256, 512, 512];
 
 fn main() {
@@ -58,7 +59,7 @@ fn main() {
     });
 }
 
-/// Operations of one kind.
+/// A group of operations, measured for about two seconds each.
 struct Group<'a>(BenchmarkGroup<'a, WallTime>);
 
 impl<'a> Group<'a> {
@@ -71,7 +72,7 @@ impl<'a> Group<'a> {
         Self(group)
     }
 
-    /// Measures the operation that `prepare` makes, which is not called where it is filtered out.
+    /// Measures the operation that `prepare` returns; not called if the filter excludes it.
     fn run<T, Op>(&mut self, name: &str, work: Throughput, mut prepare: impl FnMut() -> Op)
     where
         Op: FnMut() -> Result<T>,
@@ -103,14 +104,14 @@ fn convolutions(
             make(&kernel, &noise(outputs), border).expect("a convolution")
         };
         group.run(&format!("{layer} forward"), work.clone(), || {
-            let (conv, input) = (conv(), inputs_of(block, inputs, dtype));
+            let (conv, input) = (conv(), conv_input(block, inputs, dtype));
             let output = features(block, outputs, dtype);
             move || conv.forward(&input, &output)
         });
         group.run(&format!("{layer} backward"), work, || {
             let (conv, output) = (conv(), features(block, outputs, dtype));
             let upstream = features(block, outputs, dtype);
-            let gradient = inputs_of(block, inputs, dtype);
+            let gradient = conv_input(block, inputs, dtype);
             move || conv.backward(&upstream, &output, &gradient)
         });
     }
@@ -175,12 +176,12 @@ fn one() -> Tensor {
     Tensor::new(&[1f32], &Device::Cpu).expect("a tensor")
 }
 
-/// Where an operation leaves a sum.
+/// The output of an operation that sums.
 fn sum() -> Tensor {
     Tensor::new(&[0f64], &Device::Cpu).expect("a tensor")
 }
 
-/// What an optimiser does with images.
+/// Operations on images: total variation, and the vector arithmetic of the optimisers.
 fn optimisers(criterion: &mut Criterion) {
     let mut group = Group::new(criterion, "vector");
     group.run("total variation", bytes(0, 3, DType::F32), || {
@@ -192,7 +193,7 @@ fn optimisers(criterion: &mut Criterion) {
     let ops: [(&str, Op); 9] = [
         ("copy", |x, y, _| vector::copy(x, y)),
         ("dot", |x, y, _| vector::dot(x, y).map(drop)),
-        // By so little that many repetitions leave a number.
+        // A factor so small that many repetitions stay finite.
         ("axpy", |x, y, _| vector::axpy(1e-9, x, y)),
         ("scale", |x, _, _| vector::scale(1.0, x)),
         ("difference", vector::difference),
@@ -215,7 +216,7 @@ fn noise(shape: impl Into<Shape>) -> Tensor {
     Tensor::randn(0f32, 1f32, shape, &Device::Cpu).expect("noise")
 }
 
-/// Features of a block: about half of them are 0, as behind a ReLU.
+/// Features of a block, about half of them 0, as after a ReLU.
 fn features(block: usize, channels: usize, dtype: DType) -> Tensor {
     let (w, h) = MIDDLE;
     let features = noise((h >> block, w >> block, channels)).relu();
@@ -224,15 +225,15 @@ fn features(block: usize, channels: usize, dtype: DType) -> Tensor {
         .expect("features")
 }
 
-/// What a convolution is given: features, or an image, which is f32.
-fn inputs_of(block: usize, channels: usize, dtype: DType) -> Tensor {
+/// A convolution's input: features, or an image, which is f32.
+fn conv_input(block: usize, channels: usize, dtype: DType) -> Tensor {
     match channels {
         3 => features(block, channels, DType::F32),
         _ => features(block, channels, dtype),
     }
 }
 
-/// The size of a block's features.
+/// The size of a block's features, as a throughput.
 fn bytes(block: usize, channels: usize, dtype: DType) -> Throughput {
     let (w, h) = MIDDLE;
     let values = (h >> block) * (w >> block) * channels;

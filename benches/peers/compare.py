@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""One value and gradient of the objective, here and in PyTorch, by turns in one run.
+"""Compares one value and gradient of the objective with PyTorch's, the two taking turns in one run.
 
-Same weights, same pictures, same number of threads, in f32 and in bf16 (here where the CPU has
-AMX); PyTorch channels last, without gradients of kernels, eager and compiled, of which the faster
-one is taken. While one side computes the other must be idle, which is checked, and so is that the losses and gradients
-agree. Prints each size's times, ratios and agreement, and a table in Markdown. The exit status
-is 0 only if all of the checks hold.
+Both use the same weights, pictures and number of threads, in f32 and in bf16 (the crate only on
+CPUs with AMX). PyTorch computes channels last, without gradients of kernels, in the faster of eager
+and compiled form. Checks that losses and gradients agree and that each side is idle while the other
+computes. Prints times, ratios and agreement for each size, and a table in Markdown. The exit status
+is 0 only if all checks hold.
 
     compare.py [--sizes 256x144,640x360] [--threads N] [--rounds N] [--eager]
                [--content PICTURE --style PICTURE] [--weights FILE.safetensors]
@@ -44,23 +44,23 @@ STYLE_LAYERS = [f"conv{block}_1" for block in range(1, 6)]
 ALPHA, BETA, TV_WEIGHT = 1.0, 100.0, 5.0
 LOSSES = ("content", "style", "variation", "total")
 
-# How far losses and gradients may differ, relatively. bf16 keeps three digits and rounds each
+# Bounds on the relative errors of losses and gradients. bf16 has three digits and rounds each
 # activation and each gradient, which adds up over the layers.
 AGREEMENT = {"f32": (1e-4, 1e-2), "bf16": (2e-2, 0.3)}
-# The part of a core that the side whose turn it is not may use, and that all else may: each side
-# waits at many barriers for the last of its threads, so that what takes a core away for a moment
-# costs far more than that moment.
+# The share of a core that the idle side may use, and that all other processes may. Each side waits
+# at many barriers for its slowest thread, so that a core taken away for a moment costs far more
+# than that moment.
 IDLE, QUIET = 0.02, 0.05
-# Threads of OpenMP spin for a moment after their work, in the hope of more.
+# OpenMP threads spin for a moment after their work, in case there is more.
 SETTLE_SECONDS = 0.05
-# Turns for the choice between eager and compiled, and before the ones that count.
+# Turns to choose between eager and compiled, and turns before those that count.
 TRIALS, WARM_UP = 3, 2
-# The style's part in the image that is evaluated, as in benches/common/problem.rs.
+# The style's share in the image that is evaluated, as in benches/common/problem.rs.
 BLEND = 0.3
 
 
 class Server:
-    """The crate's process, which evaluates on request (gatys.rs)."""
+    """The process of the crate's side, which evaluates on request (gatys.rs)."""
 
     def __init__(self, threads, weights):
         environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
@@ -71,7 +71,7 @@ class Server:
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
         )
-        # What cargo has to say comes first.
+        # Skip what cargo prints.
         while not (line := self._line()).startswith("ready "):
             pass
         _, pid, *self.precisions = line.split()
@@ -134,14 +134,14 @@ class Torch:
         self.image = torch.from_numpy(pictures["image"]).requires_grad_()
         self.losses = self.objective
         if compiled:
-            # Left to itself it gives channels last up, which doubles the time.
+            # By default the compiler gives up channels last, which doubles the time.
             options = {"force_layout_optimization": True}
             self.losses = torch.compile(self.objective, dynamic=False, options=options)
         self.last_gradient = None
 
     def features(self, image):
-        """Activations of the layers of the losses, of an image [h, w, 3] in RGB 0..1."""
-        # Of this order of values channels last is only another view.
+        """The activations that the losses use, of an image [h, w, 3] in RGB 0..1."""
+        # In memory the image is channels last already, so that this is only a view.
         x = image.to(self.dtype).permute(2, 0, 1)[None]
         features = {}
         for name, (kernel, bias) in zip(LAYERS, self.convs):
@@ -151,7 +151,7 @@ class Torch:
                 if name.endswith("_1"):
                     x = nnf.avg_pool2d(x, 2)
                 x = nnf.conv2d(x, kernel, bias, padding=1)
-            # In place: a convolution's backward pass does not need what it gave.
+            # In place, as a convolution's backward pass does not need its output.
             x = torch.relu_(x)
             if name == CONTENT_LAYER or name in STYLE_LAYERS:
                 features[name] = x
@@ -161,7 +161,7 @@ class Torch:
         features = self.features(image)
         difference = features[CONTENT_LAYER].float() - self.content.float()
         content = difference.square().sum() / 2 / self.content_energy
-        # What both are divided by in the formula cancels out.
+        # The normalisation of the paper's formula cancels out.
         style = sum(
             (gram(features[layer]) - target).square().sum() / target.square().sum()
             for layer, target in self.grams.items()
@@ -184,13 +184,13 @@ class Torch:
 
 
 def gram(features):
-    """F'F / M of activations [1, N, h, w], with its sums in f32."""
+    """The Gram matrix F'F / M of activations [1, N, h, w], summed in f32."""
     f = features.permute(0, 2, 3, 1).flatten(0, 2).float()
     return f.T @ f / len(f)
 
 
 def load_convs(path):
-    """Kernels and biases, with the preparation of the image in the first one as in the crate."""
+    """Kernels and biases; as in the crate, the first ones include the image's preprocessing."""
     with safe_open(path, "numpy") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}
@@ -210,8 +210,8 @@ def load_convs(path):
 
 
 def keep_memory():
-    """Has freed memory stay with the process: at each iteration, tensors of the same sizes come
-    and go, and getting their pages from the system anew takes PyTorch a good part of its time."""
+    """Keeps freed memory in the process: each iteration allocates and frees tensors of the same
+    sizes, and having the system map their pages anew would take a good part of PyTorch's time."""
     trim_threshold, mmap_max = -1, -4
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -220,11 +220,12 @@ def keep_memory():
 
 
 class Turns:
-    """Lets sides evaluate, one at a time, and watches the others."""
+    """Has the sides evaluate in turn, and measures the CPU time that the others use meanwhile."""
 
     def __init__(self, server):
         self.server = server
-        # Seconds of turns, and of processors' time: of the idle side in them, and of others.
+        # For each side, the seconds it had to be idle and its CPU seconds in them; and the CPU
+        # seconds of other processes.
         self.seconds = {"gatys": 0.0, "PyTorch": 0.0}
         self.busy = {"gatys": 0.0, "PyTorch": 0.0}
         self.foreign = 0.0
@@ -245,7 +246,7 @@ class Turns:
         return took, losses
 
     def _used(self):
-        """Seconds of the processors' time that each side, and all of the machine, has used."""
+        """CPU seconds that each side, and the whole machine, has used so far."""
         user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split()[1:9]
         ticks = sum(map(int, (user, nice, system, *rest)))
         return {
@@ -256,7 +257,7 @@ class Turns:
 
 
 def fastest(turns, make, eager_only):
-    """The eager or the compiled form of what `make` makes, and a line about the choice."""
+    """The faster of what `make(compiled)` returns, eager or compiled, and the reason."""
     eager = make(False)
     eager.evaluate()
     if eager_only:
@@ -264,7 +265,7 @@ def fastest(turns, make, eager_only):
     try:
         compiled = make(True)
         compiled.evaluate()
-    except Exception as error:  # A missing compiler shows in many ways.
+    except Exception as error:  # A missing compiler raises any of several.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return eager, f"eager; cannot be compiled: {reason}"
     times = {eager: [], compiled: []}
@@ -277,7 +278,7 @@ def fastest(turns, make, eager_only):
 
 
 def agrees(name, precision, theirs, ours, gradients):
-    """Whether losses and gradients agree; says by how much."""
+    """Whether losses and gradients agree; prints how closely."""
     loss_bound, gradient_bound = AGREEMENT[precision]
     errors = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(theirs, ours)]
     theirs, ours = gradients
@@ -290,7 +291,7 @@ def agrees(name, precision, theirs, ours, gradients):
 
 
 def compare(options, server, convs, size, directory):
-    """Measures a size. Its row of the table, and whether the checks hold."""
+    """Measures one size; returns its row of the table and whether the checks hold."""
     file = f"{directory}/{size}.safetensors"
     if options.content:
         save_file(load_pictures(options, size), file)
@@ -328,7 +329,7 @@ def compare(options, server, convs, size, directory):
         print(f"  {name}: median {medians[name]} ms, {min(list_):.1f} to {max(list_):.1f}")
     row, holds = [size], True
     for precision in ("f32", "bf16"):
-        # Where the CPU has no bf16, what is fastest there.
+        # If the CPU has no bf16, the fastest that it has.
         mine = f"gatys {precision if precision in server.precisions else 'f32'}"
         theirs = f"PyTorch {precision}"
         quotients = [a / b for a, b in zip(times[theirs], times[mine])]
@@ -354,7 +355,7 @@ def compare(options, server, convs, size, directory):
 
 
 def load_pictures(options, size):
-    """The pictures that were named, at a size."""
+    """The pictures named on the command line, at the given size."""
     shape = tuple(map(int, size.split("x")))
 
     def load(path):

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Evaluations of the objective on request, for `compare.py` to take turns with. A command a line
-//! on the standard input, an answer a line on the standard output:
+//! The crate's side of `compare.py`: a server that evaluates the objective on request. It reads one
+//! command per line from standard input and answers each with a line on standard output:
 //!
-//! - `make SIZE FILE`: writes pictures of a size. Answers `made`.
-//! - `load FILE`: takes the pictures in it. Answers `loaded`.
-//! - `evaluate PRECISION`: one value and gradient. Answers its milliseconds and the losses: content,
-//!   style, variation, total.
-//! - `gradient PRECISION FILE`: writes the last gradient. Answers `written`.
+//! - `make SIZE FILE` generates pictures of a size and writes them to a file; answers `made`.
+//! - `load FILE` uses the pictures in a file from now on; answers `loaded`.
+//! - `evaluate PRECISION` computes one value and gradient; answers the milliseconds it took and the
+//!   losses: content, style, variation, total.
+//! - `gradient PRECISION FILE` writes the last gradient to a file; answers `written`.
 //!
-//! `peers [--threads N]`; `GATYS_WEIGHTS` names a file of weights. First it says `ready`, its process
-//! id, as `cargo bench` stands between, and the precisions that CPU and weights have.
+//! `peers [--threads N]`; `GATYS_WEIGHTS` names a weights file. Its first line is `ready`, its
+//! process id, which the client does not know as it started `cargo bench`, and the precisions that
+//! the CPU and the weights support.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -62,7 +63,7 @@ fn serve() {
                 println!("made");
             }
             "load" => {
-                // The last ones' memory first.
+                // Free the previous ones' memory first.
                 problems.clear();
                 let pictures = Pictures::load(Path::new(rest)).expect("pictures");
                 problems.extend(networks.iter().map(|vgg| {

@@ -9,6 +9,6 @@ if [[ -z ${PEERS_PYTHON:-} ]]; then
     .ci/python.sh benches/peers/requirements.txt target/peers
     PEERS_PYTHON=target/peers/bin/python
 fi
-# compare.py starts it, and is to find it built.
+# compare.py starts this; build it beforehand.
 cargo bench --quiet --no-default-features --bench peers --no-run
 exec "$PEERS_PYTHON" benches/peers/compare.py "$@"
