@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The commit and date that the plugin says of itself, and the GPU's kernels.
+//! Embeds the commit and date that the plugin reports, and compiles the GPU's kernels.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +13,7 @@ fn main() {
     }
 }
 
-/// The kernels as PTX, which a driver compiles for its GPU, from Turing on.
+/// Compiles the kernels to PTX, which the driver compiles for its GPU: any from Turing on.
 fn compile_kernels() {
     let source = "src/ops/cuda/kernels/kernels.cu";
     let nvcc = env::var_os("NVCC")

@@ -109,7 +109,12 @@ impl Conv {
             features_at(output)?,
             Arg::Long(count as i64),
         ];
-        work.each_feature("mask", self.format.dtype(), (count, self.n_out), &args)?;
+        work.each_feature(
+            "relu_backward",
+            self.format.dtype(),
+            (count, self.n_out),
+            &args,
+        )?;
         compute(&work, &of, &convolution, operands, |_| Ok(()))
     }
 

@@ -113,7 +113,7 @@ pub fn gram_backward(
     let alpha = work.scratch("factor", size_of::<f32>())?;
     let beta = work.gpu.constant(accumulate);
     work.each(
-        &format!("residual_{}", suffix(dtype)?),
+        &format!("normalise_residual_{}", suffix(dtype)?),
         n * n,
         &[
             at(residual)?,

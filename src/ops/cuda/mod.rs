@@ -235,7 +235,7 @@ impl Work<'_> {
     /// Adds up the parts of `rows` sums of `parts` each, into `sums`.
     fn finish(&self, partials: u64, parts: u32, rows: u32, sums: u64) -> Result<()> {
         self.launch(
-            "finish",
+            "sum_partials",
             (rows, 1),
             &[
                 Arg::Address(partials),

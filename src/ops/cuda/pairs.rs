@@ -54,7 +54,7 @@ impl Pairs {
         let count = Arg::Long(values as i64);
         summed(sums, |work, partials| {
             let args = [at(image)?, at(trial)?, at(gradient)?, partials, count];
-            work.each("lbfgs_moved", values, &args)
+            work.each("lbfgs_step_sums", values, &args)
         })
     }
 
@@ -72,7 +72,7 @@ impl Pairs {
         let values = Arg::Long(self.values as i64);
         let points = [at(image)?, at(trial)?, at(gradient)?, at(trial_gradient)?];
         let args = [&points[..], &[vectors, history, values]].concat();
-        work.each("lbfgs_pair", self.values, &args)?;
+        work.each("lbfgs_candidate", self.values, &args)?;
         let step = |row: usize| -> Result<u64> {
             let start = (2 * self.history + row) * self.values * size_of::<f32>();
             Ok(address(&self.vectors)? + start as u64)
@@ -89,7 +89,7 @@ impl Pairs {
             history,
             Arg::Double(min_cosine),
         ];
-        work.launch("lbfgs_learn", (1, 1), &args)?;
+        work.launch("lbfgs_update", (1, 1), &args)?;
         let args = [state, vectors, history, values];
         work.each("lbfgs_store", self.values, &args).map(drop)
     }
@@ -106,7 +106,7 @@ impl Pairs {
         let work = gpu.work()?;
         let (values, history) = (Arg::Long(self.values as i64), Arg::Int(self.history as i32));
         let args = [at(gradient)?, at(image)?, at(direction)?, values];
-        work.each("lbfgs_start", self.values, &args)?;
+        work.each("lbfgs_steepest_descent", self.values, &args)?;
         let products = self.row_products(0)?;
         self.multiply(&work, address(direction)?, products)?;
         let partials = address(&self.partials)?;
@@ -166,7 +166,7 @@ impl Pairs {
             Arg::Address(partials),
             Arg::Long(self.values as i64),
         ];
-        work.launch("products", (parts, rows), &args)?;
+        work.launch("inner_products", (parts, rows), &args)?;
         work.finish(partials, parts, rows, products)
     }
 }

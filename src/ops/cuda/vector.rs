@@ -114,7 +114,7 @@ pub fn content(
             partials,
             Arg::Long(count as i64),
         ];
-        work.each_feature("content", f.dtype(), (count, n), &args)
+        work.each_feature("content_loss", f.dtype(), (count, n), &args)
     })
 }
 
@@ -157,7 +157,7 @@ pub fn held(
             partials,
             pixels,
         ];
-        work.each("held", h * w, &args)
+        work.each("temporal_loss", h * w, &args)
     })
 }
 

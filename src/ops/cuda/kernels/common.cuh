@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// What the kernels share: the types of features, loops and sums over a grid.
+// What the kernels share: the types of features, grid-stride loops and reductions.
 
 #pragma once
 
+// Threads per block.
 constexpr int THREADS = 256;
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
@@ -17,50 +18,50 @@ struct Bfloat {
 };
 
 #ifdef __CUDACC__
-__device__ inline float half_to_single(unsigned short bits) {
+__device__ inline float half_to_float(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
 }
 
-__device__ inline unsigned short single_to_half(float value) {
+__device__ inline unsigned short float_to_half(float value) {
     unsigned short bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
 #endif
 
-__device__ inline float single(float value) {
+__device__ inline float to_float(float value) {
     return value;
 }
 
-__device__ inline float single(Half value) {
-    return half_to_single(value.bits);
+__device__ inline float to_float(Half value) {
+    return half_to_float(value.bits);
 }
 
-__device__ inline float single(Bfloat value) {
+__device__ inline float to_float(Bfloat value) {
     return __uint_as_float((unsigned)value.bits << 16);
 }
 
-// The nearest value, ties to even.
-template <typename T> __device__ T nearest(float value);
+// Rounds to nearest, ties to even.
+template <typename T> __device__ T round_to(float value);
 
-template <> __device__ inline float nearest<float>(float value) {
+template <> __device__ inline float round_to<float>(float value) {
     return value;
 }
 
-template <> __device__ inline Half nearest<Half>(float value) {
-    return {single_to_half(value)};
+template <> __device__ inline Half round_to<Half>(float value) {
+    return {float_to_half(value)};
 }
 
-template <> __device__ inline Bfloat nearest<Bfloat>(float value) {
+template <> __device__ inline Bfloat round_to<Bfloat>(float value) {
     unsigned bits = __float_as_uint(value);
     unsigned rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    // The carry would make infinity or a negative number of some NaNs.
+    // The carry of the rounding would turn some NaNs into infinity or a negative number.
     return {(unsigned short)(value == value ? rounded : (bits >> 16 | 0x40))};
 }
 
-// N neighbouring values, which are read and written at once.
+// N neighbouring values that are loaded and stored by one instruction.
 template <typename T, int N> struct alignas(N * sizeof(T)) Pack {
     T values[N];
 };
@@ -73,15 +74,15 @@ template <int N, typename T> __device__ void store(T* values, long long pack, co
     reinterpret_cast<Pack<T, N>*>(values)[pack] = value;
 }
 
-// Calls f(i) for every i below count, shared out over the grid's x.
-template <typename F> __device__ void for_each(long long count, F f) {
+// Calls f(i) for every i below count, as a grid-stride loop over x.
+template <typename F> __device__ void grid_stride(long long count, F f) {
     long long stride = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
         f(i);
     }
 }
 
-// The sum of the block's values, for thread 0.
+// The sum over the block; only thread 0 may use it.
 __device__ inline double block_sum(double value) {
     __shared__ double sums[THREADS];
     sums[threadIdx.x] = value;
@@ -95,7 +96,7 @@ __device__ inline double block_sum(double value) {
     return sums[0];
 }
 
-// Writes the sum of the block's values to the block's place in row `row` of partials.
+// Writes the sum over the block to the block's column in row `row` of partials.
 __device__ inline void write_partial(double value, double* partials, unsigned row) {
     double sum = block_sum(value);
     if (threadIdx.x == 0) {
@@ -103,8 +104,8 @@ __device__ inline void write_partial(double value, double* partials, unsigned ro
     }
 }
 
-// sums[row] = factor * the sum of partials [rows, parts] over its row, a block for each row.
-KERNEL finish(const double* partials, int parts, double factor, double* sums) {
+// sums[row] = factor * the sum of row `row` of partials [rows, parts]. One block per row.
+KERNEL sum_partials(const double* partials, int parts, double factor, double* sums) {
     const double* row = partials + (long long)blockIdx.x * parts;
     double sum = 0;
     for (int part = threadIdx.x; part < parts; part += THREADS) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// What the kernels need of CUDA, for a C++ compiler: tests run them on the CPU, where there is no
-// GPU. The blocks of a grid run one after the other, the threads of a block at the same time.
+// The parts of CUDA that the kernels use, for a C++ compiler, so that tests can run the kernels on
+// the CPU. The blocks of a grid run one after another, the threads of a block concurrently.
 
 #pragma once
 
@@ -16,7 +16,7 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(threads)
-// One block at a time: what is the block's may be everyone's.
+// Only one block runs at a time, so that its shared memory may be static.
 #define __shared__ static
 
 struct Index {
@@ -41,15 +41,15 @@ inline unsigned __float_as_uint(float value) {
     return std::bit_cast<unsigned>(value);
 }
 
-inline float half_to_single(unsigned short bits) {
+inline float half_to_float(unsigned short bits) {
     return std::bit_cast<_Float16>(bits);
 }
 
-inline unsigned short single_to_half(float value) {
+inline unsigned short float_to_half(float value) {
     return std::bit_cast<unsigned short>((_Float16)value);
 }
 
-// Calls body(context) in each thread of each block of a grid. One grid runs at a time.
+// Runs body(context) in each thread of each block of a grid; one grid at a time.
 extern "C" void run_grid(unsigned grid_x, unsigned grid_y, unsigned block, void (*body)(void*), void* context) {
     static std::mutex turn;
     std::lock_guard lock(turn);

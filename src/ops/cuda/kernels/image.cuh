@@ -1,75 +1,76 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The vector work of the optimisers and the terms of the loss that are of the image itself.
+// The optimisers' vector operations, and the losses of the image itself: total variation and the
+// temporal loss.
 
 #pragma once
 
 #include "common.cuh"
 
-// The value d of a direction, or 0 if it would lead out of 0..1 from x.
-__device__ inline float kept_inside(float d, float x) {
+// Component d of a direction, or 0 if x is at a bound of 0..1 and d points out of it.
+__device__ inline float project_direction(float d, float x) {
     return (x <= 0 && d < 0) || (x >= 1 && d > 0) ? 0 : d;
 }
 
-// What is not a number stays so.
-__device__ inline float clamped(float x) {
+// x clamped to 0..1; NaN stays NaN.
+__device__ inline float clamp01(float x) {
     return x < 0 ? 0 : x > 1 ? 1 : x;
 }
 
 // y += a x
 KERNEL axpy(float a, const float* x, float* y, long long count) {
-    for_each(count, [=](long long i) { y[i] += a * x[i]; });
+    grid_stride(count, [=](long long i) { y[i] += a * x[i]; });
 }
 
 // x *= a
 KERNEL scale(float a, float* x, long long count) {
-    for_each(count, [=](long long i) { x[i] *= a; });
+    grid_stride(count, [=](long long i) { x[i] *= a; });
 }
 
 // x *= *a
 KERNEL scale_by(const float* a, float* x, long long count) {
     float factor = *a;
-    for_each(count, [=](long long i) { x[i] *= factor; });
+    grid_stride(count, [=](long long i) { x[i] *= factor; });
 }
 
 // dst = a - b
 KERNEL difference(float* dst, const float* a, const float* b, long long count) {
-    for_each(count, [=](long long i) { dst[i] = a[i] - b[i]; });
+    grid_stride(count, [=](long long i) { dst[i] = a[i] - b[i]; });
 }
 
-// dst = x + t d, held within 0..1.
+// dst = x + t d, clamped to 0..1.
 KERNEL step(float* dst, const float* x, float t, const float* d, long long count) {
-    for_each(count, [=](long long i) { dst[i] = clamped(x[i] + t * d[i]); });
+    grid_stride(count, [=](long long i) { dst[i] = clamp01(x[i] + t * d[i]); });
 }
 
-// Clears the values of a direction d that would lead out of 0..1 from x.
+// Clears the components of a direction d that point out of 0..1 where x is at the bound.
 KERNEL clear_outward(float* d, const float* x, long long count) {
-    for_each(count, [=](long long i) { d[i] = kept_inside(d[i], x[i]); });
+    grid_stride(count, [=](long long i) { d[i] = project_direction(d[i], x[i]); });
 }
 
-// average = decay average + (1 - decay) x, or of x squared where `squared`.
+// An exponential moving average: average = decay average + (1 - decay) x, or of x^2 if `squared`.
 KERNEL decay(float* average, float decay, const float* x, int squared, long long count) {
-    for_each(count, [=](long long i) {
+    grid_stride(count, [=](long long i) {
         float value = squared ? x[i] * x[i] : x[i];
         average[i] = decay * average[i] + (1 - decay) * value;
     });
 }
 
-// x -= rate m / (sqrt(v / correction) + 1e-8), held within 0..1: a step of Adam (Kingma and Ba
-// 2015, algorithm 1), the first moment's correction being part of rate.
+// x -= rate m / (sqrt(v / correction) + 1e-8), clamped to 0..1: a step of Adam (Kingma and Ba 2015,
+// algorithm 1). rate includes the bias correction of the first moment m, correction is that of v.
 KERNEL adam_step(float* x, float rate, const float* m, float correction, const float* v, long long count) {
-    for_each(count, [=](long long i) {
-        x[i] = clamped(x[i] - rate * m[i] / (sqrtf(v[i] / correction) + 1e-8f));
+    grid_stride(count, [=](long long i) {
+        x[i] = clamp01(x[i] - rate * m[i] / (sqrtf(v[i] / correction) + 1e-8f));
     });
 }
 
-// The sum of the squared differences between horizontal and vertical neighbours of an image
-// [h, w, 3]; its gradient times *factor is added to gradient [h, w, 3].
+// Partial sums of the squared differences between horizontal and vertical neighbours of an image
+// [h, w, 3]. Their gradient times *factor is added to gradient [h, w, 3].
 KERNEL total_variation(const float* image, const float* factor, float* gradient, double* partials, int h, int w) {
     long long row = 3LL * w;
     float twice = 2 * *factor;
     double sum = 0;
-    for_each(h * row, [&](long long i) {
+    grid_stride(h * row, [&](long long i) {
         long long y = i / row, x = i % row;
         float right = x + 3 < row ? image[i] - image[i + 3] : 0;
         float below = y + 1 < h ? image[i] - image[i + row] : 0;
@@ -81,13 +82,14 @@ KERNEL total_variation(const float* image, const float* factor, float* gradient,
     write_partial(sum, partials, 0);
 }
 
-// The sum of c (x - t)^2 over the values x of an image [h, w, 3], for target [h, w, 4]: the three
-// values t of a pixel and its weight c. Its gradient times *factor is added to gradient [h, w, 3].
-KERNEL held(const float* image, const float* target, const float* factor, float* gradient, double* partials,
-            long long pixels) {
+// The temporal loss (Ruder et al. 2016, eq. 7): partial sums of c (x - t)^2 over the values x of an
+// image [h, w, 3], for target [h, w, 4], which has the three values t of a pixel and its weight c.
+// Their gradient times *factor is added to gradient [h, w, 3].
+KERNEL temporal_loss(const float* image, const float* target, const float* factor, float* gradient, double* partials,
+                     long long pixels) {
     float twice = 2 * *factor;
     double sum = 0;
-    for_each(pixels, [&](long long i) {
+    grid_stride(pixels, [&](long long i) {
         float weight = target[4 * i + 3];
         for (int channel = 0; channel < 3; channel++) {
             float difference = image[3 * i + channel] - target[4 * i + channel];

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // The kernels of the CUDA side of the operations. Images are float [h, w, 3]; features are T
-// [h, w, n], channels last, where a kernel's suffix says what T is: f32, f16 or bf16, with x4 or x8
-// if a thread handles so many neighbouring channels at a time.
+// [h, w, n], channels last. A kernel's suffix names T: f32, f16 or bf16, followed by x4 or x8 if a
+// thread loads and stores that many neighbouring channels at once.
 //
-// Blocks have THREADS threads, and any grid will do: what there is to do is strided over it. Sums
-// are taken in double and in a fixed order. Each block writes a partial sum to partials, which is
-// [gridDim.y, gridDim.x].
+// Blocks have THREADS threads. Loops are grid-strided, so that any grid computes the same values.
+// Sums are taken in double. They are deterministic for a given grid: each block writes a partial sum
+// to partials, [gridDim.y, gridDim.x], and sum_partials adds these up in a fixed order.
 
 #include "common.cuh"
 #include "convolution.cuh"
 #include "features.cuh"
 #include "image.cuh"
+#include "image_conv.cuh"
 #include "lbfgs.cuh"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The kernels, compiled for the CPU and compared with plain loops in `f64`.
+//! The kernels, compiled for the CPU with `host.h`, compared with plain loops in `f64`.
 
 #[path = "tests/features.rs"]
 mod features;
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// Threads of a block, as the kernels have them.
+/// Threads per block; the same as in `common.cuh`.
 const THREADS: u32 = 256;
 
 /// The kernels as a library, from one compilation for all tests.
@@ -44,10 +44,10 @@ static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
 
 type RunGrid = unsafe extern "C" fn(u32, u32, u32, extern "C" fn(*mut c_void), *mut c_void);
 
-/// What a kernel takes, in its order.
+/// A tuple of a kernel's arguments, in the order of its parameters.
 trait Arguments: Copy {
     /// # Safety
-    /// `kernel` is a function of these arguments.
+    /// `kernel` is a function with parameters of these types.
     unsafe fn call(self, kernel: *const c_void);
 }
 
@@ -56,7 +56,7 @@ macro_rules! arguments {
         impl<$($argument: Copy),+> Arguments for ($($argument,)+) {
             #[allow(non_snake_case)]
             unsafe fn call(self, kernel: *const c_void) {
-                // SAFETY: as the caller promises.
+                // SAFETY: the caller guarantees the function's type.
                 unsafe {
                     let kernel: unsafe extern "C" fn($($argument),+) = std::mem::transmute(kernel);
                     let ($($argument,)+) = self;
@@ -74,17 +74,17 @@ arguments!(A B C D E F);
 arguments!(A B C D E F G);
 arguments!(A B C D E F G H);
 
-/// Runs a kernel in `x` times `y` blocks. What its pointers point to is as large as it takes for
-/// granted: there is no check.
-fn launch_rows<A: Arguments>(kernel: &str, [x, y]: [u32; 2], arguments: A) {
+/// Runs a kernel with a grid of `x` by `y` blocks. The buffers must be as large as the kernel expects:
+/// nothing checks it.
+fn launch_2d<A: Arguments>(kernel: &str, [x, y]: [u32; 2], arguments: A) {
     extern "C" fn body<A: Arguments>(context: *mut c_void) {
-        // SAFETY: it is the pair below; the kernel takes these arguments.
+        // SAFETY: `context` is the pair below; the kernel takes these arguments.
         unsafe {
             let (kernel, arguments) = *context.cast::<(*const c_void, A)>();
             arguments.call(kernel);
         }
     }
-    // SAFETY: `RunGrid` is the type of that function; a kernel's is not looked into.
+    // SAFETY: `run_grid` has the type `RunGrid`; of the kernel only the address is taken.
     unsafe {
         let run_grid = LIBRARY.get::<RunGrid>("run_grid").unwrap();
         let kernel = LIBRARY.get::<*const c_void>(kernel).expect(kernel);
@@ -94,13 +94,13 @@ fn launch_rows<A: Arguments>(kernel: &str, [x, y]: [u32; 2], arguments: A) {
 }
 
 fn launch<A: Arguments>(kernel: &str, blocks: u32, arguments: A) {
-    launch_rows(kernel, [blocks, 1], arguments);
+    launch_2d(kernel, [blocks, 1], arguments);
 }
 
 trait Number: Copy + PartialEq {
-    /// The nearest one.
+    /// Rounds to nearest.
     fn of(value: f64) -> Self;
-    fn double(self) -> f64;
+    fn to_f64(self) -> f64;
 }
 
 impl Number for f64 {
@@ -108,16 +108,16 @@ impl Number for f64 {
         value
     }
 
-    fn double(self) -> f64 {
+    fn to_f64(self) -> f64 {
         self
     }
 }
 
-/// What features consist of.
+/// An element type of features.
 trait Feature: Number + std::fmt::Debug {
-    /// Suffixes of the kernels that take one value and several at a time, and how many.
+    /// The suffixes of the scalar and the vectorised kernels, with the number of values at a time.
     const KERNELS: [(&str, usize); 2];
-    /// How far the nearest of them is from a number at most, relative to it.
+    /// The unit roundoff: the largest relative error of rounding to nearest.
     const ROUNDING: f64;
 }
 
@@ -128,7 +128,7 @@ macro_rules! feature {
                 $of(value)
             }
 
-            fn double(self) -> f64 {
+            fn to_f64(self) -> f64 {
                 self.into()
             }
         }
@@ -144,15 +144,15 @@ feature!(f32, |value| value as f32, [("f32", 1), ("f32x4", 4)], 6e-8);
 feature!(f16, f16::from_f64, [("f16", 1), ("f16x8", 8)], 4.89e-4);
 feature!(bf16, bf16::from_f64, [("bf16", 1), ("bf16x8", 8)], 3.91e-3);
 
-/// An array as a GPU has it: aligned. What lies behind it is not to be touched.
+/// An array aligned as on a GPU, followed by guard values that show writes beyond its end.
 #[derive(Clone)]
 struct Buffer<T: Number>(AVec<T>);
 
-const BEHIND: [f64; 16] = [-12345.0; 16];
+const GUARD: [f64; 16] = [-12345.0; 16];
 
 impl<T: Number> Buffer<T> {
     fn of(values: &[f64]) -> Self {
-        let values = values.iter().chain(&BEHIND).map(|&value| T::of(value));
+        let values = values.iter().chain(&GUARD).map(|&value| T::of(value));
         Self(AVec::from_iter(128, values))
     }
 
@@ -163,7 +163,7 @@ impl<T: Number> Buffer<T> {
         Self::of(&values)
     }
 
-    /// One that is to be written before it is read.
+    /// Filled with NaN, to be written before it is read.
     fn unset(len: usize) -> Self {
         Self::of(&vec![f64::NAN; len])
     }
@@ -177,9 +177,9 @@ impl<T: Number> Buffer<T> {
     }
 
     fn values(&self) -> Vec<f64> {
-        let (values, behind) = self.0.split_at(self.0.len() - BEHIND.len());
-        assert!(behind.iter().all(|&value| value == T::of(BEHIND[0])));
-        values.iter().map(|value| value.double()).collect()
+        let (values, guard) = self.0.split_at(self.0.len() - GUARD.len());
+        assert!(guard.iter().all(|&value| value == T::of(GUARD[0])));
+        values.iter().map(|value| value.to_f64()).collect()
     }
 
     fn sum(&self) -> f64 {
@@ -187,7 +187,7 @@ impl<T: Number> Buffer<T> {
     }
 }
 
-/// Each value is what is expected, rounded, but for `slack` that sums in `f32` have.
+/// Checks that each value is the expected one up to rounding to `T`, plus `slack` for sums in `f32`.
 #[track_caller]
 fn check<T: Feature>(case: &str, result: &Buffer<T>, expected: &[f64], slack: f64) {
     let result = result.values();
@@ -201,7 +201,7 @@ fn check<T: Feature>(case: &str, result: &Buffer<T>, expected: &[f64], slack: f6
     }
 }
 
-/// Sums in `f64` of what is computed in `f32`.
+/// Checks a sum in `f64` of terms that are computed in `f32`.
 #[track_caller]
 fn check_sum(case: &str, sum: f64, expected: f64) {
     let error = (sum - expected).abs();

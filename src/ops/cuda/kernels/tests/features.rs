@@ -8,14 +8,14 @@ use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Random features and the same for the reference, with what their type makes of them.
+/// Random features, and the same values, as rounded to `T`, for the reference.
 fn features<T: Feature>(h: usize, w: usize, n: usize, seed: u64) -> (Buffer<T>, Array) {
     let buffer = Buffer::<T>::random(h * w * n, -1.0, 1.0, seed);
     let values = buffer.values();
     (buffer, Array { h, w, n, values })
 }
 
-/// Channels that a kernel for `width` of them at a time takes.
+/// Numbers of channels that a kernel for `width` of them at a time supports.
 fn channels(width: usize) -> [usize; 2] {
     if width == 1 {
         [1, 5]
@@ -24,7 +24,7 @@ fn channels(width: usize) -> [usize; 2] {
     }
 }
 
-/// The kernel as the GPU has it, `[9, 3, n]`.
+/// The kernel in the layout of `image_conv`, `[9, 3, n]`.
 fn packed(kernel: &ReferenceKernel) -> Buffer<f32> {
     let n = kernel.n_out;
     let values: Vec<f64> = (0..27 * n)
@@ -33,8 +33,8 @@ fn packed(kernel: &ReferenceKernel) -> Buffer<f32> {
     Buffer::of(&values)
 }
 
-/// Images of one pixel, one row or one column; of several strips and tiles, the last of them not
-/// full; more channels than threads.
+/// Height, width, channels and blocks: images of one pixel, one row or one column; of several strips
+/// and tiles, the last of them partial; with more channels than threads.
 const IMAGES: [(usize, usize, usize, u32); 7] = [
     (1, 1, 3, 1),
     (1, 7, 20, 1),
@@ -101,7 +101,7 @@ fn the_convolution_of_the_image_and_its_gradient_are_the_nested_loops() {
     image_convolution::<bf16>();
 }
 
-/// Sizes within one tile and beyond, and channels that do not fill one.
+/// Sizes of less and more than one tile, with channels that do not fill a tile.
 fn convolution<T: Feature>() {
     let (suffix, _) = T::KERNELS[0];
     for (h, w, n_in, n_out, blocks) in [(1, 1, 1, 1, 1), (5, 4, 3, 7, 1), (9, 11, 5, 66, 2)] {
@@ -109,9 +109,9 @@ fn convolution<T: Feature>() {
         let (input, values) = features::<T>(h, w, n_in, 1);
         let random = ReferenceKernel::random(n_out, n_in, 5);
         // The reference's are [n_out, n_in, 9].
-        let last = |i: usize| (i / (9 * n_in) * n_in + i % n_in) * 9 + i / n_in % 9;
+        let reference_index = |i: usize| (i / (9 * n_in) * n_in + i % n_in) * 9 + i / n_in % 9;
         let weights: Vec<f64> = (0..9 * n_in * n_out)
-            .map(|i| random.weights[last(i)])
+            .map(|i| random.weights[reference_index(i)])
             .collect();
         let weights = Buffer::<T>::of(&weights);
         let mut kernel = ReferenceKernel {
@@ -119,7 +119,7 @@ fn convolution<T: Feature>() {
             ..random
         };
         for (i, weight) in weights.values().into_iter().enumerate() {
-            kernel.weights[last(i)] = weight;
+            kernel.weights[reference_index(i)] = weight;
         }
         let mut output = Buffer::<T>::unset(h * w * n_out);
         let (h_, w_, n_in_, n_out_) = (h as i32, w as i32, n_in as i32, n_out as i32);
@@ -136,7 +136,7 @@ fn convolution<T: Feature>() {
                 n_out_,
             ),
         );
-        // With a bias that keeps the reference's ReLU out of it.
+        // The bias of 100 keeps the reference's ReLU from clipping.
         let expected = kernel.forward(&values, Border::Zeros).values;
         let expected: Vec<f64> = expected.iter().map(|value| value - 100.0).collect();
         check(&case, &output, &expected, 1e-5);
@@ -169,7 +169,7 @@ fn activations<T: Feature>() {
             let expected: Vec<f64> = biased.map(|(i, v)| (v + bias[i % n]).max(0.0)).collect();
             check(&case, &result, &expected, 1e-6);
 
-            // Some outputs are 0, as most of a ReLU's are.
+            // Some outputs are 0, as after a ReLU.
             let mut rng = StdRng::seed_from_u64(3);
             let outputs: Vec<f64> = (0..count)
                 .map(|_| f64::from(rng.random_range(-1..=1)))
@@ -177,7 +177,7 @@ fn activations<T: Feature>() {
             let output = Buffer::<T>::of(&outputs);
             let mut upstream = before.clone();
             launch(
-                &format!("mask_{suffix}"),
+                &format!("relu_backward_{suffix}"),
                 2,
                 (upstream.write(), output.read(), count),
             );
@@ -201,7 +201,7 @@ fn pooling<T: Feature>(pooling: Pooling, name: &str) {
             for n in channels(width) {
                 let case = format!("{name}, {suffix}, {h}x{w}x{n}");
                 let (h_, w_, n_) = (h as i32, w as i32, n as i32);
-                // Few different values, so that some of four are equal.
+                // Few different values, so that windows have ties.
                 let mut rng = StdRng::seed_from_u64(1);
                 let mut input = Array::zeros(h, w, n);
                 input.values.fill_with(|| rng.random_range(0..4).into());
@@ -262,7 +262,7 @@ fn content<T: Feature>() {
             let expected: Vec<f64> = kept.zip(&differences).map(|(b, d)| b + 0.4 * d).collect();
             let mut partials = Buffer::<f64>::unset(2);
             launch(
-                &format!("content_{suffix}"),
+                &format!("content_loss_{suffix}"),
                 2,
                 (
                     f.read(),
@@ -302,10 +302,10 @@ fn the_content_loss_and_inner_products_are_their_formulas() {
 
 #[test]
 fn gram_matrices_are_averaged_and_symmetric() {
-    for (pieces, n) in [(1, 1), (3, 7), (5, 20)] {
-        let mut partials = Buffer::<f32>::random(pieces * n * n, -1.0, 1.0, 1);
-        // The upper triangle does not count.
-        for (i, value) in partials.0[..pieces * n * n].iter_mut().enumerate() {
+    for (splits, n) in [(1, 1), (3, 7), (5, 20)] {
+        let mut partials = Buffer::<f32>::random(splits * n * n, -1.0, 1.0, 1);
+        // The upper triangle is not read.
+        for (i, value) in partials.0[..splits * n * n].iter_mut().enumerate() {
             if i / n % n < i % n {
                 *value = f32::NAN;
             }
@@ -316,7 +316,7 @@ fn gram_matrices_are_averaged_and_symmetric() {
             2,
             (
                 partials.read(),
-                pieces as i32,
+                splits as i32,
                 30f64,
                 output.write(),
                 n as i32,
@@ -326,32 +326,32 @@ fn gram_matrices_are_averaged_and_symmetric() {
         let expected: Vec<f64> = (0..n * n)
             .map(|i| {
                 let (row, column) = ((i / n).max(i % n), (i / n).min(i % n));
-                let pieces = partials.chunks_exact(n * n);
-                pieces.map(|piece| piece[row * n + column]).sum::<f64>() / 30.0
+                let splits = partials.chunks_exact(n * n);
+                splits.map(|split| split[row * n + column]).sum::<f64>() / 30.0
             })
             .collect();
         check("gram", &output, &expected, 0.0);
     }
 }
 
-/// A residual's elements over their root mean square; three times that root mean square.
-fn packed_residual<T: Feature>(residual: &Buffer<f32>, squares: f64) -> (Buffer<T>, f64) {
+/// A residual over its root mean square, and α for a factor of 3.
+fn normalised_residual<T: Feature>(residual: &Buffer<f32>, squares: f64) -> (Buffer<T>, f64) {
     let count = residual.values().len();
     let (squares, factor) = (Buffer::<f64>::of(&[squares]), Buffer::<f32>::of(&[3.0]));
-    let (mut packed, mut alpha) = (Buffer::<T>::unset(count), Buffer::<f32>::unset(1));
+    let (mut normalised, mut alpha) = (Buffer::<T>::unset(count), Buffer::<f32>::unset(1));
     launch(
-        &format!("residual_{}", T::KERNELS[0].0),
+        &format!("normalise_residual_{}", T::KERNELS[0].0),
         2,
         (
             residual.read(),
             squares.read(),
             factor.read(),
-            packed.write(),
+            normalised.write(),
             alpha.write(),
             count as i32,
         ),
     );
-    (packed, alpha.values()[0])
+    (normalised, alpha.values()[0])
 }
 
 fn residual<T: Feature>() {
@@ -359,9 +359,9 @@ fn residual<T: Feature>() {
     let values = residual.values();
     let squares = values.iter().map(|v| v * v).sum::<f64>();
     let rms = (squares / 361.0).sqrt();
-    let (packed, alpha) = packed_residual::<T>(&residual, squares);
+    let (normalised, alpha) = normalised_residual::<T>(&residual, squares);
     let expected: Vec<f64> = values.iter().map(|v| v / rms).collect();
-    check("residual", &packed, &expected, 1e-6);
+    check("residual", &normalised, &expected, 1e-6);
     check(
         "rms",
         &Buffer::<f32>::of(&[alpha]),
@@ -369,19 +369,19 @@ fn residual<T: Feature>() {
         1e-6 * rms,
     );
 
-    let (packed, alpha) = packed_residual::<T>(&Buffer::of(&[0.0; 300]), 0.0);
-    assert_eq!((packed.values(), alpha), (vec![0.0; 300], 0.0));
+    let (normalised, alpha) = normalised_residual::<T>(&Buffer::of(&[0.0; 300]), 0.0);
+    assert_eq!((normalised.values(), alpha), (vec![0.0; 300], 0.0));
 }
 
 #[test]
-fn residuals_are_packed_whatever_their_size() {
+fn residuals_are_normalised_whatever_their_size() {
     residual::<f32>();
     residual::<f16>();
     residual::<bf16>();
 }
 
-/// Numbers between two others, whose root mean square is said to be 1, become the nearer one, or
-/// the even one; those too large infinity; what is not a number stays so.
+/// Rounding to nearest, ties to even, with overflow to infinity and NaN kept: the residual's kernel
+/// with a root mean square of 1.
 fn rounding<T: Feature>(step: f64) {
     let (tie, infinity) = (1.0 + step / 2.0, f64::INFINITY);
     let mut values = vec![
@@ -392,17 +392,17 @@ fn rounding<T: Feature>(step: f64) {
         tie * (1.0 - 1e-6),
     ];
     values.extend([65519.0, 65520.0, -65520.0, 1e-7, 3e38, infinity, -infinity]);
-    // All bits are set: what is added to round must not carry.
+    // NaNs with all fraction bits set: the rounding must not carry into the sign.
     values.extend([0x7fff_ffff, 0xffff_ffff].map(|bits| f64::from(f32::from_bits(bits))));
     let mut rng = StdRng::seed_from_u64(1);
     values.extend((0..1000).map(|_| f64::from(f32::from_bits(rng.random()))));
     let residual = Buffer::<f32>::of(&values);
-    let (packed, _) = packed_residual::<T>(&residual, values.len() as f64);
-    for (value, packed) in residual.values().into_iter().zip(packed.values()) {
-        let expected = T::of(value).double();
+    let (normalised, _) = normalised_residual::<T>(&residual, values.len() as f64);
+    for (value, result) in residual.values().into_iter().zip(normalised.values()) {
+        let expected = T::of(value).to_f64();
         assert!(
-            packed == expected || (packed.is_nan() && value.is_nan()),
-            "{value}: {packed}, not {expected}"
+            result == expected || (result.is_nan() && value.is_nan()),
+            "{value}: {result}, not {expected}"
         );
     }
 }

@@ -2,16 +2,16 @@
 
 use super::{Buffer, check, check_sum, launch};
 
-/// A number of values that no number of threads divides.
+/// A prime number of values, which no grid covers evenly.
 const COUNT: usize = 1237;
 
-/// What `kernel(dst, a, b)` writes to `dst` is `value` of the three.
+/// Checks that `kernel(dst, a, b, count, blocks)` sets each of `dst` to `value(dst, a, b)`.
 fn check_vector(
     case: &str,
     kernel: impl Fn(*mut f32, *const f32, *const f32, i64, u32),
     value: impl Fn(f64, f64, f64) -> f64,
 ) {
-    // Fewer threads than values and more; no values at all.
+    // Fewer threads than values, and more; no values at all.
     for (count, blocks) in [(COUNT, 2), (COUNT, 7), (1, 1), (0, 1)] {
         let before = Buffer::<f32>::random(count, -1.0, 1.0, 1);
         let a = Buffer::random(count, -1.0, 2.0, 2);
@@ -84,9 +84,9 @@ fn directions_are_cleared_at_the_bounds_themselves() {
     assert_eq!(d.values(), [0.0, -1.0, 1.0, 0.0, 1.0]);
 }
 
-/// A loss that is not a number must not look like a picture.
+/// Clamping must not turn NaN into a valid pixel.
 #[test]
-fn what_is_not_a_number_stays_so() {
+fn steps_keep_nan() {
     let mut dst = Buffer::<f32>::of(&[0.0]);
     let (x, d) = (Buffer::<f32>::of(&[0.5]), Buffer::<f32>::unset(1));
     launch("step", 1, (dst.write(), x.read(), 1f32, d.read(), 1i64));
@@ -99,7 +99,7 @@ fn partial_sums_are_added_up_row_by_row() {
         let partials = Buffer::<f64>::random(2 * parts, -1.0, 1.0, 1);
         let mut sums = Buffer::<f64>::unset(2);
         launch(
-            "finish",
+            "sum_partials",
             2,
             (partials.read(), parts as i32, 0.5f64, sums.write()),
         );
@@ -153,7 +153,7 @@ fn total_variation_and_its_gradient_are_their_formulas() {
 }
 
 #[test]
-fn what_pixels_are_held_to_is_its_formula() {
+fn the_temporal_loss_and_its_gradient_are_their_formulas() {
     let factor = Buffer::<f32>::of(&[0.3]);
     for (pixels, blocks) in [(1, 2), (700, 2)] {
         let image = Buffer::<f32>::random(3 * pixels, 0.0, 1.0, 1);
@@ -162,7 +162,7 @@ fn what_pixels_are_held_to_is_its_formula() {
         let mut gradient = before.clone();
         let mut partials = Buffer::<f64>::unset(blocks as usize);
         launch(
-            "held",
+            "temporal_loss",
             blocks,
             (
                 image.read(),
@@ -180,7 +180,7 @@ fn what_pixels_are_held_to_is_its_formula() {
             total += weight * difference * difference;
             expected[i] += 2.0 * 0.3 * weight * difference;
         }
-        check("held", &gradient, &expected, 1e-6);
-        check_sum("held", partials.sum(), total);
+        check("temporal_loss", &gradient, &expected, 1e-6);
+        check_sum("temporal_loss", partials.sum(), total);
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-use super::{Buffer, check_sum, launch, launch_rows};
+use super::{Buffer, check_sum, launch, launch_2d};
 use std::collections::VecDeque;
 
 const N: usize = 700;
@@ -10,14 +10,14 @@ const ROWS: usize = 2 * HISTORY;
 const MIN_COSINE: f64 = 1e-4;
 const FIRST_STEP: f64 = 0.01;
 
-/// The memory of the kernels, as it is before anything is learned.
-struct Kernels {
+/// The pairs as the kernels keep them.
+struct KernelPairs {
     vectors: Buffer<f32>,
     state: Buffer<f64>,
     products: Buffer<f64>,
 }
 
-impl Kernels {
+impl KernelPairs {
     fn new() -> Self {
         Self {
             vectors: Buffer::unset((ROWS + 2) * N),
@@ -26,30 +26,30 @@ impl Kernels {
         }
     }
 
-    /// Inner products of the rows of `vectors`, `[rows, N]`, with `x`.
+    /// The inner products of the rows of `vectors`, `[rows, N]`, with `x`.
     fn products(vectors: &Buffer<f32>, rows: usize, x: *const f32) -> Buffer<f64> {
         let mut partials = Buffer::<f64>::unset(rows * BLOCKS as usize);
         let grid = [BLOCKS, rows as u32];
-        launch_rows(
-            "products",
+        launch_2d(
+            "inner_products",
             grid,
             (vectors.read(), x, partials.write(), N as i64),
         );
-        Self::finish(&partials, rows)
+        Self::sum_partials(&partials, rows)
     }
 
-    fn finish(partials: &Buffer<f64>, rows: usize) -> Buffer<f64> {
+    fn sum_partials(partials: &Buffer<f64>, rows: usize) -> Buffer<f64> {
         let mut sums = Buffer::<f64>::unset(rows);
         let arguments = (partials.read(), BLOCKS as i32, 1f64, sums.write());
-        launch("finish", rows as u32, arguments);
+        launch("sum_partials", rows as u32, arguments);
         sums
     }
 
-    fn learn(&mut self, step: &Step) {
+    fn update(&mut self, step: &Step) {
         let history = HISTORY as i32;
         let [image, trial, gradient, trial_gradient] = step.pointers();
         launch(
-            "lbfgs_pair",
+            "lbfgs_candidate",
             BLOCKS,
             (
                 image,
@@ -66,7 +66,7 @@ impl Kernels {
             Self::products(&self.vectors, ROWS + 2, candidate)
         });
         launch(
-            "lbfgs_learn",
+            "lbfgs_update",
             1,
             (
                 self.state.write(),
@@ -84,7 +84,7 @@ impl Kernels {
         );
     }
 
-    /// What is kept of the pairs are their inner products.
+    /// Checks that the kept inner products are those of the pairs.
     #[track_caller]
     fn check_products(&self) {
         let (vectors, products) = (self.vectors.values(), self.products.values());
@@ -101,7 +101,7 @@ impl Kernels {
     fn direction(&self, gradient: &Buffer<f32>, image: &Buffer<f32>) -> Vec<f64> {
         let mut direction = Buffer::<f32>::unset(N);
         let arguments = (gradient.read(), image.read(), direction.write(), N as i64);
-        launch("lbfgs_start", BLOCKS, arguments);
+        launch("lbfgs_steepest_descent", BLOCKS, arguments);
         let q = Self::products(&self.vectors, ROWS, direction.read());
         let squares = Self::products(gradient, 1, gradient.read());
         let mut coefficients = Buffer::<f64>::unset(ROWS + 1);
@@ -136,9 +136,9 @@ impl Kernels {
     }
 }
 
-/// The recursion on the vectors themselves.
+/// The two-loop recursion on the vectors themselves.
 #[derive(Default)]
-struct Plain {
+struct TwoLoop {
     pairs: VecDeque<[Vec<f64>; 2]>,
     curvature: Option<f64>,
 }
@@ -151,9 +151,9 @@ fn axpy(a: f64, x: &[f64], y: &mut [f64]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += a * x);
 }
 
-impl Plain {
-    /// Whether the step has taught anything.
-    fn learn(&mut self, step: &Step) -> bool {
+impl TwoLoop {
+    /// Whether the step is accepted as a pair.
+    fn update(&mut self, step: &Step) -> bool {
         let [s, y] = step.pair();
         let sy = dot(&s, &y);
         let accepted = sy > MIN_COSINE * (dot(&s, &s) * dot(&y, &y)).sqrt();
@@ -175,17 +175,17 @@ impl Plain {
         };
         let mut d: Vec<f64> = gradient.iter().map(|g| -g).collect();
         clear_outward(&mut d);
-        let mut taken = Vec::new();
+        let mut alphas = Vec::new();
         for [s, y] in &self.pairs {
             let a = dot(s, &d) / dot(s, y);
             axpy(-a, y, &mut d);
-            taken.push(a);
+            alphas.push(a);
         }
         let rms = (dot(gradient, gradient) / N as f64).sqrt();
         let first = if rms > 0.0 { FIRST_STEP / rms } else { 0.0 };
         let scale = self.curvature.unwrap_or(first);
         d.iter_mut().for_each(|d| *d *= scale);
-        for ([s, y], a) in self.pairs.iter().zip(taken).rev() {
+        for ([s, y], a) in self.pairs.iter().zip(alphas).rev() {
             let b = dot(y, &d) / dot(s, y);
             axpy(a - b, s, &mut d);
         }
@@ -194,7 +194,7 @@ impl Plain {
     }
 }
 
-/// A step on an objective of random curvature, from an image that lies partly at the bounds.
+/// A step on an objective of random curvature, from an image that is partly at the bounds.
 struct Step {
     image: Buffer<f32>,
     trial: Buffer<f32>,
@@ -211,13 +211,13 @@ impl Step {
         let image = clamped(Buffer::random(N, -0.2, 1.2, 10 * seed));
         let trial = clamped(Buffer::random(N, -0.2, 1.2, 10 * seed + 1));
         let gradient = Buffer::<f32>::random(N, -1.0, 1.0, 10 * seed + 2);
-        // The same for all steps, but for a part that makes the pairs disagree.
+        // Mostly the same for all steps, with a part that makes the pairs disagree.
         let curvatures = Buffer::<f32>::random(N, 0.1, 3.0, 1000).values();
         let others = Buffer::<f32>::random(N, 0.0, 0.3, 10 * seed + 3).values();
         let mut changed = gradient.values();
         for (i, value) in changed.iter_mut().enumerate() {
-            let moved = trial.values()[i] - image.values()[i];
-            *value += curvature * (curvatures[i] + others[i]) * moved;
+            let displacement = trial.values()[i] - image.values()[i];
+            *value += curvature * (curvatures[i] + others[i]) * displacement;
         }
         Self {
             image,
@@ -237,7 +237,7 @@ impl Step {
         .map(Buffer::read)
     }
 
-    /// The displacement and the change of the gradient, as `f32` has them.
+    /// The displacement and the change of the gradient, rounded to `f32`.
     fn pair(&self) -> [Vec<f64>; 2] {
         [
             (&self.trial, &self.image),
@@ -254,7 +254,7 @@ impl Step {
 }
 
 #[track_caller]
-fn check_direction(case: &str, kernels: &Kernels, plain: &Plain, step: &Step) {
+fn check_direction(case: &str, kernels: &KernelPairs, plain: &TwoLoop, step: &Step) {
     let (gradient, image) = (&step.trial_gradient, &step.trial);
     let direction = kernels.direction(gradient, image);
     let expected = plain.direction(&gradient.values(), &image.values());
@@ -266,34 +266,34 @@ fn check_direction(case: &str, kernels: &Kernels, plain: &Plain, step: &Step) {
 
 #[test]
 fn directions_are_those_of_the_two_loop_recursion() {
-    let (mut kernels, mut plain) = (Kernels::new(), Plain::default());
+    let (mut kernels, mut plain) = (KernelPairs::new(), TwoLoop::default());
     check_direction("at first", &kernels, &plain, &Step::new(99, 1.0));
-    // More pairs than are remembered; the third step tells nothing.
+    // More steps than the history has room for; the third, of negative curvature, is rejected.
     for (seed, curvature) in [(1, 1.0), (2, 2.0), (3, -1.0), (4, 1.0), (5, 0.5), (6, 3.0)] {
         let step = Step::new(seed, curvature);
-        let accepted = plain.learn(&step);
+        let accepted = plain.update(&step);
         assert_eq!(accepted, curvature > 0.0);
-        kernels.learn(&step);
+        kernels.update(&step);
         let state = kernels.state.values();
         assert_eq!(state[2], f64::from(u8::from(accepted)));
         assert_eq!(state[0], plain.pairs.len() as f64);
         kernels.check_products();
         check_direction(&format!("after step {seed}"), &kernels, &plain, &step);
     }
-    // What is left when the pairs are dropped, wherever the ring is, is the curvature.
+    // Dropping the pairs keeps the curvature scale, wherever the ring buffer's next slot is.
     let state = kernels.state.values();
     assert_ne!(state[1], 0.0);
     kernels.state = Buffer::of(&[0.0, state[1], 0.0, state[3]]);
     plain.pairs.clear();
     let step = Step::new(7, 1.0);
     check_direction("without pairs", &kernels, &plain, &step);
-    plain.learn(&step);
-    kernels.learn(&step);
+    plain.update(&step);
+    kernels.update(&step);
     check_direction("with a new pair", &kernels, &plain, &step);
 }
 
 #[test]
-fn pairs_are_learned_from_above_the_least_cosine() {
+fn steps_are_accepted_above_the_least_cosine() {
     let (ss, yy, min_cosine) = (4.0, 9.0, 0.5);
     for (sy, accepted) in [(3.0, 0.0), (3.01, 1.0), (f64::NAN, 0.0)] {
         let mut state = Buffer::<f64>::of(&[0.0, 0.0, 0.5, 0.0]);
@@ -308,7 +308,7 @@ fn pairs_are_learned_from_above_the_least_cosine() {
             1i32,
             min_cosine,
         );
-        launch("lbfgs_learn", 1, arguments);
+        launch("lbfgs_update", 1, arguments);
         let curvature = if accepted > 0.0 { sy / yy } else { 0.0 };
         assert_eq!(state.values(), [accepted, 0.0, accepted, curvature]);
     }
@@ -317,17 +317,17 @@ fn pairs_are_learned_from_above_the_least_cosine() {
 #[test]
 fn without_a_gradient_there_is_no_direction() {
     let (gradient, image) = (Buffer::of(&[0.0; N]), Buffer::random(N, 0.0, 1.0, 1));
-    assert_eq!(Kernels::new().direction(&gradient, &image), [0.0; N]);
+    assert_eq!(KernelPairs::new().direction(&gradient, &image), [0.0; N]);
 }
 
 #[test]
-fn what_a_step_moves_and_promises_are_their_formulas() {
+fn squared_length_and_slope_of_a_step_are_their_formulas() {
     let step = Step::new(1, 1.0);
     let [image, trial, gradient, _] = step.pointers();
     let mut partials = Buffer::<f64>::unset(2 * BLOCKS as usize);
     let arguments = (image, trial, gradient, partials.write(), N as i64);
-    launch("lbfgs_moved", BLOCKS, arguments);
-    let sums = Kernels::finish(&partials, 2).values();
+    launch("lbfgs_step_sums", BLOCKS, arguments);
+    let sums = KernelPairs::sum_partials(&partials, 2).values();
     let [s, _] = step.pair();
     check_sum("squares", sums[0], dot(&s, &s));
     check_sum("slope", sums[1], dot(&step.gradient.values(), &s));
