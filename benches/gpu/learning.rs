@@ -166,7 +166,7 @@ pub fn recordings(bench: &Bench, options: &Options, report: &mut Report) {
 
 /// What [`gstgatys::ops::record::Recorded`] does without where the driver refuses.
 fn driver_records(device: &Device) -> Outcome<f64> {
-    use gstgatys::ops::cuda::record::Recording;
+    use gstgatys::ops::cuda::graph::CapturedGraph;
     use gstgatys::ops::elementwise::axpy;
     let x = noise(1001, 1).to_device(device)?;
     let y = noise(1001, 2).to_device(device)?;
@@ -175,9 +175,9 @@ fn driver_records(device: &Device) -> Outcome<f64> {
         axpy(0.3, &x, &expected)?;
     }
     // Once as it is recorded, and twice after that.
-    let mut recording = Recording::new(device, || axpy(0.3, &x, &y))?
+    let mut recording = CapturedGraph::capture(device, || axpy(0.3, &x, &y))?
         .ok_or_else(|| unrecorded().unwrap_or_default())?;
-    recording.replay()?;
-    recording.replay()?;
+    recording.launch()?;
+    recording.launch()?;
     differing(&y, &expected)
 }

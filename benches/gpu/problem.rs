@@ -5,7 +5,7 @@
 use crate::common::problem::{Pictures, Problem, picture};
 use crate::report::Outcome;
 use candle_core::{Device, Tensor};
-use gstgatys::ops::cuda::notes::{self, Note};
+use gstgatys::ops::cuda::diagnostics::{self, Note};
 use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 
@@ -37,9 +37,9 @@ pub fn pan((w, h): (usize, usize), frames: usize, seed: u64) -> Outcome<Vec<Tens
 /// Why work was not recorded since this was asked last; prints that and what else was noted.
 pub fn unrecorded() -> Option<String> {
     let mut unrecorded = Vec::new();
-    for note in notes::take() {
+    for note in diagnostics::take() {
         eprintln!("{note}");
-        if let Note::Unrecorded(_) = note {
+        if let Note::CaptureFailed(_) = note {
             unrecorded.push(note.to_string());
         }
     }

@@ -13,7 +13,7 @@ use candle_core::cuda_backend::set_gemm_reduced_precision_f32;
 use candle_core::{Device, Tensor};
 use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
-use gstgatys::ops::cuda::record::Recording;
+use gstgatys::ops::cuda::graph::CapturedGraph;
 use gstgatys::ops::elementwise as vector;
 use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
@@ -72,7 +72,7 @@ impl Timer<'_> {
         let many = || (0..count).try_for_each(|_| op());
         let mut recording = match self.device.is_cuda() {
             true => {
-                let recording = Recording::new(self.device, many)?;
+                let recording = CapturedGraph::capture(self.device, many)?;
                 Some(recording.ok_or_else(|| unrecorded().unwrap_or_default())?)
             }
             false => None,
@@ -81,7 +81,7 @@ impl Timer<'_> {
         for round in 0..=self.rounds {
             let (time, done) = timed(|| {
                 match &mut recording {
-                    Some(recording) => recording.replay()?,
+                    Some(recording) => recording.launch()?,
                     None => many()?,
                 }
                 self.device.synchronize()

@@ -307,7 +307,7 @@ pub fn content_loss(
             write_sum(sum, squares?)
         }
         #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::content(f, p, factor, (gradient, accumulate), sum),
+        Device::Cuda(_) => vector::content_loss(f, p, factor, (gradient, accumulate), sum),
         _ => {
             let difference = (to_f32(f)? - to_f32(p)?)?;
             store(gradient, &difference.broadcast_mul(factor)?, accumulate)?;
@@ -401,7 +401,7 @@ pub fn temporal_loss(
             write_sum(sum, total.get())
         }
         #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::held(image, target, factor, gradient, sum),
+        Device::Cuda(_) => vector::temporal_loss(image, target, factor, gradient, sum),
         _ => {
             let weight = target.narrow(2, 3, 1)?;
             let difference = (image - target.narrow(2, 0, 3)?)?;

@@ -26,6 +26,9 @@
 //! How a sum is split never depends on the number of threads, so that results are bit-identical for
 //! any number of them.
 
+#[cfg(any(feature = "cudnn", test))]
+#[path = "cuda/algorithm_cache.rs"]
+mod algorithm_cache;
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
 #[cfg(not(target_arch = "x86_64"))]
@@ -45,9 +48,6 @@ pub mod pool;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod reference;
-#[cfg(any(feature = "cudnn", test))]
-#[path = "cuda/remembered.rs"]
-mod remembered;
 pub mod transfer;
 mod winograd;
 

@@ -4,7 +4,7 @@
 //! gets a zero gradient.
 
 #[cfg(feature = "cudnn")]
-use super::cuda::vector;
+use super::cuda::pool as cuda;
 use super::{Scalar, op2, op3, store, to_f32, use_cpu_kernels};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
@@ -31,7 +31,7 @@ impl Pooling {
                 _ => self.forward_cpu::<f32>([w, n], input, output),
             },
             #[cfg(feature = "cudnn")]
-            Device::Cuda(_) => vector::pool(self, input, output),
+            Device::Cuda(_) => cuda::forward(self, input, output),
             _ => {
                 let four = split_windows(&to_f32(input)?)?;
                 let pooled = match self {
@@ -61,7 +61,7 @@ impl Pooling {
                 _ => self.backward_cpu::<f32>([w, n], upstream, input, gradient),
             },
             #[cfg(feature = "cudnn")]
-            Device::Cuda(_) => vector::pool_backward(self, upstream, input, gradient),
+            Device::Cuda(_) => cuda::backward(self, upstream, input, gradient),
             _ => {
                 let shares: [Tensor; 4] = match self {
                     Self::Avg => {

@@ -23,7 +23,7 @@ enum State {
     Fresh,
     /// Executed at least once; with the number of captures that failed or were cancelled.
     WarmedUp(u32),
-    Recorded(super::cuda::record::Recording),
+    Recorded(super::cuda::graph::CapturedGraph),
 }
 
 /// Failed captures after which the work is only executed.
@@ -47,16 +47,16 @@ impl Recorded {
         device: &Device,
         mut work: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        use super::cuda::record::Recording;
+        use super::cuda::graph::CapturedGraph;
         if !device.is_cuda() {
             return work();
         }
         match &mut self.state {
-            State::Recorded(recording) => recording.replay()?,
+            State::Recorded(recording) => recording.launch()?,
             State::WarmedUp(MAX_CAPTURE_FAILURES) => work()?,
             State::WarmedUp(failures) => {
                 let failures = *failures + 1;
-                self.state = match Recording::new(device, work)? {
+                self.state = match CapturedGraph::capture(device, work)? {
                     Some(recording) => State::Recorded(recording),
                     None => State::WarmedUp(failures),
                 };

@@ -148,7 +148,7 @@ pub fn give_back_memory(device: &Device) {
 /// The scratch memory of the operations on images of a height and width on a GPU, in bytes.
 #[cfg(feature = "cudnn")]
 pub fn scratch_bytes(_: (usize, usize)) -> usize {
-    crate::ops::cuda::SCRATCH
+    crate::ops::cuda::SCRATCH_BYTES
 }
 
 /// The scratch memory of candle's convolution at its largest: conv1_2's 64 channels, unfolded to

@@ -3,38 +3,39 @@
 //! The convolutions of a network on a GPU, and their gradients.
 
 use super::super::Format;
-use super::super::remembered::{Remembered, file};
-use super::cudnn::{Algorithm, Convolution, Operands};
-use super::notes::{Note, note};
-use super::{Arg, BLOCKS, Gpu, Work, address, at, features_at, lock, suffix};
+use super::super::algorithm_cache::{AlgorithmCache, default_file};
+use super::cudnn::{ConvAlgorithm, ConvOperands, CudnnConvolution};
+use super::diagnostics::{Note, note};
+use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, lock, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use once_cell::sync::Lazy;
 use std::sync::Mutex;
 
-/// Between features, with a border of zeros.
+/// 3x3 convolution of features with bias and ReLU, stride 1, zero padding.
 pub struct Conv {
     format: Format,
     n_in: usize,
     n_out: usize,
     /// `[n_out, 3, 3, n_in]`
     kernel: Tensor,
-    /// `[n_in, 3, 3, n_out]`, rotated by half a turn.
+    /// The kernel of the input gradient, `[n_in, 3, 3, n_out]`: rotated by 180 degrees.
     adjoint: Tensor,
-    /// `[n_out]`, as it is and in the format.
+    /// `[n_out]`, `f32`.
     bias: Tensor,
+    /// The same in the format of the features.
     rounded_bias: Tensor,
 }
 
 impl Conv {
-    /// With a kernel `[n_out, n_in, 3, 3]` and a bias `[n_out]`, `f32`, for the device they are on.
+    /// Takes a kernel `[n_out, n_in, 3, 3]` and a bias `[n_out]`, both `f32`, on the device to use.
     pub fn new(kernel: &Tensor, bias: &Tensor, format: Format) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
         let device = kernel.device();
-        let [kernel, bias] = [kernel, bias].map(|it| it.to_device(&Device::Cpu));
+        let [kernel, bias] = [kernel, bias].map(|tensor| tensor.to_device(&Device::Cpu));
         let (kernel, bias) = (kernel?, bias?);
-        let last = |kernel: &Tensor| -> Result<Tensor> {
+        let channels_last = |kernel: &Tensor| -> Result<Tensor> {
             let kernel = kernel.permute((0, 2, 3, 1))?.to_dtype(format.dtype())?;
             kernel.contiguous()?.to_device(device)
         };
@@ -42,33 +43,34 @@ impl Conv {
             format,
             n_in,
             n_out,
-            kernel: last(&kernel)?,
-            adjoint: last(&kernel.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?)?,
+            kernel: channels_last(&kernel)?,
+            adjoint: channels_last(&kernel.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?)?,
             bias: bias.to_device(device)?,
             rounded_bias: bias.to_dtype(format.dtype())?.to_device(device)?,
         })
     }
 
+    /// Device memory of the kernels and biases.
     pub fn bytes(&self) -> usize {
         let tensors = [&self.kernel, &self.adjoint, &self.bias, &self.rounded_bias];
         let bytes = |tensor: &&Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         tensors.iter().map(bytes).sum()
     }
 
-    /// `output = relu(input * kernel + bias)`
+    /// `output = relu(input * kernel + bias)` for an input of height and width `size`.
     pub fn forward(&self, size: [usize; 2], input: &Tensor, output: &Tensor) -> Result<()> {
         let gpu = Gpu::of(input.device())?;
-        let operands = Operands {
+        let operands = ConvOperands {
             input: address(input)?,
             kernel: address(&self.kernel)?,
             adjoint: None,
             bias: Some(address(&self.rounded_bias)?),
             output: address(output)?,
         };
-        let convolution = Convolution::new(self.format, size, [self.n_in, self.n_out])?;
-        let bias = features_at(&self.bias)?;
+        let convolution = CudnnConvolution::new(self.format, size, [self.n_in, self.n_out])?;
+        let bias = features_arg(&self.bias)?;
         let count = output.elem_count();
-        let activation = |work: &Work| {
+        let bias_relu = |stream: &StreamGuard| {
             let args = [
                 Arg::Features(operands.output),
                 bias,
@@ -76,15 +78,16 @@ impl Conv {
                 Arg::Int(self.n_out as i32),
             ];
             let dtype = self.format.dtype();
-            work.each_feature("bias_relu", dtype, (count, self.n_out), &args)
+            stream
+                .launch_features("bias_relu", dtype, (count, self.n_out), &args)
                 .map(drop)
         };
-        let of = self.described("forward", size, [self.n_in, self.n_out], &gpu)?;
-        compute(&gpu.work()?, &of, &convolution, operands, activation)
+        let key = self.cache_key("forward", size, [self.n_in, self.n_out], &gpu)?;
+        run_fastest(&gpu.lock_stream()?, &key, &convolution, operands, bias_relu)
     }
 
-    /// The gradient with respect to the input, into `gradient`. Of `upstream`, what the ReLU does
-    /// not let through becomes 0.
+    /// The gradient with respect to the input, into `gradient`. The ReLU's derivative is applied to
+    /// `upstream` in place.
     pub fn backward(
         &self,
         size: [usize; 2],
@@ -93,33 +96,33 @@ impl Conv {
         gradient: &Tensor,
     ) -> Result<()> {
         let gpu = Gpu::of(upstream.device())?;
-        let operands = Operands {
+        let operands = ConvOperands {
             input: address(upstream)?,
             kernel: address(&self.adjoint)?,
             adjoint: Some(address(&self.kernel)?),
             bias: None,
             output: address(gradient)?,
         };
-        let convolution = Convolution::new(self.format, size, [self.n_out, self.n_in])?;
-        let of = self.described("backward", size, [self.n_out, self.n_in], &gpu)?;
-        let work = gpu.work()?;
+        let convolution = CudnnConvolution::new(self.format, size, [self.n_out, self.n_in])?;
+        let key = self.cache_key("backward", size, [self.n_out, self.n_in], &gpu)?;
+        let stream = gpu.lock_stream()?;
         let count = upstream.elem_count();
         let args = [
-            features_at(upstream)?,
-            features_at(output)?,
+            features_arg(upstream)?,
+            features_arg(output)?,
             Arg::Long(count as i64),
         ];
-        work.each_feature(
+        stream.launch_features(
             "relu_backward",
             self.format.dtype(),
             (count, self.n_out),
             &args,
         )?;
-        compute(&work, &of, &convolution, operands, |_| Ok(()))
+        run_fastest(&stream, &key, &convolution, operands, |_| Ok(()))
     }
 
-    /// What a measurement is of.
-    fn described(
+    /// All that the fastest algorithm depends on.
+    fn cache_key(
         &self,
         direction: &str,
         [h, w]: [usize; 2],
@@ -135,43 +138,46 @@ impl Conv {
     }
 }
 
-static REMEMBERED: Lazy<Mutex<Remembered>> = Lazy::new(|| Mutex::new(Remembered::open(file())));
+static ALGORITHMS: Lazy<Mutex<AlgorithmCache>> =
+    Lazy::new(|| Mutex::new(AlgorithmCache::open(default_file())));
 
-/// Computes a convolution by the algorithm that is known to be the fastest, or that is found to be.
-fn compute(
-    work: &Work,
-    of: &str,
-    convolution: &Convolution,
-    operands: Operands,
-    after: impl Fn(&Work) -> Result<()>,
+/// Computes a convolution by its fastest algorithm, which is searched for if it is not cached.
+/// `epilogue` enqueues what algorithms without a fused one must be followed by.
+fn run_fastest(
+    stream: &StreamGuard,
+    key: &str,
+    convolution: &CudnnConvolution,
+    operands: ConvOperands,
+    epilogue: impl Fn(&StreamGuard) -> Result<()>,
 ) -> Result<()> {
-    let mut remembered = lock(&REMEMBERED);
+    let mut algorithms = lock(&ALGORITHMS);
     for _ in 0..2 {
-        let name = remembered.of(of, || {
-            let (fastest, tried) = convolution.fastest(work, operands, &after);
-            note(Note::Found(format!("{of}{tried}")));
+        let name = algorithms.get_or_measure(key, || {
+            let (fastest, results) = convolution.find_fastest(stream, operands, &epilogue);
+            note(Note::Info(format!("{key}{results}")));
             match fastest {
                 Some(algorithm) => Ok(algorithm.name()),
-                None => bail!("cuDNN has no such convolution{tried}"),
+                None => bail!("cuDNN has no such convolution{results}"),
             }
         })?;
-        let known = Algorithm::all(Format::F32).find(|algorithm| algorithm.name() == name);
-        if let Some(algorithm) = known {
-            match convolution.run(work, algorithm, operands) {
+        let algorithm = ConvAlgorithm::all(Format::F32).find(|algorithm| algorithm.name() == name);
+        if let Some(algorithm) = algorithm {
+            match convolution.run(stream, algorithm, operands) {
                 Ok(()) if algorithm.is_fused() => return Ok(()),
-                Ok(()) => return after(work),
-                // It is the recording that does not work; nor could anything be measured there.
-                Err(error) if work.is_captured()? => return Err(error),
+                Ok(()) => return epilogue(stream),
+                // The capture may be what failed, and during one nothing can be measured.
+                Err(error) if stream.is_capturing()? => return Err(error),
                 Err(_) => (),
             }
         }
-        // A line that somebody else wrote, or another driver's.
-        remembered.forget(of);
+        // The name is unknown, or the algorithm does not work here: the cache's file may be foreign.
+        algorithms.remove(key);
     }
-    bail!("none of cuDNN's algorithms can be relied on for {of}")
+    bail!("none of cuDNN's algorithms can be relied on for {key}")
 }
 
-/// From an image `[h, w, 3]` in `f32` to features, between copies of its edge.
+/// 3x3 convolution of an image `[h, w, 3]`, `f32`, to features, with bias and ReLU, stride 1. The image
+/// is padded by replicating its edge.
 pub struct ImageConv {
     format: Format,
     n_out: usize,
@@ -181,7 +187,7 @@ pub struct ImageConv {
 }
 
 impl ImageConv {
-    /// With a kernel `[n_out, 3, 3, 3]` and a bias `[n_out]`, `f32`, for the device they are on.
+    /// Takes a kernel `[n_out, 3, 3, 3]` and a bias `[n_out]`, both `f32`, on the device to use.
     pub fn new(kernel: &Tensor, bias: &Tensor, format: Format) -> Result<Self> {
         Ok(Self {
             format,
@@ -195,17 +201,18 @@ impl ImageConv {
         })
     }
 
+    /// Device memory of the kernel and the bias.
     pub fn bytes(&self) -> usize {
         (self.kernel.elem_count() + self.bias.elem_count()) * DType::F32.size_in_bytes()
     }
 
-    /// `output = relu(input * kernel + bias)`
+    /// `output = relu(image * kernel + bias)`
     pub fn forward(&self, [h, w]: [usize; 2], image: &Tensor, output: &Tensor) -> Result<()> {
         let args = [
-            at(image)?,
-            at(&self.kernel)?,
-            at(&self.bias)?,
-            at(output)?,
+            arg(image)?,
+            arg(&self.kernel)?,
+            arg(&self.bias)?,
+            arg(output)?,
             Arg::Int(h as i32),
             Arg::Int(w as i32),
             Arg::Int(self.n_out as i32),
@@ -222,10 +229,10 @@ impl ImageConv {
         gradient: &Tensor,
     ) -> Result<()> {
         let args = [
-            at(upstream)?,
-            at(output)?,
-            at(&self.kernel)?,
-            at(gradient)?,
+            arg(upstream)?,
+            arg(output)?,
+            arg(&self.kernel)?,
+            arg(gradient)?,
             Arg::Int(h as i32),
             Arg::Int(w as i32),
             Arg::Int(self.n_out as i32),
@@ -233,9 +240,11 @@ impl ImageConv {
         self.launch("image_conv_backward", gradient.device(), &args)
     }
 
-    /// Over strips of the image, which the blocks share out among themselves.
+    /// The blocks stride over strips or tiles of the image.
     fn launch(&self, kernel: &str, device: &Device, args: &[Arg]) -> Result<()> {
         let name = format!("{kernel}_{}", suffix(self.format.dtype())?);
-        Gpu::of(device)?.work()?.launch(&name, (BLOCKS, 1), args)
+        Gpu::of(device)?
+            .lock_stream()?
+            .launch(&name, (MAX_BLOCKS, 1), args)
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! 3x3 convolutions over features `[h, w, channels]`, with `f32` sums, by those of cuDNN's algorithms
-//! that compute the same bit for bit each time.
+//! 3x3 convolutions of features `[h, w, channels]` with `f32` accumulation, by those of cuDNN's
+//! algorithms that are deterministic.
 
 use super::super::Format;
-use super::{Arg, Work, suffix};
+use super::{Arg, StreamGuard, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::{self, CudnnError};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
@@ -18,22 +18,22 @@ use candle_core::{Error, Result};
 use std::ffi::c_void;
 use std::ptr::from_ref;
 
-/// What an algorithm may work in.
-pub const WORKSPACE: usize = 256 << 20;
+/// The workspace of an algorithm, at most.
+pub const WORKSPACE_BYTES: usize = 256 << 20;
 
-/// Positions and channels of a block of the kernel of our own.
-const OWN_TILE: usize = 64;
+/// Positions and channels of a block of the fallback kernel: `TILE` in `kernels/convolution.cuh`.
+const FALLBACK_TILE: usize = 64;
 
-/// How often an algorithm is timed; the shortest time counts.
-const ROUNDS: usize = 5;
+/// How often an algorithm is timed; the minimum counts.
+const TIMING_ROUNDS: usize = 5;
 
-/// A handle, for one thread at a time.
-pub struct Cudnn(cudnnHandle_t);
+/// A cuDNN handle that enqueues on one stream, for one thread at a time.
+pub struct CudnnHandle(cudnnHandle_t);
 
-// SAFETY: a handle may be used by any thread, by one at a time; it is never shared.
-unsafe impl Send for Cudnn {}
+// SAFETY: any thread may use a handle, one at a time; it is never shared.
+unsafe impl Send for CudnnHandle {}
 
-impl Cudnn {
+impl CudnnHandle {
     pub fn new(stream: &CudaStream) -> Result<Self> {
         stream.context().bind_to_thread().w()?;
         let handle = Self(result::create_handle().map_err(Error::wrap)?);
@@ -43,24 +43,24 @@ impl Cudnn {
     }
 }
 
-impl Drop for Cudnn {
+impl Drop for CudnnHandle {
     fn drop(&mut self) {
-        // SAFETY: nothing has the handle any more.
+        // SAFETY: nothing uses the handle any more.
         let _ = unsafe { result::destroy_handle(self.0) };
     }
 }
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Algorithm {
-    /// With bias and ReLU in one.
+pub enum ConvAlgorithm {
+    /// A forward convolution fused with bias and ReLU.
     Fused(Forward),
-    /// Bias and ReLU, where there are any, come after it.
+    /// A forward convolution; bias and ReLU, if any, follow as an epilogue.
     Plain(Forward),
-    /// As the gradient of the convolution that it is the adjoint of.
+    /// The input gradient ("backward data") of the convolution that this one is the adjoint of.
     Data(Backward),
-    /// By a kernel of our own, which takes any.
-    Own,
+    /// The kernel in `kernels/convolution.cuh`, which takes any size and format.
+    Fallback,
 }
 
 const FORWARD: [(&str, Forward); 5] = [
@@ -92,8 +92,8 @@ const BACKWARD: [(&str, Backward); 3] = [
     ),
 ];
 
-impl Algorithm {
-    /// Those that may be taken for a format: Winograd's transforms round too much in 16 bits.
+impl ConvAlgorithm {
+    /// The candidates for a format. Winograd's transforms lose too much precision in all but `f32`.
     pub fn all(format: Format) -> impl Iterator<Item = Self> {
         let fits = move |name: &str| format == Format::F32 || !name.starts_with("winograd");
         let forward = FORWARD.into_iter().filter(move |(name, _)| fits(name));
@@ -101,28 +101,29 @@ impl Algorithm {
         forward
             .flat_map(|(_, algorithm)| [Self::Fused(algorithm), Self::Plain(algorithm)])
             .chain(backward.map(|(_, algorithm)| Self::Data(algorithm)))
-            .chain([Self::Own])
+            .chain([Self::Fallback])
     }
 
-    /// Whether bias and ReLU are done with it.
+    /// Whether it includes bias and ReLU.
     pub fn is_fused(self) -> bool {
         matches!(self, Self::Fused(_))
     }
 
+    /// The name in the cache's file and in reports.
     pub fn name(self) -> String {
-        let of = |kind: &str, name: Option<&str>| format!("{kind} {}", name.unwrap_or("?"));
-        let forward = |it| FORWARD.iter().find(|(_, algorithm)| *algorithm == it);
-        let backward = |it| BACKWARD.iter().find(|(_, algorithm)| *algorithm == it);
+        let name = |kind: &str, name: Option<&str>| format!("{kind} {}", name.unwrap_or("?"));
+        let forward = |wanted| FORWARD.iter().find(|(_, algorithm)| *algorithm == wanted);
+        let backward = |wanted| BACKWARD.iter().find(|(_, algorithm)| *algorithm == wanted);
         match self {
-            Self::Fused(it) => of("fused", forward(it).map(|it| it.0)),
-            Self::Plain(it) => of("plain", forward(it).map(|it| it.0)),
-            Self::Data(it) => of("data", backward(it).map(|it| it.0)),
-            Self::Own => "own".into(),
+            Self::Fused(algorithm) => name("fused", forward(algorithm).map(|found| found.0)),
+            Self::Plain(algorithm) => name("plain", forward(algorithm).map(|found| found.0)),
+            Self::Data(algorithm) => name("data", backward(algorithm).map(|found| found.0)),
+            Self::Fallback => "own".into(),
         }
     }
 }
 
-/// A descriptor of cuDNN's, which goes with its owner.
+/// An owned descriptor of cuDNN's.
 struct Descriptor<T: Copy> {
     inner: T,
     destroy: unsafe fn(T) -> std::result::Result<(), CudnnError>,
@@ -130,7 +131,7 @@ struct Descriptor<T: Copy> {
 
 impl<T: Copy> Drop for Descriptor<T> {
     fn drop(&mut self) {
-        // SAFETY: it was made with the descriptor, which nothing has any more.
+        // SAFETY: `destroy` matches the descriptor's type, and nothing uses the descriptor any more.
         let _ = unsafe { (self.destroy)(self.inner) };
     }
 }
@@ -143,9 +144,9 @@ unsafe fn destroy_activation(
     unsafe { cudnnDestroyActivationDescriptor(descriptor) }.result()
 }
 
-/// Where the operands of a convolution lie.
+/// The device addresses of a convolution's operands.
 #[derive(Clone, Copy)]
-pub struct Operands {
+pub struct ConvOperands {
     pub input: u64,
     /// `[n_out, 3, 3, n_in]`
     pub kernel: u64,
@@ -156,8 +157,8 @@ pub struct Operands {
     pub output: u64,
 }
 
-/// A convolution of features of one size, stride 1, with a border of zeros.
-pub struct Convolution {
+/// The descriptors of a 3x3 convolution of features of one size, stride 1, zero padding.
+pub struct CudnnConvolution {
     format: Format,
     /// h, w, n_in, n_out
     dims: [usize; 4],
@@ -170,19 +171,19 @@ pub struct Convolution {
     relu: Descriptor<cudnnActivationDescriptor_t>,
 }
 
-impl Convolution {
+impl CudnnConvolution {
     pub fn new(format: Format, [h, w]: [usize; 2], [n_in, n_out]: [usize; 2]) -> Result<Self> {
-        Self::described(format, [h, w, n_in, n_out]).map_err(Error::wrap)
+        Self::with_dims(format, [h, w, n_in, n_out]).map_err(Error::wrap)
     }
 
-    fn described(format: Format, dims: [usize; 4]) -> std::result::Result<Self, CudnnError> {
-        let [h, w, n_in, n_out] = dims.map(|it| it as i32);
+    fn with_dims(format: Format, dims: [usize; 4]) -> std::result::Result<Self, CudnnError> {
+        let [h, w, n_in, n_out] = dims.map(|dim| dim as i32);
         let features = |h, w, n| {
             let descriptor = Descriptor {
                 inner: result::create_tensor_descriptor()?,
                 destroy: result::destroy_tensor_descriptor,
             };
-            // SAFETY: made just now, as those below are.
+            // SAFETY: the descriptor was created above.
             unsafe {
                 result::set_tensor4d_descriptor(
                     descriptor.inner,
@@ -217,7 +218,7 @@ impl Convolution {
             inner: result::create_activation_descriptor()?,
             destroy: destroy_activation,
         };
-        let (mode, sums) = (
+        let (mode, accumulator) = (
             cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
             cudnnDataType_t::CUDNN_DATA_FLOAT,
         );
@@ -228,7 +229,7 @@ impl Convolution {
         // SAFETY: as above.
         unsafe {
             let inner = convolution.inner;
-            result::set_convolution2d_descriptor(inner, 1, 1, 1, 1, 1, 1, mode, sums)?;
+            result::set_convolution2d_descriptor(inner, 1, 1, 1, 1, 1, 1, mode, accumulator)?;
             result::set_convolution_math_type(inner, math)?;
             result::set_activation_descriptor(
                 relu.inner,
@@ -250,29 +251,29 @@ impl Convolution {
         })
     }
 
-    /// The fastest algorithm that computes it, with `after` done after those that are plain, and
-    /// what became of each that was tried. It is computed in the course of it.
-    pub fn fastest(
+    /// Times the candidate algorithms, each with `epilogue` after it unless that is fused. Returns the
+    /// fastest that works, if any, and a report of each result. The output is overwritten.
+    pub fn find_fastest(
         &self,
-        work: &Work,
-        operands: Operands,
-        mut after: impl FnMut(&Work) -> Result<()>,
-    ) -> (Option<Algorithm>, String) {
-        let mut fastest: Option<(f32, Algorithm)> = None;
-        let mut tried = String::new();
-        for algorithm in Algorithm::all(self.format) {
-            let fits = match algorithm {
-                Algorithm::Fused(_) => operands.bias.is_some(),
-                Algorithm::Plain(_) => true,
-                // It is there for what no other can do, and slow.
-                Algorithm::Own => fastest.is_none(),
-                Algorithm::Data(_) => operands.adjoint.is_some(),
+        stream: &StreamGuard,
+        operands: ConvOperands,
+        mut epilogue: impl FnMut(&StreamGuard) -> Result<()>,
+    ) -> (Option<ConvAlgorithm>, String) {
+        let mut fastest: Option<(f32, ConvAlgorithm)> = None;
+        let mut results = String::new();
+        for algorithm in ConvAlgorithm::all(self.format) {
+            let applies = match algorithm {
+                ConvAlgorithm::Fused(_) => operands.bias.is_some(),
+                ConvAlgorithm::Plain(_) => true,
+                // It is slow: only for what no other algorithm supports.
+                ConvAlgorithm::Fallback => fastest.is_none(),
+                ConvAlgorithm::Data(_) => operands.adjoint.is_some(),
             };
-            if !fits {
+            if !applies {
                 continue;
             }
             let shortest = fastest.map_or(f32::INFINITY, |(time, _)| time);
-            let became = match self.time(work, (algorithm, shortest), operands, &mut after) {
+            let result = match self.time(stream, (algorithm, shortest), operands, &mut epilogue) {
                 Ok(time) => {
                     if time < shortest {
                         fastest = Some((time, algorithm));
@@ -281,31 +282,32 @@ impl Convolution {
                 }
                 Err(error) => error.to_string(),
             };
-            tried += &format!("; {}: {became}", algorithm.name());
+            results += &format!("; {}: {result}", algorithm.name());
         }
-        (fastest.map(|(_, algorithm)| algorithm), tried)
+        (fastest.map(|(_, algorithm)| algorithm), results)
     }
 
-    /// Milliseconds of an algorithm, only roughly where it takes more than twice `limit`.
+    /// An algorithm's time in milliseconds, the minimum of some rounds; of fewer rounds if it takes more
+    /// than twice `limit`.
     fn time(
         &self,
-        work: &Work,
-        (algorithm, limit): (Algorithm, f32),
-        operands: Operands,
-        after: &mut impl FnMut(&Work) -> Result<()>,
+        stream: &StreamGuard,
+        (algorithm, limit): (ConvAlgorithm, f32),
+        operands: ConvOperands,
+        epilogue: &mut impl FnMut(&StreamGuard) -> Result<()>,
     ) -> Result<f32> {
         use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
-        let stream = work.lane.stream.clone();
+        let cuda_stream = stream.handles.stream.clone();
         let mut shortest = f32::INFINITY;
-        // The first round warms up, and shows whether it works.
-        for round in 0..=ROUNDS {
-            let begun = stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
-            self.run(work, algorithm, operands)?;
+        // The first round is a warm-up, and shows whether the algorithm is supported.
+        for round in 0..=TIMING_ROUNDS {
+            let begun = cuda_stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
+            self.run(stream, algorithm, operands)?;
             if !algorithm.is_fused() {
-                after(work)?;
+                epilogue(stream)?;
             }
-            let ended = stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
-            stream.synchronize().w()?;
+            let ended = cuda_stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
+            cuda_stream.synchronize().w()?;
             if round > 0 {
                 shortest = shortest.min(begun.elapsed_ms(&ended).w()?);
                 if shortest > 2.0 * limit {
@@ -316,32 +318,37 @@ impl Convolution {
         Ok(shortest)
     }
 
-    /// Computes it.
-    pub fn run(&self, work: &Work, algorithm: Algorithm, operands: Operands) -> Result<()> {
-        if let Algorithm::Own = algorithm {
-            return self.run_own(work, operands);
+    /// Enqueues the convolution by an algorithm.
+    pub fn run(
+        &self,
+        stream: &StreamGuard,
+        algorithm: ConvAlgorithm,
+        operands: ConvOperands,
+    ) -> Result<()> {
+        if let ConvAlgorithm::Fallback = algorithm {
+            return self.run_fallback(stream, operands);
         }
-        let workspace = work.scratch("workspace", WORKSPACE)?;
-        let handle = work.lane.cudnn.0;
-        let done = self.call(handle, algorithm, operands, workspace as *mut c_void);
+        let workspace = stream.scratch("workspace", WORKSPACE_BYTES)?;
+        let handle = stream.handles.cudnn.0;
+        let done = self.run_cudnn(handle, algorithm, operands, workspace as *mut c_void);
         done.map_err(Error::wrap)
     }
 
-    fn run_own(&self, work: &Work, operands: Operands) -> Result<()> {
+    fn run_fallback(&self, stream: &StreamGuard, operands: ConvOperands) -> Result<()> {
         let [h, w, _, n_out] = self.dims;
-        let tiles = (h * w).div_ceil(OWN_TILE) * n_out.div_ceil(OWN_TILE);
-        let dims = self.dims.map(|it| Arg::Int(it as i32));
+        let tiles = (h * w).div_ceil(FALLBACK_TILE) * n_out.div_ceil(FALLBACK_TILE);
+        let dims = self.dims.map(|dim| Arg::Int(dim as i32));
         let operands = [operands.input, operands.kernel, operands.output].map(Arg::Address);
         let kernel = format!("convolution_{}", suffix(self.format.dtype())?);
         let grid = (tiles.min(i32::MAX as usize) as u32, 1);
-        work.launch(&kernel, grid, &[&operands[..], &dims].concat())
+        stream.launch(&kernel, grid, &[&operands[..], &dims].concat())
     }
 
-    fn call(
+    fn run_cudnn(
         &self,
         handle: cudnnHandle_t,
-        algorithm: Algorithm,
-        operands: Operands,
+        algorithm: ConvAlgorithm,
+        operands: ConvOperands,
         workspace: *mut c_void,
     ) -> std::result::Result<(), CudnnError> {
         let pointer = |address: u64| address as *mut c_void;
@@ -350,15 +357,15 @@ impl Convolution {
         let (one, zero) = (from_ref(&one).cast(), from_ref(&zero).cast());
         let (input, output) = (pointer(operands.input), pointer(operands.output));
         let convolution = self.convolution.inner;
-        let needed = self.workspace(handle, algorithm)?;
-        if needed > WORKSPACE {
+        let needed = self.workspace_bytes(handle, algorithm)?;
+        if needed > WORKSPACE_BYTES {
             return Err(CudnnError(cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED));
         }
-        // SAFETY: the descriptors say what the operands are, which lie in memory of those sizes on
-        // the handle's device, as their kernels and `Conv` see to.
+        // SAFETY: the operands lie on the handle's device and have the sizes in the descriptors, which
+        // `Conv` sees to; the workspace is large enough.
         unsafe {
             match algorithm {
-                Algorithm::Plain(algorithm) => result::convolution_forward(
+                ConvAlgorithm::Plain(algorithm) => result::convolution_forward(
                     handle,
                     one,
                     self.input.inner,
@@ -373,7 +380,7 @@ impl Convolution {
                     self.output.inner,
                     output,
                 ),
-                Algorithm::Fused(algorithm) => result::convolution_bias_activation_forward(
+                ConvAlgorithm::Fused(algorithm) => result::convolution_bias_activation_forward(
                     handle,
                     one,
                     self.input.inner,
@@ -393,8 +400,10 @@ impl Convolution {
                     self.output.inner,
                     output,
                 ),
-                Algorithm::Own => Err(CudnnError(cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED)),
-                Algorithm::Data(algorithm) => result::convolution_backward_data(
+                ConvAlgorithm::Fallback => {
+                    Err(CudnnError(cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED))
+                }
+                ConvAlgorithm::Data(algorithm) => result::convolution_backward_data(
                     handle,
                     one,
                     self.adjoint.inner,
@@ -413,17 +422,17 @@ impl Convolution {
         }
     }
 
-    /// Bytes that an algorithm works in.
-    fn workspace(
+    /// The bytes of workspace that an algorithm needs.
+    fn workspace_bytes(
         &self,
         handle: cudnnHandle_t,
-        algorithm: Algorithm,
+        algorithm: ConvAlgorithm,
     ) -> std::result::Result<usize, CudnnError> {
         let convolution = self.convolution.inner;
         // SAFETY: the handle and the descriptors are alive.
         unsafe {
             match algorithm {
-                Algorithm::Fused(algorithm) | Algorithm::Plain(algorithm) => {
+                ConvAlgorithm::Fused(algorithm) | ConvAlgorithm::Plain(algorithm) => {
                     result::get_convolution_forward_workspace_size(
                         handle,
                         self.input.inner,
@@ -433,15 +442,17 @@ impl Convolution {
                         algorithm,
                     )
                 }
-                Algorithm::Own => Ok(0),
-                Algorithm::Data(algorithm) => result::get_convolution_backward_data_workspace_size(
-                    handle,
-                    self.adjoint.inner,
-                    self.input.inner,
-                    convolution,
-                    self.output.inner,
-                    algorithm,
-                ),
+                ConvAlgorithm::Fallback => Ok(0),
+                ConvAlgorithm::Data(algorithm) => {
+                    result::get_convolution_backward_data_workspace_size(
+                        handle,
+                        self.adjoint.inner,
+                        self.input.inner,
+                        convolution,
+                        self.output.inner,
+                        algorithm,
+                    )
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 //! Gram matrices on a GPU, and the gradient through them.
 
-use super::{Arg, Gpu, Work, address, at, suffix};
+use super::{Arg, Gpu, StreamGuard, address, arg, suffix};
 use candle_core::cuda_backend::cudarc::cublas::result::{gemm_ex, gemm_strided_batched_ex};
 use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasHandle_t, cublasOperation_t, cublasPointerMode_t,
@@ -12,49 +12,50 @@ use candle_core::{DType, Error, Result, Tensor, bail};
 use std::ffi::c_void;
 use std::ptr::from_ref;
 
-/// What cuBLAS works in.
-pub const WORKSPACE: usize = 32 << 20;
+/// The workspace of cuBLAS.
+pub const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Positions of a partial Gram matrix at least, how many there are at most, and their values in all.
-const PIECE_POSITIONS: usize = 2048;
-const MAX_PIECES: usize = 128;
-pub const MAX_VALUES: usize = 4 << 20;
+/// The split over positions (split-K): positions per partial Gram matrix at least, the number of
+/// splits at most, and the values of all partial matrices at most.
+const MIN_SPLIT_POSITIONS: usize = 2048;
+const MAX_SPLITS: usize = 128;
+pub const MAX_PARTIAL_VALUES: usize = 4 << 20;
 
 /// The Gram matrix of `features` `[m, n]` over m, into `output` `[n, n]`.
 pub fn gram(features: &Tensor, [m, n]: [usize; 2], output: &Tensor) -> Result<()> {
     let gpu = Gpu::of(features.device())?;
     let dtype = features.dtype();
-    let work = gpu.work()?;
-    // Parts of the positions, as cuBLAS would have one block go through them all.
-    let most = MAX_PIECES.min(MAX_VALUES / (n * n)).max(1);
-    let pieces = (m / PIECE_POSITIONS).clamp(1, most);
-    let (piece, rest) = (m / pieces, m % pieces);
-    let size = DType::F32.size_in_bytes() * n * n;
-    let partials = work.scratch("Gram matrices", (most + 1) * size)?;
+    let stream = gpu.lock_stream()?;
+    // Left to itself, cuBLAS may have few blocks that each loop over all positions.
+    let max_splits = MAX_SPLITS.min(MAX_PARTIAL_VALUES / (n * n)).max(1);
+    let splits = (m / MIN_SPLIT_POSITIONS).clamp(1, max_splits);
+    let (positions, remainder) = (m / splits, m % splits);
+    let matrix_bytes = DType::F32.size_in_bytes() * n * n;
+    let partials = stream.scratch("Gram matrices", (max_splits + 1) * matrix_bytes)?;
     let features = address(features)?;
-    let at_rest = features + (pieces * piece * n * dtype.size_in_bytes()) as u64;
-    transposed_product(&work, dtype, (features, [n, piece]), pieces, partials)?;
-    if rest > 0 {
-        let partial = partials + (pieces * size) as u64;
-        transposed_product(&work, dtype, (at_rest, [n, rest]), 1, partial)?;
+    let remaining = features + (splits * positions * n * dtype.size_in_bytes()) as u64;
+    gram_products(&stream, dtype, (features, [n, positions]), splits, partials)?;
+    if remainder > 0 {
+        let partial = partials + (splits * matrix_bytes) as u64;
+        gram_products(&stream, dtype, (remaining, [n, remainder]), 1, partial)?;
     }
-    work.each(
+    stream.launch_1d(
         "gram_average",
         n * n,
         &[
             Arg::Address(partials),
-            Arg::Int((pieces + usize::from(rest > 0)) as i32),
+            Arg::Int((splits + usize::from(remainder > 0)) as i32),
             Arg::Double(m as f64),
-            at(output)?,
+            arg(output)?,
             Arg::Int(n as i32),
         ],
     )?;
     Ok(())
 }
 
-/// F Fᵀ for each of `count` matrices F in columns, `[n, m]`, one after the other.
-fn transposed_product(
-    work: &Work,
+/// F Fᵀ of each of `count` consecutive column-major matrices F `[n, m]`, into consecutive `[n, n]`.
+fn gram_products(
+    stream: &StreamGuard,
     dtype: DType,
     (features, [n, m]): (u64, [usize; 2]),
     count: usize,
@@ -62,9 +63,9 @@ fn transposed_product(
 ) -> Result<()> {
     let (one, zero) = (1f32, 0f32);
     let data_type = data_type(dtype)?;
-    let handle = prepared(work, cublasPointerMode_t::CUBLAS_POINTER_MODE_HOST)?;
+    let handle = configured_handle(stream, cublasPointerMode_t::CUBLAS_POINTER_MODE_HOST)?;
     let features = features as *const c_void;
-    // SAFETY: `count` matrices lie one after the other in both.
+    // SAFETY: `features` and `output` have `count` consecutive matrices of these sizes.
     unsafe {
         gemm_strided_batched_ex(
             handle,
@@ -95,8 +96,8 @@ fn transposed_product(
     .map_err(Error::wrap)
 }
 
-/// `factor` F D into `gradient`, or added to it, for features `[m, n]` and the residual D `[n, n]`,
-/// the sum of whose squares is `squares`.
+/// `factor` F D, which is written to `gradient` or added to it, for features F `[m, n]` and a symmetric
+/// residual D `[n, n]` whose sum of squares is `squares`.
 pub fn gram_backward(
     features: &Tensor,
     [m, n]: [usize; 2],
@@ -105,29 +106,29 @@ pub fn gram_backward(
     (gradient, accumulate): (&Tensor, bool),
 ) -> Result<()> {
     let gpu = Gpu::of(features.device())?;
-    let work = gpu.work()?;
+    let stream = gpu.lock_stream()?;
     let dtype = features.dtype();
     let data_type = data_type(dtype)?;
-    let packed = work.scratch("residual", n * n * dtype.size_in_bytes())?;
-    // Both factors are on the device: that of the product, and that of what is there already.
-    let alpha = work.scratch("factor", size_of::<f32>())?;
-    let beta = work.gpu.constant(accumulate);
-    work.each(
+    let normalised = stream.scratch("residual", n * n * dtype.size_in_bytes())?;
+    // α and β of cuBLAS are both in device memory.
+    let alpha = stream.scratch("factor", size_of::<f32>())?;
+    let beta = stream.gpu.beta(accumulate);
+    stream.launch_1d(
         &format!("normalise_residual_{}", suffix(dtype)?),
         n * n,
         &[
-            at(residual)?,
-            at(squares)?,
-            at(factor)?,
-            Arg::Address(packed),
+            arg(residual)?,
+            arg(squares)?,
+            arg(factor)?,
+            Arg::Address(normalised),
             Arg::Address(alpha),
             Arg::Int((n * n) as i32),
         ],
     )?;
     let (features, gradient) = (address(features)?, address(gradient)?);
-    let handle = prepared(&work, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)?;
-    // In columns, and D is its own transpose: D Fᵀ, `[n, m]`.
-    // SAFETY: the matrices are of these sizes, and the factors are on the device.
+    let handle = configured_handle(&stream, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)?;
+    // In cuBLAS's column-major order, with D symmetric: D Fᵀ, `[n, m]`.
+    // SAFETY: the matrices have these sizes, and α and β are in device memory.
     unsafe {
         gemm_ex(
             handle,
@@ -137,7 +138,7 @@ pub fn gram_backward(
             m as i32,
             n as i32,
             alpha as *const c_void,
-            packed as *const c_void,
+            normalised as *const c_void,
             data_type,
             n as i32,
             features as *const c_void,
@@ -154,19 +155,20 @@ pub fn gram_backward(
     .map_err(Error::wrap)
 }
 
-/// The lane's handle, which finds factors where `mode` says.
-fn prepared(work: &Work, mode: cublasPointerMode_t) -> Result<cublasHandle_t> {
-    let workspace = work.scratch("cuBLAS", WORKSPACE)?;
-    let blas = &work.lane.blas;
+/// The stream's handle, with its workspace, and with α and β where `mode` says.
+fn configured_handle(stream: &StreamGuard, mode: cublasPointerMode_t) -> Result<cublasHandle_t> {
+    let workspace = stream.scratch("cuBLAS", WORKSPACE_BYTES)?;
+    let blas = &stream.handles.blas;
     blas.set_pointer_mode(mode).map_err(Error::wrap)?;
-    // SAFETY: the memory is of that size and stays.
-    unsafe { cublasSetWorkspace_v2(*blas.handle(), workspace as *mut c_void, WORKSPACE) }
+    // SAFETY: scratch memory has that size and is never freed.
+    unsafe { cublasSetWorkspace_v2(*blas.handle(), workspace as *mut c_void, WORKSPACE_BYTES) }
         .result()
         .map_err(Error::wrap)?;
     Ok(*blas.handle())
 }
 
-/// Products are taken in `f32` of features that are `f32` in memory: tf32 is for convolutions.
+/// The type of features in cuBLAS. Features in tf32 are `f32` in memory, and multiplied as such: only
+/// convolutions use tf32.
 fn data_type(dtype: DType) -> Result<cudaDataType> {
     match dtype {
         DType::F32 => Ok(cudaDataType::CUDA_R_32F),

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The operations on an NVIDIA GPU: kernels of our own, cuDNN's convolutions and cuBLAS's products.
+//! The operations on an NVIDIA GPU: this project's kernels, cuDNN's convolutions and cuBLAS's matrix
+//! products.
 //!
-//! All work of a device is done on its one stream, in the order in which it is given, whichever
-//! thread gives it. What is recorded is given to a stream of its own instead, and done on the
-//! device's when it is replayed.
+//! All work of a device is enqueued on its main stream, in the order of the calls, whichever thread
+//! makes them. CUDA graphs are captured on a stream of their own and launched on the main stream.
 
 pub mod conv;
 mod cudnn;
+pub mod diagnostics;
 pub mod gram;
-pub mod notes;
+pub mod graph;
 pub mod pairs;
-pub mod record;
+pub mod pool;
 pub mod transfer;
 pub mod vector;
 
@@ -22,52 +23,53 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
-use cudnn::Cudnn;
+use cudnn::CudnnHandle;
 use once_cell::sync::Lazy;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Threads of a block, as the kernels have it.
+/// Threads per block; the same as `THREADS` in `kernels/common.cuh`.
 const THREADS: u32 = 256;
 
-/// Blocks of a grid at most. Each leaves a part of a sum, so that the order of the additions is the
-/// same on all GPUs.
-const BLOCKS: u32 = 1024;
+/// Blocks per grid at most. Each writes a partial sum, so a fixed limit keeps the order of the
+/// additions the same on all GPUs.
+const MAX_BLOCKS: u32 = 1024;
 
-/// Rows of sums that are taken at a time at most, but for those of [`pairs`].
-const ROWS: usize = 4;
+/// Sums that a kernel takes at a time at most, except for those of [`pairs`].
+const MAX_SUMS: usize = 4;
 
 static KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
-/// Where a stream's work is given: what belongs to one thread at a time.
-pub(super) struct Lane {
+/// A stream and the library handles that enqueue on it, for one thread at a time.
+pub(super) struct StreamHandles {
     stream: Arc<CudaStream>,
-    cudnn: Cudnn,
+    cudnn: CudnnHandle,
     blas: CudaBlas,
 }
 
-/// A device and what lasts there.
+/// A device and what is set up on it once per process.
 pub(super) struct Gpu {
     device: CudaDevice,
     kernels: Arc<CudaModule>,
-    /// The device's own stream.
-    lane: Mutex<Lane>,
-    /// The one that is recorded, and who records on it.
-    recording: Mutex<Lane>,
-    recorder: Mutex<()>,
-    /// Memory that operations work in, by what it is for and its size. It stays where it is, as
-    /// recordings refer to it.
+    /// The device's main stream, which candle uses too.
+    main: Mutex<StreamHandles>,
+    /// The stream that graphs are captured on.
+    capture: Mutex<StreamHandles>,
+    /// Held while a graph is captured: one capture at a time.
+    capture_turn: Mutex<()>,
+    /// Temporary memory of operations, by purpose and size. It is never freed or moved, as captured
+    /// graphs refer to it.
     scratch: Mutex<HashMap<(&'static str, usize), CudaSlice<u8>>>,
-    /// 0 and 1.
-    constants: CudaSlice<f32>,
+    /// 0 and 1, as β of cuBLAS in device memory.
+    betas: CudaSlice<f32>,
 }
 
 static GPUS: Lazy<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = Lazy::new(Mutex::default);
 
 thread_local! {
-    /// Whether what this thread does is recorded.
-    static RECORDING: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread enqueues on the capture stream.
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,7 +80,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Clone, Copy)]
 pub(super) enum Arg {
     Address(u64),
-    /// Of features, or what goes with their channels.
+    /// An address that kernels with vectorised loads need 16-byte aligned: of features, or of a value
+    /// for each channel.
     Features(u64),
     Int(i32),
     Long(i64),
@@ -86,17 +89,18 @@ pub(super) enum Arg {
     Double(f64),
 }
 
-/// Bytes of a GPU's memory that operations of all sizes work in.
-pub const SCRATCH: usize =
-    cudnn::WORKSPACE + gram::WORKSPACE + 5 * gram::MAX_VALUES * size_of::<f32>();
+/// Upper bound of the scratch memory of all operations, in bytes.
+pub const SCRATCH_BYTES: usize = cudnn::WORKSPACE_BYTES
+    + gram::WORKSPACE_BYTES
+    + 5 * gram::MAX_PARTIAL_VALUES * size_of::<f32>();
 
-/// Bytes that a thread reads or writes at once, if it can.
-const WIDE: usize = 16;
+/// Bytes of a vectorised load or store.
+const VECTOR_BYTES: usize = 16;
 
-impl Lane {
+impl StreamHandles {
     fn new(stream: Arc<CudaStream>) -> Result<Self> {
         Ok(Self {
-            cudnn: Cudnn::new(&stream)?,
+            cudnn: CudnnHandle::new(&stream)?,
             blas: CudaBlas::new(stream.clone()).map_err(Error::wrap)?,
             stream,
         })
@@ -104,7 +108,7 @@ impl Lane {
 }
 
 impl Gpu {
-    /// The GPU of a device, made ready when it is first asked for.
+    /// The GPU of a device, set up at the first call.
     pub(super) fn of(device: &Device) -> Result<Arc<Self>> {
         let device = device.as_cuda_device()?;
         let mut gpus = lock(&GPUS);
@@ -115,43 +119,49 @@ impl Gpu {
         let context = stream.context();
         let gpu = Arc::new(Self {
             kernels: context.load_module(KERNELS.into()).w()?,
-            lane: Mutex::new(Lane::new(stream.clone())?),
-            recording: Mutex::new(Lane::new(context.new_stream().w()?)?),
-            recorder: Mutex::new(()),
+            main: Mutex::new(StreamHandles::new(stream.clone())?),
+            capture: Mutex::new(StreamHandles::new(context.new_stream().w()?)?),
+            capture_turn: Mutex::new(()),
             scratch: Mutex::default(),
-            constants: device.clone_htod(&[0f32, 1f32])?,
+            betas: device.clone_htod(&[0f32, 1f32])?,
             device: device.clone(),
         });
         gpus.insert(device.id(), gpu.clone());
         Ok(gpu)
     }
 
-    /// What an operation is given to. While it is there no other thread's comes in between.
-    pub(super) fn work(&self) -> Result<Work<'_>> {
-        let lane = lock(match RECORDING.get() {
-            true => &self.recording,
-            false => &self.lane,
+    /// Locks the stream that this thread enqueues on. Until the guard is dropped no other thread's
+    /// operation comes in between.
+    pub(super) fn lock_stream(&self) -> Result<StreamGuard<'_>> {
+        let handles = lock(match CAPTURING.get() {
+            true => &self.capture,
+            false => &self.main,
         });
-        lane.stream.context().bind_to_thread().w()?;
-        Ok(Work { gpu: self, lane })
+        handles.stream.context().bind_to_thread().w()?;
+        Ok(StreamGuard { gpu: self, handles })
     }
 
-    /// Where 1, or else 0, is found in `f32`.
-    fn constant(&self, one: bool) -> u64 {
-        let start = self.constants.device_ptr(self.constants.stream()).0;
-        start + if one { size_of::<f32>() as u64 } else { 0 }
+    /// The device address of cuBLAS's β: 1 to add to the output, 0 to overwrite it.
+    fn beta(&self, accumulate: bool) -> u64 {
+        let start = self.betas.device_ptr(self.betas.stream()).0;
+        start
+            + if accumulate {
+                size_of::<f32>() as u64
+            } else {
+                0
+            }
     }
 }
 
-/// An operation's turn on the GPU.
-pub(super) struct Work<'a> {
+/// Exclusive use of a stream, for one operation.
+pub(super) struct StreamGuard<'a> {
     gpu: &'a Gpu,
-    lane: MutexGuard<'a, Lane>,
+    handles: MutexGuard<'a, StreamHandles>,
 }
 
-impl Work<'_> {
-    /// Memory of `bytes` for a purpose, of no particular content. The device's work is done in
-    /// order, so that whatever comes next may have it.
+impl StreamGuard<'_> {
+    /// The address of `bytes` of scratch memory for a purpose, with arbitrary contents. Work is done
+    /// in stream order, so the next operation may use it again.
     fn scratch(&self, purpose: &'static str, bytes: usize) -> Result<u64> {
         let mut scratch = lock(&self.gpu.scratch);
         let bytes = bytes.max(1);
@@ -159,28 +169,31 @@ impl Work<'_> {
             return Ok(slice.device_ptr(slice.stream()).0);
         }
         let slice = self.gpu.device.alloc_zeros::<u8>(bytes)?;
-        // It is made in the device's own stream, of which the one that is recorded knows nothing.
-        self.lane.stream.join(slice.stream()).w()?;
+        // It is allocated and cleared in main-stream order, which the capture stream must wait for.
+        self.handles.stream.join(slice.stream()).w()?;
         let address = slice.device_ptr(slice.stream()).0;
         scratch.insert((purpose, bytes), slice);
         Ok(address)
     }
 
-    /// Whether what is given is recorded rather than done.
-    fn is_captured(&self) -> Result<bool> {
-        let status = self.lane.stream.capture_status().w()?;
+    /// Whether the stream is being captured, so that operations are not executed.
+    fn is_capturing(&self) -> Result<bool> {
+        let status = self.handles.stream.capture_status().w()?;
         Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    /// Parts of up to [`ROWS`] sums.
+    /// Scratch memory for the partial sums of up to [`MAX_SUMS`] sums.
     fn partials(&self) -> Result<u64> {
-        self.scratch("partials", ROWS * BLOCKS as usize * size_of::<f64>())
+        self.scratch(
+            "partials",
+            MAX_SUMS * MAX_BLOCKS as usize * size_of::<f64>(),
+        )
     }
 
-    /// Runs a kernel over a grid.
+    /// Launches a kernel with a grid of `x` by `y` blocks.
     fn launch(&self, kernel: &str, (x, y): (u32, u32), args: &[Arg]) -> Result<()> {
         let function = self.gpu.kernels.load_function(kernel).w()?;
-        let mut builder = self.lane.stream.launch_builder(&function);
+        let mut builder = self.handles.stream.launch_builder(&function);
         for arg in args {
             match arg {
                 Arg::Address(value) | Arg::Features(value) => builder.arg(value),
@@ -195,45 +208,45 @@ impl Work<'_> {
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the arguments are the kernel's own, as each caller names them; the addresses are
-        // those of tensors and scratch memory of the sizes that the kernel takes.
+        // SAFETY: the callers pass the arguments in the types and order of the kernel's parameters;
+        // the addresses are those of tensors and scratch memory of the sizes that the kernel expects.
         unsafe { builder.launch(config) }.w().map(drop)
     }
 
-    /// Runs a kernel over `items`. What comes back is the number of blocks, which each leave a part
-    /// of a sum.
-    fn each(&self, kernel: &str, items: usize, args: &[Arg]) -> Result<u32> {
-        let blocks = blocks(items);
+    /// Launches a kernel over `items`. Returns the number of blocks, which is that of the partial sums
+    /// if the kernel writes any.
+    fn launch_1d(&self, kernel: &str, items: usize, args: &[Arg]) -> Result<u32> {
+        let blocks = grid_size(items);
         self.launch(kernel, (blocks, 1), args)?;
         Ok(blocks)
     }
 
-    /// Runs a kernel for features over `items`, in the form that reads and writes 16 bytes at a
-    /// time where rows of `channels` and the addresses of features are multiples of that.
-    fn each_feature(
+    /// Launches a kernel over `items` of features: the variant with vectorised loads and stores if
+    /// rows of `channels` and the addresses of features are multiples of [`VECTOR_BYTES`].
+    fn launch_features(
         &self,
         kernel: &str,
         dtype: DType,
         (items, channels): (usize, usize),
         args: &[Arg],
     ) -> Result<u32> {
-        let together = WIDE / dtype.size_in_bytes();
+        let width = VECTOR_BYTES / dtype.size_in_bytes();
         let aligned = |arg: &Arg| match arg {
-            Arg::Features(address) => address.is_multiple_of(WIDE as u64),
+            Arg::Features(address) => address.is_multiple_of(VECTOR_BYTES as u64),
             _ => true,
         };
-        let wide = channels.is_multiple_of(together) && args.iter().all(aligned);
-        let (suffix, items) = match (dtype, wide) {
-            (DType::F32, true) => ("f32x4", items / together),
-            (DType::F16, true) => ("f16x8", items / together),
-            (DType::BF16, true) => ("bf16x8", items / together),
+        let vectorised = channels.is_multiple_of(width) && args.iter().all(aligned);
+        let (suffix, items) = match (dtype, vectorised) {
+            (DType::F32, true) => ("f32x4", items / width),
+            (DType::F16, true) => ("f16x8", items / width),
+            (DType::BF16, true) => ("bf16x8", items / width),
             (dtype, _) => (suffix(dtype)?, items),
         };
-        self.each(&format!("{kernel}_{suffix}"), items, args)
+        self.launch_1d(&format!("{kernel}_{suffix}"), items, args)
     }
 
-    /// Adds up the parts of `rows` sums of `parts` each, into `sums`.
-    fn finish(&self, partials: u64, parts: u32, rows: u32, sums: u64) -> Result<()> {
+    /// Adds up `partials` `[rows, parts]` over the parts, into `sums`: a reduction's second stage.
+    fn sum_partials(&self, partials: u64, parts: u32, rows: u32, sums: u64) -> Result<()> {
         self.launch(
             "sum_partials",
             (rows, 1),
@@ -247,11 +260,14 @@ impl Work<'_> {
     }
 }
 
-/// Blocks for so many items.
-fn blocks(items: usize) -> u32 {
-    items.div_ceil(THREADS as usize).clamp(1, BLOCKS as usize) as u32
+/// Blocks of a grid-stride loop over `items`.
+fn grid_size(items: usize) -> u32 {
+    items
+        .div_ceil(THREADS as usize)
+        .clamp(1, MAX_BLOCKS as usize) as u32
 }
 
+/// The suffix of the kernels for features of a type.
 fn suffix(dtype: DType) -> Result<&'static str> {
     match dtype {
         DType::F32 => Ok("f32"),
@@ -261,7 +277,7 @@ fn suffix(dtype: DType) -> Result<&'static str> {
     }
 }
 
-/// Where the values of a contiguous tensor lie.
+/// The device address of a contiguous tensor.
 fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
@@ -280,17 +296,17 @@ fn address(tensor: &Tensor) -> Result<u64> {
     Ok(base + (start * tensor.dtype().size_in_bytes()) as u64)
 }
 
-/// [`address`] as an argument.
-fn at(tensor: &Tensor) -> Result<Arg> {
+/// A tensor as a kernel's argument.
+fn arg(tensor: &Tensor) -> Result<Arg> {
     address(tensor).map(Arg::Address)
 }
 
-/// The same for features.
-fn features_at(tensor: &Tensor) -> Result<Arg> {
+/// Features as a kernel's argument.
+fn features_arg(tensor: &Tensor) -> Result<Arg> {
     address(tensor).map(Arg::Features)
 }
 
-/// What generation a GPU is of: (8, 0) for Ampere, (9, 0) for Hopper.
+/// A GPU's compute capability: (8, 0) for Ampere's A100, (9, 0) for Hopper.
 pub fn compute_capability(device: &Device) -> Result<(i32, i32)> {
     let stream = device.as_cuda_device()?.cuda_stream();
     stream.context().compute_capability().w()

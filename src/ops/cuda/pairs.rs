@@ -1,34 +1,38 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What L-BFGS has learned, on a GPU: the host decides how long a step is, and waits for nothing
-//! else.
+//! The curvature pairs of L-BFGS on a GPU, and the search direction from them. The host only chooses
+//! step lengths, so only
+//! [`DevicePairs::count_and_curvature`] waits for the device.
 
-use super::vector::summed;
-use super::{Arg, BLOCKS, Gpu, Work, address, at, blocks};
+use super::vector::reduce;
+use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, grid_size};
 use candle_core::{DType, Device, Result, Tensor};
 
-/// A ring of the last displacements s and changes y of the gradient.
-pub struct Pairs {
+/// A ring buffer of the latest displacements s and gradient changes y. `kernels/lbfgs.cuh` has the
+/// algorithm and the layouts.
+pub struct DevicePairs {
     history: usize,
     values: usize,
-    /// Rows of `values`: s of each slot, y of each, and s and y of the step made last.
+    /// `[2 history + 2, values]`: s of each slot, y of each slot, and s and y of the candidate.
     vectors: Tensor,
-    /// `f64` `[4]`: the number of pairs, the slot of the next, whether the last step became one, and
-    /// the curvature sᵀy / yᵀy, 0 where it is not known.
+    /// `f64` `[4]`: the number of pairs, the slot of the next, whether the candidate was accepted, and
+    /// the curvature scale sᵀy / yᵀy, 0 if unknown.
     state: Tensor,
-    /// The inner products of the slots' rows, `f64`.
+    /// The inner products of the slots' rows, `f64` `[2 history, 2 history]`.
     products: Tensor,
-    /// Those of all rows with one vector or two.
+    /// The inner products of all rows with one or two vectors, `f64` `[2, 2 history + 2]`.
     row_products: Tensor,
-    /// What a direction is made of, a coefficient for each row of a slot and one for its start.
+    /// The direction as a linear combination: a coefficient for each row of the slots, and one for the
+    /// projected steepest descent. `f64` `[2 history + 1]`.
     coefficients: Tensor,
+    /// Partial sums of inner products, `f64`.
     partials: Tensor,
-    /// Of the gradient's squares.
-    sum: Tensor,
+    /// The squared norm of the gradient, `f64` `[1]`.
+    gradient_squares: Tensor,
 }
 
-impl Pairs {
-    /// Room for `history` pairs over images of so many values.
+impl DevicePairs {
+    /// Room for `history` pairs over images of `values` values.
     pub fn new(history: usize, values: usize, device: &Device) -> Result<Self> {
         let (rows, doubles) = (2 * history, DType::F64);
         Ok(Self {
@@ -39,8 +43,8 @@ impl Pairs {
             products: Tensor::zeros((rows, rows), doubles, device)?,
             row_products: Tensor::zeros((2, rows + 2), doubles, device)?,
             coefficients: Tensor::zeros(rows + 1, doubles, device)?,
-            partials: Tensor::zeros((rows + 2, BLOCKS as usize), doubles, device)?,
-            sum: Tensor::zeros(1, doubles, device)?,
+            partials: Tensor::zeros((rows + 2, MAX_BLOCKS as usize), doubles, device)?,
+            gradient_squares: Tensor::zeros(1, doubles, device)?,
         })
     }
 
@@ -49,53 +53,65 @@ impl Pairs {
     }
 
     /// Σ (trial − image)² and Σ gradient (trial − image) into `sums`, `f64` `[2]`.
-    pub fn moved(image: &Tensor, trial: &Tensor, gradient: &Tensor, sums: &Tensor) -> Result<()> {
+    pub fn step_sums(
+        image: &Tensor,
+        trial: &Tensor,
+        gradient: &Tensor,
+        sums: &Tensor,
+    ) -> Result<()> {
         let values = image.elem_count();
         let count = Arg::Long(values as i64);
-        summed(sums, |work, partials| {
-            let args = [at(image)?, at(trial)?, at(gradient)?, partials, count];
-            work.each("lbfgs_step_sums", values, &args)
+        reduce(sums, |stream, partials| {
+            let args = [arg(image)?, arg(trial)?, arg(gradient)?, partials, count];
+            stream.launch_1d("lbfgs_step_sums", values, &args)
         })
     }
 
-    /// Learns from the step from `image` to `trial`, if its cosine with the change of the gradient
-    /// is above `min_cosine`.
-    pub fn learn(
+    /// Takes the step from `image` to `trial` as a pair, if the cosine between its s and y is above
+    /// `min_cosine`.
+    pub fn update(
         &self,
         (image, gradient): (&Tensor, &Tensor),
         (trial, trial_gradient): (&Tensor, &Tensor),
         min_cosine: f64,
     ) -> Result<()> {
         let gpu = Gpu::of(image.device())?;
-        let work = gpu.work()?;
-        let (vectors, history) = (at(&self.vectors)?, Arg::Int(self.history as i32));
+        let stream = gpu.lock_stream()?;
+        let (vectors, history) = (arg(&self.vectors)?, Arg::Int(self.history as i32));
         let values = Arg::Long(self.values as i64);
-        let points = [at(image)?, at(trial)?, at(gradient)?, at(trial_gradient)?];
+        let points = [
+            arg(image)?,
+            arg(trial)?,
+            arg(gradient)?,
+            arg(trial_gradient)?,
+        ];
         let args = [&points[..], &[vectors, history, values]].concat();
-        work.each("lbfgs_candidate", self.values, &args)?;
-        let step = |row: usize| -> Result<u64> {
+        stream.launch_1d("lbfgs_candidate", self.values, &args)?;
+        let candidate = |row: usize| -> Result<u64> {
             let start = (2 * self.history + row) * self.values * size_of::<f32>();
             Ok(address(&self.vectors)? + start as u64)
         };
         let [s, y] = [self.row_products(0)?, self.row_products(1)?];
-        self.multiply(&work, step(0)?, s)?;
-        self.multiply(&work, step(1)?, y)?;
-        let state = at(&self.state)?;
+        self.inner_products(&stream, candidate(0)?, s)?;
+        self.inner_products(&stream, candidate(1)?, y)?;
+        let state = arg(&self.state)?;
         let args = [
             state,
             Arg::Address(s),
             Arg::Address(y),
-            at(&self.products)?,
+            arg(&self.products)?,
             history,
             Arg::Double(min_cosine),
         ];
-        work.launch("lbfgs_update", (1, 1), &args)?;
+        stream.launch("lbfgs_update", (1, 1), &args)?;
         let args = [state, vectors, history, values];
-        work.each("lbfgs_store", self.values, &args).map(drop)
+        stream
+            .launch_1d("lbfgs_store", self.values, &args)
+            .map(drop)
     }
 
-    /// −H `gradient` at `image` into `direction`, as far as it does not lead out of 0..1. Before
-    /// anything is known of the curvature its root mean square is `first_step`.
+    /// −H `gradient` into `direction`, without the components that point out of 0..1 where `image` is at
+    /// a bound. While the curvature is unknown, its root mean square is `first_step`.
     pub fn direction(
         &self,
         (image, gradient): (&Tensor, &Tensor),
@@ -103,70 +119,78 @@ impl Pairs {
         first_step: f64,
     ) -> Result<()> {
         let gpu = Gpu::of(image.device())?;
-        let work = gpu.work()?;
+        let stream = gpu.lock_stream()?;
         let (values, history) = (Arg::Long(self.values as i64), Arg::Int(self.history as i32));
-        let args = [at(gradient)?, at(image)?, at(direction)?, values];
-        work.each("lbfgs_steepest_descent", self.values, &args)?;
+        let args = [arg(gradient)?, arg(image)?, arg(direction)?, values];
+        stream.launch_1d("lbfgs_steepest_descent", self.values, &args)?;
         let products = self.row_products(0)?;
-        self.multiply(&work, address(direction)?, products)?;
+        self.inner_products(&stream, address(direction)?, products)?;
         let partials = address(&self.partials)?;
-        let args = [at(gradient)?, at(gradient)?, Arg::Address(partials), values];
-        let parts = work.each("dot_f32", self.values, &args)?;
-        work.finish(partials, parts, 1, address(&self.sum)?)?;
         let args = [
-            at(&self.state)?,
-            at(&self.products)?,
+            arg(gradient)?,
+            arg(gradient)?,
+            Arg::Address(partials),
+            values,
+        ];
+        let parts = stream.launch_1d("dot_f32", self.values, &args)?;
+        stream.sum_partials(partials, parts, 1, address(&self.gradient_squares)?)?;
+        let args = [
+            arg(&self.state)?,
+            arg(&self.products)?,
             Arg::Address(products),
-            at(&self.sum)?,
-            at(&self.coefficients)?,
+            arg(&self.gradient_squares)?,
+            arg(&self.coefficients)?,
             history,
             values,
             Arg::Double(first_step),
         ];
-        work.launch("lbfgs_coefficients", (1, 1), &args)?;
+        stream.launch("lbfgs_coefficients", (1, 1), &args)?;
         let args = [
-            at(&self.vectors)?,
-            at(&self.coefficients)?,
-            at(image)?,
-            at(direction)?,
+            arg(&self.vectors)?,
+            arg(&self.coefficients)?,
+            arg(image)?,
+            arg(direction)?,
             history,
             values,
         ];
-        work.each("lbfgs_combine", self.values, &args).map(drop)
+        stream
+            .launch_1d("lbfgs_combine", self.values, &args)
+            .map(drop)
     }
 
-    /// The number of pairs and the curvature.
-    pub fn known(&self) -> Result<(usize, f64)> {
+    /// The number of pairs and the curvature scale, 0 if unknown. Waits for the device.
+    pub fn count_and_curvature(&self) -> Result<(usize, f64)> {
         let state = self.state.to_vec1::<f64>()?;
         Ok((state[0] as usize, state[3]))
     }
 
-    /// Drops the pairs.
-    pub fn forget(&self) -> Result<()> {
+    /// Drops the pairs, but not the curvature scale.
+    pub fn reset(&self) -> Result<()> {
         self.state.narrow(0, 0, 1)?.zero_set()
     }
 
-    /// Drops the curvature.
-    pub fn forget_curvature(&self) -> Result<()> {
+    /// Drops the curvature scale.
+    pub fn reset_curvature(&self) -> Result<()> {
         self.state.narrow(0, 3, 1)?.zero_set()
     }
 
+    /// The address of the inner products with the first or the second vector.
     fn row_products(&self, which: usize) -> Result<u64> {
         let start = which * (2 * self.history + 2) * size_of::<f64>();
         Ok(address(&self.row_products)? + start as u64)
     }
 
     /// The inner products of all rows with a vector, into `products`.
-    fn multiply(&self, work: &Work, vector: u64, products: u64) -> Result<()> {
+    fn inner_products(&self, stream: &StreamGuard, vector: u64, products: u64) -> Result<()> {
         let rows = 2 * self.history as u32 + 2;
-        let (partials, parts) = (address(&self.partials)?, blocks(self.values));
+        let (partials, parts) = (address(&self.partials)?, grid_size(self.values));
         let args = [
-            at(&self.vectors)?,
+            arg(&self.vectors)?,
             Arg::Address(vector),
             Arg::Address(partials),
             Arg::Long(self.values as i64),
         ];
-        work.launch("inner_products", (parts, rows), &args)?;
-        work.finish(partials, parts, rows, products)
+        stream.launch("inner_products", (parts, rows), &args)?;
+        stream.sum_partials(partials, parts, rows, products)
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Images between the host and a GPU, by way of memory that the GPU reads and writes by itself.
+//! Transfers of images between the host and a GPU, through pinned host memory.
 
 use super::super::with_values;
 use super::Gpu;
@@ -10,17 +10,28 @@ use candle_core::op::BackpropOp;
 use candle_core::{Device, Result, Storage, Tensor, bail};
 use std::sync::Arc;
 
-/// Images that are kept room for: frames, starts, and what pixels are held to, of a size or two.
-const UPLOADS: usize = 8;
+/// Enough for frames, initial images and temporal targets of one or two sizes.
+const MAX_UPLOAD_BUFFERS: usize = 8;
 
-/// What images pass through, kept from frame to frame.
+/// Pinned memory that is uploaded from.
+struct UploadBuffer {
+    memory: PinnedHostSlice<f32>,
+    /// Completes with the latest upload. The memory does not know: event tracking is disabled.
+    uploaded: Option<CudaEvent>,
+}
+
+impl UploadBuffer {
+    fn is_free(&self) -> bool {
+        self.uploaded.as_ref().is_none_or(CudaEvent::is_complete)
+    }
+}
+
+/// Pinned buffers that are kept from frame to frame.
 pub struct Staging {
     gpu: Arc<Gpu>,
-    /// What brings images up while the device's own stream computes.
+    /// The stream of the uploads.
     stream: Arc<CudaStream>,
-    /// Each with the event of its last image being up: as uses of memory are not marked, nothing
-    /// else knows.
-    uploads: Vec<(PinnedHostSlice<f32>, Option<CudaEvent>)>,
+    uploads: Vec<UploadBuffer>,
     download: Option<PinnedHostSlice<f32>>,
 }
 
@@ -36,34 +47,36 @@ impl Staging {
         })
     }
 
-    /// A copy of an image on the CPU, which the device's work from now on waits for.
+    /// Copies an image from the CPU, without waiting for the copy. Work that is enqueued on the main
+    /// stream after the call waits for it.
     pub fn upload(&mut self, image: &Tensor) -> Result<Tensor> {
         let (device, count) = (&self.gpu.device, image.elem_count());
         let main = device.cuda_stream();
-        let is_free = |(pinned, up): &(PinnedHostSlice<f32>, Option<CudaEvent>)| {
-            pinned.len() == count && up.as_ref().is_none_or(CudaEvent::is_complete)
-        };
-        let index = match self.uploads.iter().position(is_free) {
+        let fits = |buffer: &UploadBuffer| buffer.memory.len() == count && buffer.is_free();
+        let index = match self.uploads.iter().position(fits) {
             Some(index) => index,
             None => {
-                if self.uploads.len() == UPLOADS {
+                if self.uploads.len() == MAX_UPLOAD_BUFFERS {
                     self.stream.synchronize().w()?;
                     self.uploads.clear();
                 }
                 // SAFETY: it is written before it is read.
-                let pinned = unsafe { main.context().alloc_pinned(count) }.w()?;
-                self.uploads.push((pinned, None));
+                let memory = unsafe { main.context().alloc_pinned(count) }.w()?;
+                self.uploads.push(UploadBuffer {
+                    memory,
+                    uploaded: None,
+                });
                 self.uploads.len() - 1
             }
         };
-        let (pinned, up) = &mut self.uploads[index];
-        let place = pinned.as_mut_slice().w()?;
-        with_values(image, |values: &[f32]| place.copy_from_slice(values))?;
-        // SAFETY: it is written before anything reads it, as the streams wait for each other.
+        let UploadBuffer { memory, uploaded } = &mut self.uploads[index];
+        let host = memory.as_mut_slice().w()?;
+        with_values(image, |values: &[f32]| host.copy_from_slice(values))?;
+        // SAFETY: it is written before it is read, as the streams wait for each other.
         let mut slice = unsafe { device.alloc::<f32>(count)? };
         self.stream.join(&main).w()?;
-        self.stream.memcpy_htod(pinned, &mut slice).w()?;
-        *up = Some(self.stream.record_event(None).w()?);
+        self.stream.memcpy_htod(memory, &mut slice).w()?;
+        *uploaded = Some(self.stream.record_event(None).w()?);
         main.join(&self.stream).w()?;
         let storage = CudaStorage::wrap_cuda_slice(slice, device.clone());
         Ok(Tensor::from_storage(
@@ -74,7 +87,7 @@ impl Staging {
         ))
     }
 
-    /// A copy on the CPU of an image, when all that computes it is done.
+    /// Copies an image to the CPU, after the main stream's work so far.
     pub fn download(&mut self, image: &Tensor) -> Result<Tensor> {
         let main = self.gpu.device.cuda_stream();
         let count = image.elem_count();
@@ -102,7 +115,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What is on its way up is read until it is there.
+        // Uploads in flight still read the pinned memory.
         let _ = self.stream.synchronize();
     }
 }

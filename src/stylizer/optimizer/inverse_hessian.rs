@@ -20,7 +20,7 @@ const MIN_COSINE: f64 = 1e-4;
 pub enum InverseHessian {
     Host(HostInverseHessian),
     #[cfg(feature = "cudnn")]
-    Gpu(gpu::Pairs),
+    Gpu(gpu::DevicePairs),
 }
 
 /// An image and its gradient.
@@ -32,7 +32,7 @@ impl InverseHessian {
         match image.device() {
             #[cfg(feature = "cudnn")]
             device @ candle_core::Device::Cuda(_) => {
-                gpu::Pairs::new(history, image.elem_count(), device).map(Self::Gpu)
+                gpu::DevicePairs::new(history, image.elem_count(), device).map(Self::Gpu)
             }
             _ => Ok(Self::Host(HostInverseHessian {
                 history,
@@ -82,7 +82,7 @@ impl InverseHessian {
         match self {
             Self::Host(host) => host.update(from, to),
             #[cfg(feature = "cudnn")]
-            Self::Gpu(pairs) => pairs.learn(from, to, MIN_COSINE),
+            Self::Gpu(pairs) => pairs.update(from, to, MIN_COSINE),
         }
     }
 
@@ -97,10 +97,10 @@ impl InverseHessian {
             }
             #[cfg(feature = "cudnn")]
             Self::Gpu(pairs) => {
-                let (count, gamma) = pairs.known()?;
-                pairs.forget()?;
+                let (count, gamma) = pairs.count_and_curvature()?;
+                pairs.reset()?;
                 if count == 0 && gamma_too {
-                    pairs.forget_curvature()?;
+                    pairs.reset_curvature()?;
                 }
                 Ok(count > 0 || (gamma_too && gamma != 0.0))
             }

@@ -29,7 +29,9 @@ impl TrialStep {
     pub fn measure(&self, (image, gradient): Point, trial: &Tensor) -> Result<()> {
         match image.device() {
             #[cfg(feature = "cudnn")]
-            candle_core::Device::Cuda(_) => gpu::Pairs::moved(image, trial, gradient, &self.sums),
+            candle_core::Device::Cuda(_) => {
+                gpu::DevicePairs::step_sums(image, trial, gradient, &self.sums)
+            }
             device => {
                 let s = &self.displacement;
                 difference(s, trial, image)?;

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Pooling on a GPU.
+
+use super::super::pool::Pooling;
+use super::{Arg, Gpu, features_arg};
+use candle_core::{Result, Tensor};
+
+pub fn forward(pooling: Pooling, input: &Tensor, output: &Tensor) -> Result<()> {
+    let kernel = match pooling {
+        Pooling::Avg => "pool_avg",
+        Pooling::Max => "pool_max",
+    };
+    launch_pooling(
+        kernel,
+        input,
+        output,
+        &[features_arg(input)?, features_arg(output)?],
+    )
+}
+
+pub fn backward(
+    pooling: Pooling,
+    upstream: &Tensor,
+    input: &Tensor,
+    gradient: &Tensor,
+) -> Result<()> {
+    match pooling {
+        Pooling::Avg => {
+            let args = [features_arg(upstream)?, features_arg(gradient)?];
+            launch_pooling("pool_avg_backward", input, gradient, &args)
+        }
+        Pooling::Max => {
+            let args = [
+                features_arg(upstream)?,
+                features_arg(input)?,
+                features_arg(gradient)?,
+            ];
+            launch_pooling("pool_max_backward", input, gradient, &args)
+        }
+    }
+}
+
+/// Launches a kernel over `dst` whose last parameters are the dimensions of `input`.
+fn launch_pooling(kernel: &str, input: &Tensor, dst: &Tensor, args: &[Arg]) -> Result<()> {
+    let (h, w, n) = input.dims3()?;
+    let dims = [h, w, n].map(|it| Arg::Int(it as i32));
+    let args: Vec<Arg> = [args, &dims].concat();
+    let gpu = Gpu::of(dst.device())?;
+    let (dtype, count) = (input.dtype(), dst.elem_count());
+    let stream = gpu.lock_stream()?;
+    stream
+        .launch_features(kernel, dtype, (count, n), &args)
+        .map(drop)
+}
