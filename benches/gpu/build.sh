@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
-# build.sh: makes target/gpu/gatys-gpu.tar.xz, all that run.sh needs on a machine with an NVIDIA GPU: the check program, the plugin
-# and the parts of GStreamer for one pipeline, a clip, and PyTorch's side. Takes neither GPU nor CUDA here; CUDA's own libraries
-# stay out. Needs what pipelines/setup.sh sees to, python3 with pip, and xz.
+# build.sh: makes target/gpu/gatys-gpu.tar.xz with all that run.sh needs on a machine with an NVIDIA GPU: the benchmark program, the
+# plugin, the parts of GStreamer for one pipeline, a clip, and peer.py. It needs neither a GPU nor CUDA, and leaves CUDA's own
+# libraries out. Needs what pipelines/setup.sh installs, python3 with pip, and xz.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
@@ -10,11 +10,11 @@ cd "$here/../.."
 made=target/gpu
 folder=$made/gatys-gpu
 archive=$made/gatys-gpu.tar.xz
-# Small enough to be sent beside a checkout, of 30 MB, where no more than 64 MiB can be.
+# Small enough to be sent with a checkout of 30 MB where 64 MiB are the limit.
 limit=36000000
-# Elements of run.sh's pipeline.
+# The elements of run.sh's pipeline.
 elements=(filesrc matroskademux jpegdec identity videoconvert queue x264enc matroskamux)
-# Of any system with Python and PyTorch, in versions that fit each other.
+# Libraries that any system with Python and PyTorch has, and that must be taken from one system together.
 theirs='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|gcc_s|stdc\+\+))\.so'
 cuda='^lib(cuda|cublas|cublasLt|curand|nvrtc|cudnn|cudart|nvJitLink)[._-]'
 
@@ -35,7 +35,7 @@ build() {
     cargo build --release --locked --lib --features cuda,cudnn
 }
 
-# The check program, whose name has a hash in it.
+# Prints the path of the benchmark program, whose name has a hash in it.
 program() {
     python3 -c '
 import json, sys
@@ -43,7 +43,7 @@ built = [json.loads(line) for line in open(sys.argv[1])]
 print(*[it["executable"] for it in built if it.get("executable") and it["target"]["name"] == "gpu"])' "$made/built.json"
 }
 
-# A clip, and a picture to paint in the manner of.
+# Makes a clip and a style image.
 make_pictures() {
     local raw=(fdsrc ! rawvideoparse format=rgb width=640 height=360 framerate=30/1 ! videoconvert)
     python3 "$here/clip.py" 640 360 120 1 |
@@ -53,7 +53,7 @@ make_pictures() {
 
 plugin_of() { gst-inspect-1.0 "$1" | sed -n 's/^ *Filename  *//p' | head -n 1; }
 
-# Copies what the given files load, but for what each system has of its own.
+# Copies the libraries that the given files load, except the system's own and CUDA's.
 copy_libraries() {
     local name path
     ldd "$@" | sed -nE 's/^\s+(\S+) => (\/\S+) .*/\1 \2/p' | sort -u | while read -r name path; do
@@ -82,7 +82,7 @@ git describe --always --dirty > "$folder/commit"
 
 carried=$(find "$folder" -type f -printf '%f\n' | grep -E "$cuda" || true)
 [[ -z $carried ]] || die "CUDA's own libraries must stay out: $carried"
-# The built-in weights, numbers of 4 bytes, are in both binaries: a dictionary that spans both has them once.
+# Both binaries contain the built-in weights, 4-byte numbers: a dictionary that spans both stores them once.
 tar -C "$made" --sort=name --owner=0 --group=0 --numeric-owner -c gatys-gpu | xz --lzma2=preset=6,dict=128MiB,lc=2,lp=2 > "$archive"
 size=$(stat -c %s "$archive")
 ((size < limit)) || die "$archive has $size bytes, and $limit are allowed"

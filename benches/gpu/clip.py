@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MPL-2.0
-"""Raw RGB frames of a camera that pans over a picture made of waves, to the standard output.
+"""Writes raw RGB frames of a camera that pans over a picture made of waves to the standard output.
 
     clip.py WIDTH HEIGHT FRAMES SEED
 """
@@ -9,12 +9,12 @@ import random
 import sys
 
 OCTAVES = range(2, 7)
-# Pixels from frame to frame.
+# Pixels per frame.
 SPEED = 2
 
 
 def picture(width, height, scale, seed):
-    """Rows of RGB bytes: in each channel a sum of waves of which each octave is lower than the one before."""
+    """Rows of RGB bytes: in each channel a sum of waves, each octave with a lower amplitude than the one before."""
     rng = random.Random(seed)
     channels = []
     for _ in range(3):
@@ -23,7 +23,7 @@ def picture(width, height, scale, seed):
             angle, phase = rng.uniform(0, math.tau), rng.uniform(0, math.tau)
             frequency = math.tau * 2**octave / scale
             waves.append((frequency * math.cos(angle), frequency * math.sin(angle), phase))
-        # sin(a + b) of tables for the columns and the rows.
+        # sin(a + b) from tables for the columns and the rows.
         columns = [
             [(math.sin(fx * x + phase), math.cos(fx * x + phase)) for x in range(width)]
             for fx, _, phase in waves

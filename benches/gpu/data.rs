@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Values to compute with, and how far results are from each other.
+//! Test data, and measures of the difference between results.
 
 use crate::report::Outcome;
 use candle_core::{DType, Device, Shape, Tensor};
 use gstgatys::ops::Format;
 use rayon::prelude::*;
 
-/// The device that is checked, and the formats that it has.
+/// The device under test, and the formats it supports.
 pub struct Bench {
     pub device: Device,
     pub formats: Vec<Format>,
@@ -22,14 +22,14 @@ impl Bench {
         Self { device, formats }
     }
 
-    /// The formats that differ in memory: only convolutions know tf32.
-    pub fn stored(&self) -> impl Iterator<Item = Format> + use<> {
+    /// The formats that differ in storage: tf32 is `f32` in memory, and only convolutions use it.
+    pub fn storage_formats(&self) -> impl Iterator<Item = Format> + use<> {
         let formats = self.formats.clone().into_iter();
         formats.filter(|&format| format != Format::Tf32)
     }
 
-    /// Values on the CPU, as rounded as `format` has them, and the same on the device.
-    pub fn both(&self, values: Tensor, format: Format) -> Outcome<(Tensor, Tensor)> {
+    /// Values rounded to `format`: on the CPU in f32, and on the device in the format.
+    pub fn host_and_device(&self, values: Tensor, format: Format) -> Outcome<(Tensor, Tensor)> {
         let rounded = values.to_dtype(format.dtype())?;
         Ok((
             rounded.to_dtype(DType::F32)?,
@@ -37,14 +37,14 @@ impl Bench {
         ))
     }
 
-    /// The same for what is f32 in each format.
-    pub fn singles(&self, values: Tensor) -> Outcome<(Tensor, Tensor)> {
-        self.both(values, Format::F32)
+    /// The same for what is f32 whatever the format.
+    pub fn host_and_device_f32(&self, values: Tensor) -> Outcome<(Tensor, Tensor)> {
+        self.host_and_device(values, Format::F32)
     }
 }
 
-/// How much a format's results may differ from those in f32 of the same operands, as relative L2:
-/// sums in another order, and the rounding of what is stored.
+/// The relative L2 error that results in a format may have beside those in f32 of the same operands:
+/// from sums in another order and from rounding when stored.
 pub fn tolerance(format: Format) -> f64 {
     match format {
         Format::F32 => 5e-5,
@@ -63,10 +63,10 @@ pub fn name(format: Format) -> &'static str {
     }
 }
 
-/// Values within -1..1 on the CPU, others for each seed.
+/// Uniform noise in -1..1 on the CPU.
 pub fn noise(shape: impl Into<Shape>, seed: u64) -> Tensor {
     let shape = shape.into();
-    // SplitMix64, as there are hundreds of millions of values.
+    // SplitMix64 of the index, as it runs in parallel: there are hundreds of millions of values.
     let value = |index: usize| {
         let mut bits = (seed << 40)
             .wrapping_add(index as u64 + 1)
@@ -79,43 +79,43 @@ pub fn noise(shape: impl Into<Shape>, seed: u64) -> Tensor {
     Tensor::from_vec(values.collect(), shape, &Device::Cpu).expect("values of that shape")
 }
 
-/// Features: about half of them are 0, as behind a ReLU.
+/// Features: noise after a ReLU, so that about half of them are 0.
 pub fn features(shape: impl Into<Shape>, seed: u64) -> Tensor {
     noise(shape, seed).relu().expect("features")
 }
 
-/// Pixels, within 0..1, some of them at either end.
+/// Pixels in 0..1, some of them at the bounds.
 pub fn pixels(shape: impl Into<Shape>, seed: u64) -> Tensor {
     let values = noise(shape, seed).affine(0.6, 0.5);
     let values = values.and_then(|values| values.clamp(0f32, 1f32));
     values.expect("pixels")
 }
 
-/// A kernel whose sums are about as large as their operands.
+/// A kernel whose outputs are about as large as its inputs.
 pub fn kernel([n_in, n_out]: [usize; 2], seed: u64) -> Tensor {
     let scale = (2.0 / (9.0 * n_in as f64)).sqrt() * 2.0;
     let kernel = noise((n_out, n_in, 3, 3), seed).affine(scale, 0.0);
     kernel.expect("a kernel")
 }
 
-/// One value, f32, on a device.
+/// A factor, f32 `[1]`, on a device.
 pub fn factor(value: f32, device: &Device) -> Outcome<Tensor> {
     Ok(Tensor::new(&[value], device)?)
 }
 
-/// Where an operation leaves a sum, or finds one: what was there before is overwritten.
+/// The output of an operation that computes a sum, f64 `[1]`; the initial value is overwritten.
 pub fn sum(device: &Device) -> Outcome<Tensor> {
     Ok(Tensor::new(&[3f64], device)?)
 }
 
-/// The values of a tensor on whatever device.
+/// The values of a tensor on any device.
 pub fn values(tensor: &Tensor) -> Outcome<Vec<f64>> {
     let tensor = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     Ok(tensor.to_dtype(DType::F64)?.to_vec1()?)
 }
 
-/// |result - reference| / |reference|, in L2.
-pub fn difference(result: &Tensor, reference: &Tensor) -> Outcome<f64> {
+/// The relative L2 error, |result - reference| / |reference|.
+pub fn relative_error(result: &Tensor, reference: &Tensor) -> Outcome<f64> {
     let (result, reference) = (values(result)?, values(reference)?);
     if result.len() != reference.len() {
         return Err("the results differ in their number of values".into());
@@ -130,14 +130,14 @@ pub fn difference(result: &Tensor, reference: &Tensor) -> Outcome<f64> {
 }
 
 /// 1 - the cosine between two tensors.
-pub fn turned(a: &Tensor, b: &Tensor) -> Outcome<f64> {
+pub fn cosine_distance(a: &Tensor, b: &Tensor) -> Outcome<f64> {
     let (a, b) = (values(a)?, values(b)?);
     let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
     Ok(1.0 - dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt())
 }
 
-/// How many values of two tensors are not the same, bit for bit.
-pub fn differing(a: &Tensor, b: &Tensor) -> Outcome<f64> {
+/// The number of values that are not the same in two tensors, bit for bit.
+pub fn count_differing(a: &Tensor, b: &Tensor) -> Outcome<f64> {
     let (a, b) = (values(a)?, values(b)?);
     let pairs = a.iter().zip(&b);
     let differing = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The operations on features beside the CPU's: of the same operands, in f32.
+//! The operations on features compared with the CPU's in f32 on the same operands.
 
 use crate::data::{
-    Bench, difference, factor, features, kernel, name, noise, pixels, sum, tolerance,
+    Bench, factor, features, kernel, name, noise, pixels, relative_error, sum, tolerance,
 };
 use crate::report::{Outcome, Report};
 use candle_core::{Device, Tensor};
@@ -13,12 +13,12 @@ use gstgatys::ops::elementwise::{content_loss, dot, squares};
 use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 
-/// Height, width and channels: odd sizes, channels that no 16 bytes hold, and conv2_1's and
-/// conv4_1's for 640x360.
+/// Height, width and channels: odd sizes, channels that are no multiple of 16 bytes, and the shapes of
+/// conv2_1 and conv4_1 at 640x360.
 const SHAPES: [[usize; 3]; 4] = [[13, 9, 24], [7, 5, 5], [180, 320, 128], [45, 80, 512]];
 
-/// Of the products' sums, whatever the features are stored in.
-const SUMS: f64 = 1e-4;
+/// The limit of Gram matrices, which are f32 whatever the features are stored in.
+const GRAM_LIMIT: f64 = 1e-4;
 
 fn label(what: &str, format: Format, [h, w, n]: [usize; 3]) -> String {
     format!("{what}, {}, {w}x{h}, {n} channels", name(format))
@@ -34,7 +34,7 @@ pub fn convolutions(bench: &Bench, report: &mut Report) {
         ] {
             convolution(bench, report, format, [h, w], n);
         }
-        // Not VGG's, but another network's could be.
+        // Not in VGG, but in other networks.
         convolution(bench, report, format, [7, 5], [5, 7]);
         for (h, w, n) in [(13, 9, 24), (16, 17, 7), (180, 320, 64)] {
             convolution(bench, report, format, [h, w], [3, n]);
@@ -42,7 +42,7 @@ pub fn convolutions(bench: &Bench, report: &mut Report) {
     }
 }
 
-/// Both ways; from an image where there are 3 input channels.
+/// Forward and backward; from an image if there are 3 input channels.
 fn convolution(
     bench: &Bench,
     report: &mut Report,
@@ -51,7 +51,7 @@ fn convolution(
     [n_in, n_out]: [usize; 2],
 ) {
     let (border, stored) = match n_in {
-        // An image is f32 in each format, and so is what is multiplied with it.
+        // Images, and the kernels for them, are f32 whatever the format.
         3 => (Border::Replicate, Format::F32),
         _ => (Border::Zeros, format),
     };
@@ -65,60 +65,64 @@ fn convolution(
         label(&what, format, [h, w, n_in])
     };
     let convs = || -> Outcome<_> {
-        let (kernel, _) = bench.both(kernel([n_in, n_out], 2), stored)?;
-        let (bias, _) = bench.both(noise(n_out, 3), stored)?;
-        let there = kernel.to_device(&bench.device)?;
-        let bias_there = bias.to_device(&bench.device)?;
+        let (kernel, _) = bench.host_and_device(kernel([n_in, n_out], 2), stored)?;
+        let (bias, _) = bench.host_and_device(noise(n_out, 3), stored)?;
+        let device_kernel = kernel.to_device(&bench.device)?;
+        let device_bias = bias.to_device(&bench.device)?;
         Ok((
             Conv3x3::new(&kernel, &bias, border)?,
-            Conv3x3::with_format(&there, &bias_there, border, format)?,
+            Conv3x3::with_format(&device_kernel, &device_bias, border, format)?,
         ))
     };
     report.check(&title("forward"), tolerance(format), || {
-        let (conv, conv_there) = convs()?;
-        let (input, input_there) = bench.both(input.clone(), stored)?;
-        let (output, output_there) = bench.both(noise((h, w, n_out), 4), format)?;
+        let (conv, device_conv) = convs()?;
+        let (input, device_input) = bench.host_and_device(input.clone(), stored)?;
+        let (output, device_output) = bench.host_and_device(noise((h, w, n_out), 4), format)?;
         conv.forward(&input, &output)?;
-        conv_there.forward(&input_there, &output_there)?;
-        difference(&output_there, &output)
+        device_conv.forward(&device_input, &device_output)?;
+        relative_error(&device_output, &output)
     });
     report.check(&title("backward"), tolerance(format), || {
-        let (conv, conv_there) = convs()?;
-        let (output, output_there) = bench.both(features((h, w, n_out), 5), format)?;
-        let (upstream, upstream_there) = bench.both(noise((h, w, n_out), 6), format)?;
-        let (gradient, gradient_there) = bench.both(noise((h, w, n_in), 7), stored)?;
+        let (conv, device_conv) = convs()?;
+        let (output, device_output) = bench.host_and_device(features((h, w, n_out), 5), format)?;
+        let (upstream, device_upstream) = bench.host_and_device(noise((h, w, n_out), 6), format)?;
+        let (gradient, device_gradient) = bench.host_and_device(noise((h, w, n_in), 7), stored)?;
         conv.backward(&upstream, &output, &gradient)?;
-        conv_there.backward(&upstream_there, &output_there, &gradient_there)?;
-        difference(&gradient_there, &gradient)
+        device_conv.backward(&device_upstream, &device_output, &device_gradient)?;
+        relative_error(&device_gradient, &gradient)
     });
 }
 
 pub fn poolings(bench: &Bench, report: &mut Report) {
     report.checks("Pooling");
-    for format in bench.stored() {
+    for format in bench.storage_formats() {
         for [h, w, n] in SHAPES {
             for (pooling, kind) in [(Pooling::Avg, "avg"), (Pooling::Max, "max")] {
                 let title = |way: &str| label(&format!("{kind} {way}"), format, [h, w, n]);
-                // The largest of rounded values is one of them.
+                // A maximum involves no rounding.
                 let limit = match pooling {
                     Pooling::Avg => tolerance(format),
                     Pooling::Max => 0.0,
                 };
                 report.check(&title("forward"), limit, || {
-                    let (input, input_there) = bench.both(features((h, w, n), 1), format)?;
-                    let (output, output_there) = bench.both(noise((h / 2, w / 2, n), 2), format)?;
+                    let (input, device_input) =
+                        bench.host_and_device(features((h, w, n), 1), format)?;
+                    let (output, device_output) =
+                        bench.host_and_device(noise((h / 2, w / 2, n), 2), format)?;
                     pooling.forward(&input, &output)?;
-                    pooling.forward(&input_there, &output_there)?;
-                    difference(&output_there, &output)
+                    pooling.forward(&device_input, &device_output)?;
+                    relative_error(&device_output, &output)
                 });
                 report.check(&title("backward"), limit, || {
-                    let (input, input_there) = bench.both(features((h, w, n), 1), format)?;
-                    let (upstream, upstream_there) =
-                        bench.both(noise((h / 2, w / 2, n), 3), format)?;
-                    let (gradient, gradient_there) = bench.both(noise((h, w, n), 4), format)?;
+                    let (input, device_input) =
+                        bench.host_and_device(features((h, w, n), 1), format)?;
+                    let (upstream, device_upstream) =
+                        bench.host_and_device(noise((h / 2, w / 2, n), 3), format)?;
+                    let (gradient, device_gradient) =
+                        bench.host_and_device(noise((h, w, n), 4), format)?;
                     pooling.backward(&upstream, &input, &gradient)?;
-                    pooling.backward(&upstream_there, &input_there, &gradient_there)?;
-                    difference(&gradient_there, &gradient)
+                    pooling.backward(&device_upstream, &device_input, &device_gradient)?;
+                    relative_error(&device_gradient, &gradient)
                 });
             }
         }
@@ -128,14 +132,14 @@ pub fn poolings(bench: &Bench, report: &mut Report) {
 pub fn grams(bench: &Bench, report: &mut Report) {
     report.checks("Gram matrices");
     let shapes = SHAPES.into_iter().chain([[360, 640, 64]]);
-    for format in bench.stored() {
+    for format in bench.storage_formats() {
         for [h, w, n] in shapes.clone() {
-            report.check(&label("Gram", format, [h, w, n]), SUMS, || {
-                let (of, of_there) = bench.both(features((h, w, n), 1), format)?;
-                let (output, output_there) = bench.singles(noise((n, n), 2))?;
+            report.check(&label("Gram", format, [h, w, n]), GRAM_LIMIT, || {
+                let (of, device_of) = bench.host_and_device(features((h, w, n), 1), format)?;
+                let (output, device_output) = bench.host_and_device_f32(noise((n, n), 2))?;
                 gram(&of, &output)?;
-                gram(&of_there, &output_there)?;
-                difference(&output_there, &output)
+                gram(&device_of, &device_output)?;
+                relative_error(&device_output, &output)
             });
             for accumulate in [false, true] {
                 let what = if accumulate {
@@ -154,7 +158,7 @@ pub fn grams(bench: &Bench, report: &mut Report) {
     }
 }
 
-/// The error of a Gram matrix's gradient.
+/// The error of the gradient through a Gram matrix.
 fn gram_gradient(
     bench: &Bench,
     format: Format,
@@ -162,9 +166,9 @@ fn gram_gradient(
     residual: Tensor,
     (gradient, accumulate): (Tensor, bool),
 ) -> Outcome<f64> {
-    let (of, of_there) = bench.both(of, format)?;
-    let (residual, residual_there) = bench.singles(residual)?;
-    let (gradient, gradient_there) = bench.both(gradient, format)?;
+    let (of, device_of) = bench.host_and_device(of, format)?;
+    let (residual, device_residual) = bench.host_and_device_f32(residual)?;
+    let (gradient, device_gradient) = bench.host_and_device(gradient, format)?;
     let compute = |of: &Tensor, residual: &Tensor, gradient: &Tensor, device: &Device| {
         let (sum, factor) = (sum(device)?, factor(0.3, device)?);
         squares(residual, &sum)?;
@@ -173,14 +177,19 @@ fn gram_gradient(
         )?)
     };
     compute(&of, &residual, &gradient, &Device::Cpu)?;
-    compute(&of_there, &residual_there, &gradient_there, &bench.device)?;
-    difference(&gradient_there, &gradient)
+    compute(
+        &device_of,
+        &device_residual,
+        &device_gradient,
+        &bench.device,
+    )?;
+    relative_error(&device_gradient, &gradient)
 }
 
-/// The content loss, and sums over features.
+/// The content loss, and inner products of features.
 pub fn contents(bench: &Bench, report: &mut Report) {
     report.checks("Content and sums");
-    for format in bench.stored() {
+    for format in bench.storage_formats() {
         for [h, w, n] in SHAPES {
             for accumulate in [false, true] {
                 let what = if accumulate {
@@ -190,19 +199,21 @@ pub fn contents(bench: &Bench, report: &mut Report) {
                 };
                 let title = label(what, format, [h, w, n]);
                 let computed = report.attempt(&title, || {
-                    let (f, f_there) = bench.both(features((h, w, n), 1), format)?;
-                    let (p, p_there) = bench.both(features((h, w, n), 2), format)?;
-                    let (gradient, gradient_there) = bench.both(noise((h, w, n), 3), format)?;
+                    let (f, device_f) = bench.host_and_device(features((h, w, n), 1), format)?;
+                    let (p, device_p) = bench.host_and_device(features((h, w, n), 2), format)?;
+                    let (gradient, device_gradient) =
+                        bench.host_and_device(noise((h, w, n), 3), format)?;
                     let compute = |f: &Tensor, p: &Tensor, gradient: &Tensor, device: &Device| {
                         let (sum, factor) = (sum(device)?, factor(0.7, device)?);
                         content_loss(f, p, &factor, gradient, accumulate, &sum)?;
                         Outcome::Ok(sum)
                     };
                     let sum = compute(&f, &p, &gradient, &Device::Cpu)?;
-                    let sum_there = compute(&f_there, &p_there, &gradient_there, &bench.device)?;
+                    let device_sum =
+                        compute(&device_f, &device_p, &device_gradient, &bench.device)?;
                     Ok((
-                        difference(&sum_there, &sum)?,
-                        difference(&gradient_there, &gradient)?,
+                        relative_error(&device_sum, &sum)?,
+                        relative_error(&device_gradient, &gradient)?,
                     ))
                 });
                 if let Some((sum, gradient)) = computed {
@@ -212,10 +223,10 @@ pub fn contents(bench: &Bench, report: &mut Report) {
                 }
             }
             report.check(&label("dot", format, [h, w, n]), 1e-6, || {
-                let (x, x_there) = bench.both(features((h, w, n), 1), format)?;
-                let (y, y_there) = bench.both(noise((h, w, n), 2), format)?;
-                let (expected, there) = (dot(&x, &y)?, dot(&x_there, &y_there)?);
-                Ok((there - expected).abs() / dot(&x, &x)?)
+                let (x, device_x) = bench.host_and_device(features((h, w, n), 1), format)?;
+                let (y, device_y) = bench.host_and_device(noise((h, w, n), 2), format)?;
+                let (expected, result) = (dot(&x, &y)?, dot(&device_x, &device_y)?);
+                Ok((result - expected).abs() / dot(&x, &x)?)
             });
         }
     }

@@ -8,7 +8,7 @@ use crate::common::timing::{median, ms, timed};
 use crate::data::{Bench, noise};
 use crate::problem::{on, pan, problem};
 use crate::report::{Outcome, Report};
-use crate::times::{Size, flops_of_all, share};
+use crate::times::{Size, percent_of, total_flops};
 use gstgatys::ops::Format;
 use gstgatys::ops::elementwise::copy;
 use gstgatys::ops::transfer::Transfer;
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 const ITERATIONS: u32 = 20;
 
-/// After that a few rounds have to do.
-const LONG: Duration = Duration::from_secs(1);
+/// When this has passed, three rounds are enough.
+const MAX_TIME: Duration = Duration::from_secs(1);
 
 /// Value and gradient, and iterations of L-BFGS.
 pub fn evaluations(
@@ -52,17 +52,17 @@ pub fn evaluations(
             };
             report.attempt(&format!("{} {precision}", name(size)), || {
                 let problem = problem(&bench.device, precision, &on(&bench.device, &pictures)?)?;
-                // It ends with the losses on the host.
+                // Each evaluation ends with the losses on the host. These warm up and capture the graph.
                 for _ in 0..4 {
                     problem.evaluate();
                 }
-                let time = typical(3 * rounds, || Ok(timed(|| problem.evaluate()).0))?;
+                let time = median_time(3 * rounds, || Ok(timed(|| problem.evaluate()).0))?;
                 let iteration = iteration(&problem, rounds)?;
-                let rate = flops_of_all(size) / (time * 1e9);
+                let rate = total_flops(size) / (time * 1e9);
                 println!(
                     "| {} | {precision} | {time:.3} | {iteration:.3} | {rate:.1} | {} |",
                     name(size),
-                    share(rate, *peak)
+                    percent_of(rate, *peak)
                 );
                 Ok(())
             });
@@ -70,7 +70,7 @@ pub fn evaluations(
     }
 }
 
-/// One value and gradient, with what comes before it.
+/// A single value and gradient, with the setup before it.
 pub fn evaluation(bench: &Bench, options: &Options, report: &mut Report) {
     let size = if options.quick { (96, 64) } else { (640, 360) };
     report.attempt(&name(size), || {
@@ -98,20 +98,20 @@ fn iteration(problem: &Problem, rounds: usize) -> Outcome<f64> {
         Ok(time / outcome?.iterations)
     };
     once()?;
-    typical(rounds.div_ceil(2), once)
+    median_time(rounds.div_ceil(2), once)
 }
 
-/// The median milliseconds of some rounds; of fewer where they take long.
-fn typical(rounds: usize, mut once: impl FnMut() -> Outcome<Duration>) -> Outcome<f64> {
+/// The median milliseconds of `rounds` rounds, or of fewer if they take long.
+fn median_time(rounds: usize, mut once: impl FnMut() -> Outcome<Duration>) -> Outcome<f64> {
     let begun = Instant::now();
     let mut times = Vec::new();
-    while times.len() < rounds && (times.len() < 3 || begun.elapsed() < LONG) {
+    while times.len() < rounds && (times.len() < 3 || begun.elapsed() < MAX_TIME) {
         times.push(ms(once()?));
     }
     Ok(median(times))
 }
 
-/// A frame's way to the device and back.
+/// Uploads and downloads of a frame.
 pub fn transfers(bench: &Bench, sizes: &[Size], rounds: usize, report: &mut Report) {
     report.section("A frame's way to the device and back");
     report.head(&["frame", "up, ms", "down, ms"]);
@@ -121,15 +121,15 @@ pub fn transfers(bench: &Bench, sizes: &[Size], rounds: usize, report: &mut Repo
             let mut transfer = Transfer::default();
             let (mut up, mut down) = (Vec::new(), Vec::new());
             for _ in 0..=rounds {
-                let (time, there) = timed(|| {
-                    let there = transfer.upload(&frame, &bench.device)?;
+                let (time, uploaded) = timed(|| {
+                    let uploaded = transfer.upload(&frame, &bench.device)?;
                     bench.device.synchronize()?;
-                    candle_core::Result::Ok(there)
+                    candle_core::Result::Ok(uploaded)
                 });
                 up.push(ms(time));
-                let there = there?;
-                let (time, back) = timed(|| transfer.download(&there));
-                back?;
+                let uploaded = uploaded?;
+                let (time, downloaded) = timed(|| transfer.download(&uploaded));
+                downloaded?;
                 down.push(ms(time));
             }
             println!(
@@ -143,7 +143,7 @@ pub fn transfers(bench: &Bench, sizes: &[Size], rounds: usize, report: &mut Repo
     }
 }
 
-/// Frames a second of the stylizer on a picture that the camera pans over.
+/// The stylizer's frames a second while the camera pans over a picture.
 pub fn throughput(bench: &Bench, options: &Options, report: &mut Report) {
     let ((w, h), count) = match options.quick {
         true => ((96, 64), 4),

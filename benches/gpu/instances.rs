@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Several stylizers on one GPU, on another one, and on one whose memory runs out.
+//! Several stylizers on one GPU, a stylizer on another GPU, and one that runs out of memory.
 
 use crate::Options;
 use crate::common::problem::{made_style, name};
-use crate::data::{Bench, difference, differing};
+use crate::data::{Bench, count_differing, relative_error};
 use crate::problem::pan;
 use crate::report::{Outcome, Report};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
@@ -15,18 +15,18 @@ use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use std::thread;
 
-/// Frames of a clip, and iterations of each.
+/// Frames of a clip, and iterations per frame.
 const FRAMES: usize = 3;
 const ITERATIONS: u32 = 4;
 
-/// Frames of which a GPU has no room for one, height and width.
-const IMMENSE: (usize, usize) = (1 << 15, 1 << 15);
+/// Height and width of a frame that no GPU has room for.
+const HUGE_FRAME: (usize, usize) = (1 << 15, 1 << 15);
 
-/// Bytes of what is left of a GPU's memory are taken in pieces of these sizes.
-const PIECES: [usize; 2] = [1 << 30, 1 << 20];
+/// Sizes in bytes of the allocations that fill a GPU's memory.
+const ALLOCATIONS: [usize; 2] = [1 << 30, 1 << 20];
 
 pub fn instances(bench: &Bench, options: &Options, report: &mut Report) {
-    // They differ, as streams' do.
+    // Of different sizes, as two streams may be.
     let [first, second] = match options.quick {
         true => [(67, 45), (48, 51)],
         false => [(250, 170), (160, 211)],
@@ -47,25 +47,28 @@ pub fn instances(bench: &Bench, options: &Options, report: &mut Report) {
     report.check("two at once, beside each alone", 0.0, || {
         let together = thread::scope(|scope| {
             let threads = clips.each_ref().map(|clip| {
-                scope.spawn(|| clip.painted(&bench.device).map_err(|it| it.to_string()))
+                scope.spawn(|| {
+                    clip.painted(&bench.device)
+                        .map_err(|error| error.to_string())
+                })
             });
             threads.map(|thread| thread.join().unwrap_or_else(|_| Err("it panicked".into())))
         });
         let mut differences = 0.0;
         for (together, alone) in together.into_iter().zip(&alone) {
             for (frame, expected) in together?.iter().zip(alone) {
-                differences += differing(frame, expected)?;
+                differences += count_differing(frame, expected)?;
             }
         }
         Ok(differences)
     });
     if let DeviceLocation::Cuda { gpu_id } = bench.device.location() {
-        other(gpu_id, &clips[0], &alone[0], report);
-        memory(bench, &clips[0], &alone[0], report);
+        another_gpu(gpu_id, &clips[0], &alone[0], report);
+        out_of_memory(bench, &clips[0], &alone[0], report);
     }
 }
 
-/// What the camera sees that moves over a picture.
+/// Frames of a camera that pans over a picture.
 struct Clip {
     size: (usize, usize),
     frames: Vec<Tensor>,
@@ -98,20 +101,20 @@ impl Clip {
     }
 }
 
-/// The next GPU beside the one that is checked.
-fn other(gpu: usize, clip: &Clip, expected: &[Tensor], report: &mut Report) {
+/// A frame on the next GPU, if there is one.
+fn another_gpu(gpu: usize, clip: &Clip, expected: &[Tensor], report: &mut Report) {
     report.checks("Another GPU");
     match DeviceChoice::Cuda(gpu + 1).open() {
-        // It may be another card, with other algorithms.
+        // It may be another model, with other algorithms.
         Ok((device, _)) => report.check(&format!("a frame on cuda:{}", gpu + 1), 2e-2, || {
-            difference(&clip.painted(&device)?[0], &expected[0])
+            relative_error(&clip.painted(&device)?[0], &expected[0])
         }),
         Err(error) => report.row(&["there is none", &error.to_string(), "", ""]),
     }
 }
 
-/// What a stylizer does that does not fit.
-fn memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) {
+/// What a stylizer does when memory runs out.
+fn out_of_memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) {
     report.section("Too little memory");
     report.head(&["check", "values that differ", "limit", ""]);
     let stylizer = report.attempt("a stylizer", || clip.stylizer(&bench.device));
@@ -119,7 +122,7 @@ fn memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) 
     report.check(
         "a frame that cannot fit is refused, with a max-size",
         0.0,
-        || match stylizer.check_memory(IMMENSE) {
+        || match stylizer.check_memory(HUGE_FRAME) {
             Err(error @ Error::Memory(_)) if error.to_string().contains("max-size=") => Ok(0.0),
             Err(error) => Err(format!("the error is: {error}").into()),
             Ok(()) => Err("it is not refused".into()),
@@ -130,9 +133,9 @@ fn memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) 
         &format!("{size} where nothing is left is an error"),
         0.0,
         || {
-            let taken = rest_of_memory(&bench.device);
+            let filling = fill_memory(&bench.device);
             let painted = stylizer.stylize(&clip.frames[0], &|| false);
-            drop(taken);
+            drop(filling);
             give_back_memory(&bench.device);
             match painted {
                 Err(Error::Memory(_)) => Ok(0.0),
@@ -145,14 +148,14 @@ fn memory(bench: &Bench, clip: &Clip, expected: &[Tensor], report: &mut Report) 
         let painted = clip.painted_by(&mut stylizer)?;
         let pairs = painted.iter().zip(expected);
         pairs
-            .map(|(frame, expected)| differing(frame, expected))
+            .map(|(frame, expected)| count_differing(frame, expected))
             .sum()
     });
 }
 
-/// Takes what is left of a GPU's memory.
-fn rest_of_memory(device: &Device) -> Vec<Tensor> {
-    let pieces = PIECES.into_iter().flat_map(|bytes| {
+/// Allocates what is left of a GPU's memory.
+fn fill_memory(device: &Device) -> Vec<Tensor> {
+    let pieces = ALLOCATIONS.into_iter().flat_map(|bytes| {
         let piece = move || Tensor::zeros(bytes, DType::U8, device).ok();
         std::iter::from_fn(piece)
     });

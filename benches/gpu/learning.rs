@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The optimisers beside the CPU's, and recordings beside what they record.
+//! The optimisers compared with the CPU's, and captured graphs compared with direct execution.
 
 use crate::Options;
 use crate::common::problem::{Pictures, name};
-use crate::data::{Bench, difference, differing, noise, pixels, values};
-use crate::problem::{on, problem, unrecorded};
+use crate::data::{Bench, count_differing, noise, pixels, relative_error, values};
+use crate::problem::{on, problem, take_capture_failures};
 use crate::report::{Outcome, Report};
 use candle_core::{DType, Device, Tensor};
 use gstgatys::ops::elementwise::copy;
@@ -14,7 +14,7 @@ use gstgatys::stylizer::objective::Losses;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::vgg::{Error, Precision};
 
-/// Image values of a quadratic, and how many evaluations it gets.
+/// The shape of a quadratic's image, and the evaluations of its minimisation.
 const SHAPE: [usize; 3] = [23, 31, 3];
 const EVALUATIONS: u32 = 15;
 
@@ -24,38 +24,38 @@ pub fn optimizers(bench: &Bench, report: &mut Report) {
         (OptimizerKind::Lbfgs, "L-BFGS"),
         (OptimizerKind::Adam, "Adam"),
     ] {
-        // Twice: what is learned goes on from one image to the next.
+        // Two frames each, as the optimisers' state goes on from one to the next.
         let both = report.attempt(name, || {
             Ok((
                 quadratic(&Device::Cpu, kind)?,
                 quadratic(&bench.device, kind)?,
             ))
         });
-        let Some((host, there)) = both else { continue };
-        for (frame, (host, there)) in host.iter().zip(&there).enumerate() {
+        let Some((host, device)) = both else { continue };
+        for (frame, (host, device)) in host.iter().zip(&device).enumerate() {
             let title = |what| format!("{name} on a quadratic with bounds, frame {frame}: {what}");
             report.check(&title("evaluations"), 0.0, || {
-                Ok(host.evaluations.abs_diff(there.evaluations).into())
+                Ok(host.evaluations.abs_diff(device.evaluations).into())
             });
             report.check(&title("image"), 1e-3, || {
-                difference(&there.image, &host.image)
+                relative_error(&device.image, &host.image)
             });
             report.check(&title("value"), 1e-3, || {
-                Ok((there.value - host.value).abs() / host.value)
+                Ok((device.value - host.value).abs() / host.value)
             });
             report.check(&title("what is left of the first value"), 0.9, || {
-                Ok(there.value / there.initial)
+                Ok(device.value / device.initial)
             });
             report.check(&title("values beyond 0..1"), 0.0, || {
-                let values = values(&there.image)?;
-                let beyond = values.iter().filter(|it| !(0.0..=1.0).contains(*it));
+                let values = values(&device.image)?;
+                let beyond = values.iter().filter(|value| !(0.0..=1.0).contains(*value));
                 Ok(beyond.count() as f64)
             });
         }
     }
 }
 
-/// What a quadratic was brought to.
+/// The result of minimising a quadratic.
 struct Minimum {
     image: Tensor,
     evaluations: u32,
@@ -63,7 +63,7 @@ struct Minimum {
     value: f64,
 }
 
-/// Two problems ½ Σ a (x − b)² after each other, whose minima lie beyond 0..1 in a part of the values.
+/// Minimises ½ Σ a (x − b)² for two b in turn, with the minima partly outside 0..1.
 fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
     let config = Config {
         optimizer: kind,
@@ -79,7 +79,7 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
             iterations: EVALUATIONS,
             deadline: None,
         };
-        // On the CPU: a GPU would compile candle's operations first.
+        // On the CPU, as candle's GPU kernels would have to be compiled first.
         let mut evaluate = |x: &Tensor, gradient: &Tensor| -> Result<Losses, Error> {
             let difference = (x.to_device(&Device::Cpu)? - &target)?;
             let slope = (&difference * &curvature)?;
@@ -101,18 +101,19 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
     Ok(minima)
 }
 
-/// An evaluation is recorded when it is made for the second time, and replayed from then on.
+/// An evaluation is captured as a CUDA graph when it is made for the second time; from then on the
+/// graph is launched.
 pub fn recordings(bench: &Bench, options: &Options, report: &mut Report) {
     report.section("Recorded and replayed");
     report.head(&["check", "values that differ", "limit", ""]);
     if bench.device.is_cuda() {
         report.check("the driver records an operation", 0.0, || {
-            driver_records(&bench.device)
+            graph_differences(&bench.device)
         });
         report.check("the driver records a step of L-BFGS", 0.0, || {
-            unrecorded();
+            take_capture_failures();
             quadratic(&bench.device, OptimizerKind::Lbfgs)?;
-            unrecorded().map_or(Ok(0.0), |why| Err(why.into()))
+            take_capture_failures().map_or(Ok(0.0), |why| Err(why.into()))
         });
     }
     let precisions = match bench.device.is_cpu() {
@@ -130,42 +131,42 @@ pub fn recordings(bench: &Bench, options: &Options, report: &mut Report) {
         report.check(&title, 0.0, || {
             let pictures = on(&bench.device, &Pictures::made((w, h)))?;
             let problem = problem(&bench.device, precision, &pictures)?;
-            let replayed = || -> Outcome<Tensor> {
+            let launched = || -> Outcome<Tensor> {
                 problem.evaluate();
                 Ok(problem.gradient.to_device(&Device::Cpu)?.copy()?)
             };
-            // What is recorded is so for these tensors alone.
-            let anew = || -> Outcome<Tensor> {
+            // A graph is for certain tensors: with others the evaluation is executed directly.
+            let direct = || -> Outcome<Tensor> {
                 let gradient = problem.image.zeros_like()?;
                 problem.evaluate_at(&problem.image.copy()?, &gradient);
                 Ok(gradient.to_device(&Device::Cpu)?)
             };
-            unrecorded();
+            take_capture_failures();
             for _ in 0..3 {
                 problem.evaluate();
             }
-            if let Some(why) = unrecorded() {
+            if let Some(why) = take_capture_failures() {
                 return Err(why.into());
             }
-            let first = replayed()?;
-            let mut differences = differing(&first, &anew()?)?;
-            // It computes with what is in the image now.
+            let first = launched()?;
+            let mut differences = count_differing(&first, &direct()?)?;
+            // The graph must read the image's new values.
             copy(
                 &problem.image,
                 &pixels((h, w, 3), 9).to_device(&bench.device)?,
             )?;
-            let second = replayed()?;
-            if differing(&second, &first)? == 0.0 {
+            let second = launched()?;
+            if count_differing(&second, &first)? == 0.0 {
                 return Err("another image has the same gradient".into());
             }
-            differences += differing(&second, &anew()?)?;
+            differences += count_differing(&second, &direct()?)?;
             Ok(differences)
         });
     }
 }
 
-/// What [`gstgatys::ops::record::Recorded`] does without where the driver refuses.
-fn driver_records(device: &Device) -> Outcome<f64> {
+/// Whether the driver captures a graph at all: [`gstgatys::ops::record::Recorded`] would go on without.
+fn graph_differences(device: &Device) -> Outcome<f64> {
     use gstgatys::ops::cuda::graph::CapturedGraph;
     use gstgatys::ops::elementwise::axpy;
     let x = noise(1001, 1).to_device(device)?;
@@ -174,10 +175,10 @@ fn driver_records(device: &Device) -> Outcome<f64> {
     for _ in 0..3 {
         axpy(0.3, &x, &expected)?;
     }
-    // Once as it is recorded, and twice after that.
-    let mut recording = CapturedGraph::capture(device, || axpy(0.3, &x, &y))?
-        .ok_or_else(|| unrecorded().unwrap_or_default())?;
-    recording.launch()?;
-    recording.launch()?;
-    differing(&y, &expected)
+    // Capturing executes it once; two launches follow.
+    let mut graph = CapturedGraph::capture(device, || axpy(0.3, &x, &y))?
+        .ok_or_else(|| take_capture_failures().unwrap_or_default())?;
+    graph.launch()?;
+    graph.launch()?;
+    count_differing(&y, &expected)
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The built-in network's losses and gradient in each precision beside the CPU's in f32.
+//! The built-in network's losses and gradient in each precision compared with the CPU's in f32.
 
 use crate::Options;
 use crate::common::problem::{Pictures, Problem, name};
-use crate::data::{Bench, difference, turned};
+use crate::data::{Bench, cosine_distance, relative_error};
 use crate::problem::{on, problem};
 use crate::report::{Outcome, Report};
 use candle_core::{Device, Tensor};
@@ -13,8 +13,8 @@ use gstgatys::stylizer::objective::Losses;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
 use gstgatys::vgg::Precision;
 
-/// How much of a loss may be an error, and 1 - the cosine between gradients: bf16 keeps three
-/// digits, and rounds each activation.
+/// The limits of the relative error of a loss and of 1 - the cosine between gradients. bf16 has less
+/// than three decimal digits, and rounds each activation.
 const LIMITS: [(Precision, f64, f64); 4] = [
     (Precision::F32, 1e-4, 1e-3),
     (Precision::Tf32, 5e-3, 1e-3),
@@ -24,7 +24,7 @@ const LIMITS: [(Precision, f64, f64); 4] = [
 
 const ITERATIONS: u32 = 20;
 
-/// Losses that are compared.
+/// A loss that is compared.
 type Loss = (&'static str, fn(&Losses) -> f64);
 const LOSSES: [Loss; 4] = [
     ("content", |losses| losses.content),
@@ -49,12 +49,12 @@ pub fn losses(bench: &Bench, options: &Options, report: &mut Report) {
         let Some((pictures, gradient, expected)) = host else {
             continue;
         };
-        for (precision, limit, turn) in precisions(bench) {
-            let there = report.attempt(&format!("{precision}"), || {
+        for (precision, limit, cosine_limit) in precisions(bench) {
+            let results = report.attempt(&format!("{precision}"), || {
                 let problem = problem(&bench.device, precision, &on(&bench.device, &pictures)?)?;
                 Ok((problem.evaluate(), problem.gradient.clone()))
             });
-            let Some((losses, gradient_there)) = there else {
+            let Some((losses, device_gradient)) = results else {
                 continue;
             };
             for (name, loss) in LOSSES {
@@ -64,10 +64,10 @@ pub fn losses(bench: &Bench, options: &Options, report: &mut Report) {
             }
             report.check(
                 &format!("{precision}: 1 - cosine of the gradient"),
-                turn,
-                || turned(&gradient_there, &gradient),
+                cosine_limit,
+                || cosine_distance(&device_gradient, &gradient),
             );
-            if let Ok(error) = difference(&gradient_there, &gradient) {
+            if let Ok(error) = relative_error(&device_gradient, &gradient) {
                 report.row(&[
                     format!("{precision}: gradient, relative L2").as_str(),
                     &format!("{error:.1e}"),
@@ -89,20 +89,20 @@ fn precisions(bench: &Bench) -> impl Iterator<Item = (Precision, f64, f64)> {
     LIMITS.into_iter().take(count)
 }
 
-/// 20 iterations of L-BFGS in f32 on both.
+/// 20 iterations of L-BFGS in f32 on the CPU and on the device.
 fn optimisations(bench: &Bench, pictures: &Pictures, report: &mut Report) {
     let title = format!("{ITERATIONS} iterations of L-BFGS");
     let both = report.attempt(&title, || {
         let host = problem(&Device::Cpu, Precision::F32, pictures)?;
-        let there = problem(&bench.device, Precision::F32, &on(&bench.device, pictures)?)?;
-        Ok((optimised(&host)?, optimised(&there)?))
+        let device = problem(&bench.device, Precision::F32, &on(&bench.device, pictures)?)?;
+        Ok((optimise(&host)?, optimise(&device)?))
     });
-    if let Some(((host, image), (there, image_there))) = both {
+    if let Some(((host, image), (device, device_image))) = both {
         // Small differences grow in the course of it, and lead lower as well as higher.
         report.check(&format!("{title}, f32: total loss above"), 5e-2, || {
-            Ok(there / host - 1.0)
+            Ok(device / host - 1.0)
         });
-        if let Ok(error) = difference(&image_there, &image) {
+        if let Ok(error) = relative_error(&device_image, &image) {
             report.row(&[
                 format!("{title}, f32: image, relative L2").as_str(),
                 &format!("{error:.1e}"),
@@ -113,8 +113,8 @@ fn optimisations(bench: &Bench, pictures: &Pictures, report: &mut Report) {
     }
 }
 
-/// The total loss and the image.
-fn optimised(problem: &Problem) -> Outcome<(f64, Tensor)> {
+/// The total loss and the image after the iterations.
+fn optimise(problem: &Problem) -> Outcome<(f64, Tensor)> {
     let image = problem.image.copy()?;
     let budget = Budget {
         iterations: ITERATIONS,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Whether a GPU computes what the CPU does, and how fast. It needs neither GStreamer nor the
-//! sources, only CUDA's libraries; `run.sh` runs it where those are.
+//! Checks a GPU's results against the CPU's, and measures its speed. It needs CUDA's libraries, but
+//! neither GStreamer nor the sources; `run.sh` runs it.
 //!
-//! `gpu [PART ...] [--device cuda:N] [--quick]`: tables in Markdown, all parts if none is named. The
-//! exit status is 0 only if no check failed. `--device cpu` checks the checks, and `--quick` takes
-//! small pictures.
+//! `gpu [PART ...] [--device cuda:N] [--quick]` prints tables in Markdown; without a part it runs all.
+//! The exit status is 0 only if no check failed. `--device cpu` tests the checks themselves, and
+//! `--quick` uses small pictures.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -31,7 +31,6 @@ use gstgatys::stylizer::device::{DeviceChoice, free_bytes};
 use report::{Outcome, Report};
 use std::process::ExitCode;
 
-/// What the command line says.
 pub struct Options {
     /// Small pictures and few rounds.
     pub quick: bool,
@@ -49,7 +48,7 @@ const CHECKS: [&str; 8] = [
     "instances",
 ];
 const PARTS: [&str; 4] = ["checks", "losses", "times", "throughput"];
-/// For a profiler, and none of the parts that are run if none is named.
+/// A part for profilers, which is run only if it is named.
 const EVALUATION: &str = "evaluation";
 
 fn main() -> ExitCode {
@@ -63,7 +62,7 @@ fn main() -> ExitCode {
                 Ok(device) => choice = device,
                 Err(error) => return usage(&error.to_string()),
             },
-            // What cargo adds.
+            // Cargo adds this.
             "--bench" => (),
             EVALUATION => parts.push(argument),
             part if PARTS.contains(&part) || CHECKS.contains(&part) => parts.push(argument),
@@ -80,7 +79,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = introduce(&device) {
+    if let Err(error) = print_device(&device) {
         eprintln!("gpu: the device does not say what it is: {error}");
     }
     let bench = Bench::new(device);
@@ -107,13 +106,13 @@ fn usage(problem: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn introduce(device: &Device) -> Outcome<()> {
+fn print_device(device: &Device) -> Outcome<()> {
     if device.is_cpu() {
         println!("On the CPU: nothing of this says anything about a GPU.");
         return Ok(());
     }
     let mut driver = 0;
-    // SAFETY: it writes a number.
+    // SAFETY: it writes to the variable.
     unsafe { cuDriverGetVersion(&mut driver) }.result().w()?;
     let (major, minor) = compute_capability(device)?;
     println!(

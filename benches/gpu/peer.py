@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""One value and gradient of the objective in PyTorch, by all that is known to make it fast.
+"""Times one value and gradient of the objective in PyTorch, with all that is known to make it fast.
 
-VGG-19's shapes up to conv5_1 with random weights, which have no gradients, average pooling, the
-losses of benches/peers/compare.py; channels last, cuDNN's benchmark mode; in f16, bf16 and tf32,
-each eager, compiled, and both as a CUDA graph. Prints the medians as a table in Markdown, a row as
-soon as it is known, and what is the fastest at each size.
+VGG-19's shapes up to conv5_1 with frozen random weights, average pooling, and the losses of
+benches/peers/compare.py; channels last, cuDNN's benchmark mode; in f16, bf16 and tf32, each eager
+and compiled, with and without a CUDA graph. Prints the medians as a table in Markdown, each row as
+soon as it is known, and the fastest at each size.
 
     peer.py [--sizes 640x360,1280x720] [--rounds N] [--seconds N] [--device cuda]
 
-What does not fit into the seconds is left out.
+What is not begun within the seconds is skipped.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WARM_UP = 4
 
 
 def convs(dtype, device):
-    """Kernels and biases, small enough for f16 to have the Gram matrices' sums."""
+    """Kernels and biases, small enough that Gram matrices do not overflow in f16."""
     generator = torch.Generator().manual_seed(1)
     made, n_in = [], 3
     for layer in LAYERS:
@@ -46,13 +46,13 @@ def convs(dtype, device):
 
 
 def gram(features):
-    """F'F / M of activations [1, N, h, w]; products in their format, summed in f32 inside."""
+    """F'F / M of activations [1, N, h, w]: products in their format, accumulated in f32."""
     f = features.permute(0, 2, 3, 1).flatten(0, 2)
     return (f.T @ f).float() / len(f)
 
 
 class Objective:
-    """The objective for one size in one format."""
+    """The objective for one size and format."""
 
     def __init__(self, size, dtype, device):
         width, height = map(int, size.split("x"))
@@ -105,15 +105,15 @@ class Objective:
         return losses.detach(), torch.autograd.grad(losses[3], self.image)[0]
 
     def compiled(self):
-        """The same, compiled."""
-        # Left to itself it may give channels last up.
+        """Compiles the objective."""
+        # Without this it may not keep channels last.
         options = {"force_layout_optimization": True}
         self.losses = torch.compile(self.objective, dynamic=False, options=options)
         return self
 
 
-def recorded(objective):
-    """An evaluation as a CUDA graph."""
+def captured(objective):
+    """Captures an evaluation as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -136,7 +136,7 @@ def measure(size, dtype, kind, rounds, device):
     objective = Objective(size, dtype, device)
     if kind.startswith("compiled"):
         objective.compiled()
-    evaluate = recorded(objective) if kind.endswith("CUDA graph") else objective.evaluate
+    evaluate = captured(objective) if kind.endswith("CUDA graph") else objective.evaluate
     times = []
     for turn in range(WARM_UP + rounds):
         begun = time.perf_counter()
@@ -166,7 +166,7 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = True
     kinds = [kind for kind in KINDS if on_gpu or "graph" not in kind]
     sizes = options.sizes.split(",")
-    # What takes long comes last: compilers, and among them the sizes that nobody asks about.
+    # The slowest come last: compilation, and in it the larger sizes.
     turns = [
         (size, name, kind)
         for compiled in (False, True)
@@ -184,7 +184,7 @@ def main():
             continue
         try:
             took = measure(size, FORMATS[name], kind, options.rounds, options.device)
-        except Exception as error:  # A missing compiler or too little memory shows in many ways.
+        except Exception as error:  # A missing compiler or too little memory raises various types.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
             print(f"| {size} | {name} | {kind} | {reason.replace('|', '/')} |", flush=True)
             continue

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The objective on any device, and what was noted about it.
+//! The objective on any device, and notes about CUDA graphs.
 
 use crate::common::problem::{Pictures, Problem, picture};
 use crate::report::Outcome;
@@ -9,7 +9,7 @@ use gstgatys::ops::cuda::diagnostics::{self, Note};
 use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 
-/// Pictures on a device.
+/// Copies pictures to a device.
 pub fn on(device: &Device, pictures: &Pictures) -> Outcome<Pictures> {
     Ok(Pictures {
         content: pictures.content.to_device(device)?,
@@ -18,13 +18,13 @@ pub fn on(device: &Device, pictures: &Pictures) -> Outcome<Pictures> {
     })
 }
 
-/// The built-in network's objective, for pictures that are on the device.
+/// The built-in network's objective for pictures on the device.
 pub fn problem(device: &Device, precision: Precision, pictures: &Pictures) -> Outcome<Problem> {
     let vgg = Vgg::shared(&WeightsSource::BuiltIn, device, precision)?;
     Ok(Problem::new(vgg, pictures))
 }
 
-/// What a camera of a width and height sees in so many frames while it moves over a picture.
+/// `frames` frames of a width and height, from a camera that pans over a picture.
 pub fn pan((w, h): (usize, usize), frames: usize, seed: u64) -> Outcome<Vec<Tensor>> {
     let scene = picture((w + 2 * frames, h + frames), seed);
     let frame = |index| {
@@ -34,14 +34,14 @@ pub fn pan((w, h): (usize, usize), frames: usize, seed: u64) -> Outcome<Vec<Tens
     (0..frames).map(frame).collect()
 }
 
-/// Why work was not recorded since this was asked last; prints that and what else was noted.
-pub fn unrecorded() -> Option<String> {
-    let mut unrecorded = Vec::new();
+/// Why graphs could not be captured since the last call. Prints all notes.
+pub fn take_capture_failures() -> Option<String> {
+    let mut failures = Vec::new();
     for note in diagnostics::take() {
         eprintln!("{note}");
         if let Note::CaptureFailed(_) = note {
-            unrecorded.push(note.to_string());
+            failures.push(note.to_string());
         }
     }
-    (!unrecorded.is_empty()).then(|| unrecorded.join("; "))
+    (!failures.is_empty()).then(|| failures.join("; "))
 }

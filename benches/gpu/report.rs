@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What is printed: tables in Markdown, a row as soon as it is known, and what failed.
+//! The printed report: tables in Markdown, each row as soon as it is known, and the failures.
 
-use crate::problem::unrecorded;
+use crate::problem::take_capture_failures;
 use candle_core::{Device, Tensor};
 use gstgatys::ops::elementwise::dot;
 use std::error::Error;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What a check or a measurement may end with.
+/// The result of a check or a measurement.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// The results of a run.
 pub struct Report {
     device: Device,
-    /// Whether the device still works: an error in a kernel leaves nothing usable of it.
-    works: bool,
+    /// Whether the device is usable: an error in a kernel breaks the context for good.
+    usable: bool,
     passed: usize,
     failed: Vec<String>,
-    left_out: usize,
+    skipped: usize,
 }
 
 impl Report {
     pub fn new(device: &Device) -> Self {
         Self {
             device: device.clone(),
-            works: true,
+            usable: true,
             passed: 0,
             failed: Vec::new(),
-            left_out: 0,
+            skipped: 0,
         }
     }
 
@@ -51,11 +51,14 @@ impl Report {
     }
 
     pub fn row<T: Display>(&self, cells: &[T]) {
-        let cells: Vec<_> = cells.iter().map(|cell| line(&cell.to_string())).collect();
+        let cells: Vec<_> = cells
+            .iter()
+            .map(|cell| cell_text(&cell.to_string()))
+            .collect();
         println!("| {} |", cells.join(" | "));
     }
 
-    /// A row of a table of checks: passes if `error` gives a number of at most `limit`.
+    /// A row of a table of checks, which passes if `error` returns at most `limit`.
     pub fn check(&mut self, name: &str, limit: f64, error: impl FnOnce() -> Outcome<f64>) {
         let Some(error) = self.attempt(name, error) else {
             return;
@@ -74,15 +77,15 @@ impl Report {
         }
     }
 
-    /// What `action` gives; where it fails, that is a row, and a failure of the run.
+    /// The result of `action`. If it fails or panics, that is printed as a row and counted as a failure.
     pub fn attempt<T>(&mut self, name: &str, action: impl FnOnce() -> Outcome<T>) -> Option<T> {
-        if !self.works {
-            self.left_out += 1;
+        if !self.usable {
+            self.skipped += 1;
             return None;
         }
         let ended = catch_unwind(AssertUnwindSafe(action));
-        // Printed, for whoever looks for the cause of something.
-        unrecorded();
+        // Prints the notes of the action.
+        take_capture_failures();
         let failure = match ended {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error.to_string(),
@@ -94,31 +97,31 @@ impl Report {
         self.row(&[name, &failure, "", "**FAIL**"]);
         self.failed.push(name.into());
         if let Err(error) = probe(&self.device) {
-            self.works = false;
+            self.usable = false;
             println!(
                 "\nThe device does not work any more, so that the rest is left out: {}",
-                line(&error.to_string())
+                cell_text(&error.to_string())
             );
         }
         None
     }
 
-    /// Says what became of all checks; whether all passed.
+    /// Prints a summary. Returns whether all checks passed.
     pub fn end(&self) -> bool {
         println!(
             "\n{} checks passed, {} failed, {} left out.",
             self.passed,
             self.failed.len(),
-            self.left_out
+            self.skipped
         );
         for name in &self.failed {
             println!("- FAIL: {name}");
         }
-        self.failed.is_empty() && self.left_out == 0
+        self.failed.is_empty() && self.skipped == 0
     }
 }
 
-/// Whether the device computes at all.
+/// Whether the device still computes.
 fn probe(device: &Device) -> Outcome<()> {
     let computed = catch_unwind(AssertUnwindSafe(|| {
         let ones = Tensor::new(&[1f32, 1f32], device)?;
@@ -133,8 +136,8 @@ fn probe(device: &Device) -> Outcome<()> {
     }
 }
 
-/// A text as one line of a table.
-fn line(text: &str) -> String {
+/// A text that fits into a table's cell.
+fn cell_text(text: &str) -> String {
     let text = text.replace('|', "/");
     let words: Vec<_> = text.split_whitespace().collect();
     words.join(" ").chars().take(300).collect()

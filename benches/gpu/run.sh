@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
-# run.sh [--out FILE] [--python PYTHON]: checks and measures on this machine's NVIDIA GPU, within 10 minutes, and writes FILE
-# (RESULTS.md here) as far as it has got, in Markdown, and beside it FILE's name with .tar.gz for .md: what each part, cuDNN and a
-# profiler said, and the algorithms that were chosen. Needs CUDA 13's libraries with cuDNN 9, and for one part PyTorch; no network.
-# The exit status is 0 only if all demands are met. `--device cpu --quick` tries the script itself where there is no GPU.
+# run.sh [--out FILE] [--python PYTHON]: checks and measurements on this machine's NVIDIA GPU, within 10 minutes. Writes FILE
+# (by default RESULTS.md), in Markdown, anew after each part, and beside it an archive of the logs (.tar.gz in place of .md): the
+# output of each part, of cuDNN and of a profiler, and the chosen algorithms. Needs CUDA 13's libraries with cuDNN 9, and PyTorch
+# for one part; no network. The exit status is 0 only if all demands are met. `--device cpu --quick` tests the script without a GPU.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -24,15 +24,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/logs"
 ends=$((SECONDS + 560))
-# What cuDNN's algorithms take is measured anew, and kernels are compiled anew, but once for all parts.
+# Empty caches, shared by all parts: cuDNN's algorithms are measured anew and kernels compiled anew, once.
 export XDG_CACHE_HOME=$work/logs/cache CUDA_CACHE_PATH=$work/compiled
 export CUDNN_LOGLEVEL_DBG=1 CUDNN_LOGDEST_DBG=stderr GST_DEBUG=2 GST_DEBUG_NO_COLOR=1 RUST_BACKTRACE=0
 
-# A Python with PyTorch, or else any.
+# Prints a Python that has PyTorch, or else any.
 find_python() {
     local candidate
     for candidate in "$python" python3 python /opt/*/.venv/bin/python /opt/*/bin/python; do
-        # Importing it takes long.
+        # Importing it would take long.
         if "$candidate" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' 2>/dev/null; then
             echo "$candidate"
             return
@@ -41,14 +41,14 @@ find_python() {
     echo python3
 }
 
-# The folder of the driver's library, wherever PyTorch finds it.
+# Prints the folder of the driver's library that PyTorch loads.
 find_driver() {
     "$python" -c 'import torch
 torch.cuda.init()
 print(*{line.split()[-1].rpartition("/")[0] for line in open("/proc/self/maps") if "/libcuda.so" in line})' 2>/dev/null || true
 }
 
-# Folders that have CUDA's libraries, each with what another does not have.
+# Prints the folders of CUDA's libraries: for each library the first that has it.
 find_cuda() {
     local candidates=() folder library
     mapfile -t candidates < <(
@@ -69,7 +69,7 @@ for path in nvidia.__path__: print(*glob.glob(path + "/*/lib"), sep="\n")' 2>/de
     done | awk '!seen[$0]++' | paste -sd:
 }
 
-# part NAME SECONDS COMMAND...: runs it within that time, its output to a file of the work folder.
+# part NAME SECONDS COMMAND...: runs the command within that time, with its output in the work folder.
 part() {
     local name=$1 limit=$2 left=$((ends - SECONDS)) status=0
     shift 2
@@ -92,7 +92,7 @@ pipeline() { # ITERATIONS FRAMES
         videoconvert ! x264enc speed-preset=veryfast ! matroskamux ! filesink location="$work/painted.mkv"
 }
 
-# What more frames take longer, so that starting and the first frame do not count.
+# From the difference between a long and a short run, so that starting up and the first frame do not count.
 rates() {
     local iterations count begun seconds=()
     echo "| iterations | frames a second | seconds for ${frames[0]} frames | for ${frames[1]} |"
@@ -111,13 +111,13 @@ rates() {
     done
 }
 
-# cell FILE COLUMN PATTERN...: that of the first row of a table whose first columns match the patterns.
+# cell FILE COLUMN PATTERN...: a number from the first row of a table whose first columns match the patterns.
 cell() {
     awk -F ' *[|] *' -v column="$2" -v first="$3" -v second="${4:-.}" \
         '$2 ~ first && $3 ~ second && $(column + 1) ~ /^[0-9.]+$/ { print $(column + 1); exit }' "$work/$1.md" 2>/dev/null || true
 }
 
-# The least number in a column of the rows that match.
+# least FILE COLUMN PATTERN: the least number in the column of the rows whose first column matches.
 least() {
     awk -F ' *[|] *' -v column="$2" -v first="$3" \
         '$2 ~ first && $(column + 1) ~ /^[0-9.]+$/ { print $(column + 1) }' "$work/$1.md" 2>/dev/null | sort -g | head -n 1 || true
@@ -134,7 +134,7 @@ demand() {
     echo "| $1 | ${2:-–} | ${4:-–} | $verdict |"
 }
 
-# Which parts of the checks did not end well.
+# The number of parts of the checks that failed.
 failing() {
     local name failed=0
     for name in convolutions pooling gram content vectors optimizers losses instances recordings; do
@@ -157,7 +157,7 @@ demands() {
     demand "frames a second, decoded, painted with 10 iterations and encoded, 640x360" "$(cell pipeline 2 '^10$')" '>=' 30
 }
 
-# The results as far as they are known.
+# Writes the results so far.
 write() {
     local name status
     {
@@ -186,7 +186,7 @@ write() {
     if tar -C "$work" -czf "$out.part" logs; then mv "$out.part" "${out%.md}.tar.gz"; fi
 }
 
-# The kernels of one evaluation, in their order, and how long each takes, where there is a profiler that works.
+# Prints the kernels of one evaluation with their times, if there is a profiler that works.
 profile() {
     local limit=$(((ends - SECONDS) / 3))
     local evaluation=(env LD_LIBRARY_PATH="$cuda" "$here/gpu" evaluation --device "$device" "${quick[@]}")
@@ -223,7 +223,7 @@ gpu() {
 export -f pipeline rates
 export here work cuda device longest
 declare -p frames > "$work/frames"
-# What matters most comes first; the limits add up to all that there is.
+# The most important parts come first; the limits add up to all the time there is.
 gpu convolutions 50
 gpu pooling 20
 gpu gram 25

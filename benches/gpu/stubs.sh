@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
-# stubs.sh DIR: libraries in DIR to link CUDA programs against where there is no CUDA: those that cudarc links, with their sonames
-# and the names of their functions, which do nothing.
+# stubs.sh DIR: makes stub libraries in DIR, to link CUDA programs where there is no CUDA: those that cudarc links, with the same
+# sonames and functions that do nothing.
 set -euo pipefail
 [[ $# == 1 ]] || { echo "usage: ${0##*/} DIR" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

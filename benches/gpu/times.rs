@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! How long operations take, and with `frames` all that is made of them: medians of many, after a warm-up.
+//! The time of operations, and through `frames` of evaluations and iterations: medians after a warm-up.
 
 use crate::Options;
 use crate::common::problem::name;
 use crate::common::timing::{median, ms, timed};
 use crate::data::{self, Bench, factor, features, noise, sum};
 use crate::frames::{evaluations, transfers};
-use crate::problem::unrecorded;
+use crate::problem::take_capture_failures;
 use crate::report::{Outcome, Report};
 use candle_core::cuda_backend::set_gemm_reduced_precision_f32;
 use candle_core::{Device, Tensor};
@@ -19,8 +19,8 @@ use gstgatys::ops::gram::{gram, gram_backward};
 use gstgatys::ops::pool::Pooling;
 use std::path::PathBuf;
 
-/// The first convolution of each kind: its block, its input and output channels, and how many of the
-/// kind there are up to conv5_1.
+/// The first convolution of each shape: its block, its input and output channels, and the number of
+/// convolutions of the shape up to conv5_1.
 const CONVS: [(&str, usize, [usize; 2], usize); 9] = [
     ("conv1_1", 0, [3, 64], 1),
     ("conv1_2", 0, [64, 64], 1),
@@ -36,7 +36,7 @@ const CONVS: [(&str, usize, [usize; 2], usize); 9] = [
 /// Channels of each block.
 const CHANNELS: [usize; 5] = [64, 128, 256, 512, 512];
 
-/// Side of the matrices whose product says what the card can do.
+/// Side of the matrices whose product measures the card's peak.
 const PRODUCT: usize = 8192;
 
 pub type Size = (usize, usize);
@@ -46,42 +46,43 @@ fn flops((w, h): Size, block: usize, [n_in, n_out]: [usize; 2]) -> f64 {
     (2 * 9 * n_in * n_out * (h >> block) * (w >> block)) as f64
 }
 
-/// Those of all convolutions of an evaluation, forth and back.
-pub fn flops_of_all(size: Size) -> f64 {
+/// Those of all convolutions of an evaluation, forward and backward.
+pub fn total_flops(size: Size) -> f64 {
     let convs = CONVS.iter();
     convs
         .map(|&(_, block, channels, count)| 2.0 * count as f64 * flops(size, block, channels))
         .sum()
 }
 
-/// Milliseconds of an operation whose operands stay: of a recording of many of it on a GPU, so that
-/// the host is not what is measured.
+/// Times an operation on fixed operands. On a GPU many of it are captured as one CUDA graph, so that
+/// the host's overhead is not measured.
 struct Timer<'a> {
     device: &'a Device,
     rounds: usize,
 }
 
 impl Timer<'_> {
+    /// Milliseconds.
     fn time(&self, op: impl Fn() -> candle_core::Result<()>) -> Outcome<f64> {
-        // The first time finds memory and algorithms.
+        // The first call allocates scratch memory and measures algorithms.
         op()?;
         self.device.synchronize()?;
-        let (once, done) = timed(|| op().and_then(|()| self.device.synchronize()));
+        let (single, done) = timed(|| op().and_then(|()| self.device.synchronize()));
         done?;
-        let count = (2.0 / ms(once)).clamp(1.0, 20.0) as usize;
+        let count = (2.0 / ms(single)).clamp(1.0, 20.0) as usize;
         let many = || (0..count).try_for_each(|_| op());
-        let mut recording = match self.device.is_cuda() {
+        let mut graph = match self.device.is_cuda() {
             true => {
-                let recording = CapturedGraph::capture(self.device, many)?;
-                Some(recording.ok_or_else(|| unrecorded().unwrap_or_default())?)
+                let graph = CapturedGraph::capture(self.device, many)?;
+                Some(graph.ok_or_else(|| take_capture_failures().unwrap_or_default())?)
             }
             false => None,
         };
         let mut times = Vec::new();
         for round in 0..=self.rounds {
             let (time, done) = timed(|| {
-                match &mut recording {
-                    Some(recording) => recording.launch()?,
+                match &mut graph {
+                    Some(graph) => graph.launch()?,
                     None => many()?,
                 }
                 self.device.synchronize()
@@ -106,7 +107,7 @@ pub fn times(bench: &Bench, options: &Options, report: &mut Report) {
     };
     let peaks = peaks(bench, &timer, product, report);
     evaluations(bench, sizes, rounds, &peaks, report);
-    remembered(report);
+    print_algorithms(report);
     transfers(bench, sizes, rounds, report);
     operations(bench, &timer, sizes[0], &peaks, report);
 }
@@ -143,12 +144,12 @@ fn peaks(bench: &Bench, timer: &Timer, n: usize, report: &mut Report) -> Vec<Opt
     bench.formats.iter().map(measure).collect()
 }
 
-/// How much of a peak a rate is.
-pub fn share(rate: f64, peak: Option<f64>) -> String {
+/// A rate in percent of a peak.
+pub fn percent_of(rate: f64, peak: Option<f64>) -> String {
     peak.map_or("–".into(), |peak| format!("{:.0} %", 100.0 * rate / peak))
 }
 
-/// Each operation at the shapes that it has for an image.
+/// Each operation at the shapes it has for an image of a size.
 fn operations(
     bench: &Bench,
     timer: &Timer,
@@ -171,7 +172,7 @@ fn operations(
             cells.push(match (time, flops) {
                 (Some(time), Some(flops)) => {
                     let rate = flops / (time * 1e9);
-                    format!("{time:.4} ({rate:.0}, {})", share(rate, peak))
+                    format!("{time:.4} ({rate:.0}, {})", percent_of(rate, peak))
                 }
                 (Some(time), None) => format!("{time:.4}"),
                 (None, _) => "–".into(),
@@ -180,7 +181,7 @@ fn operations(
         report.row(&cells);
     };
     let dims = |block: usize, n: usize| (size.1 >> block, size.0 >> block, n);
-    let there = |tensor: &Tensor, format: Format| -> Outcome<Tensor> {
+    let to_device = |tensor: &Tensor, format: Format| -> Outcome<Tensor> {
         Ok(tensor.to_dtype(format.dtype())?.to_device(&bench.device)?)
     };
     for (layer, block, [n_in, n_out], _) in CONVS {
@@ -200,9 +201,9 @@ fn operations(
                 let bias = noise(n_out, 2).to_device(&bench.device)?;
                 let conv = Conv3x3::with_format(&kernel, &bias, border, format)?;
                 let stored = if n_in == 3 { Format::F32 } else { format };
-                let input = there(&input, stored)?;
-                let output = there(&output, format)?;
-                let upstream = there(&upstream, format)?;
+                let input = to_device(&input, stored)?;
+                let output = to_device(&output, format)?;
+                let upstream = to_device(&upstream, format)?;
                 Ok(Some(match forward {
                     true => timer.time(|| conv.forward(&input, &output))?,
                     false => timer.time(|| conv.backward(&upstream, &output, &input))?,
@@ -210,7 +211,7 @@ fn operations(
             });
         }
     }
-    // Where tf32 is the same as f32.
+    // Only convolutions differ in tf32.
     let differs = |format: Format| format != Format::Tf32;
     for (block, n) in CHANNELS.into_iter().enumerate().take(4) {
         let input = features(dims(block, n), 1);
@@ -225,7 +226,8 @@ fn operations(
                         if !differs(format) {
                             return Ok(None);
                         }
-                        let (input, output) = (there(&input, format)?, there(&output, format)?);
+                        let (input, output) =
+                            (to_device(&input, format)?, to_device(&output, format)?);
                         let gradient = input.zeros_like()?;
                         Ok(Some(match forward {
                             true => timer.time(|| pooling.forward(&input, &output))?,
@@ -244,7 +246,7 @@ fn operations(
                 if !differs(format) {
                     return Ok(None);
                 }
-                let (of, matrix) = (there(&of, format)?, there(&matrix, Format::F32)?);
+                let (of, matrix) = (to_device(&of, format)?, to_device(&matrix, Format::F32)?);
                 let gradient = of.zeros_like()?;
                 let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
                 Ok(Some(match forward {
@@ -259,15 +261,15 @@ fn operations(
         if !differs(format) {
             return Ok(None);
         }
-        let f = there(&features(dims(3, 512), 1), format)?;
-        let p = there(&features(dims(3, 512), 2), format)?;
+        let f = to_device(&features(dims(3, 512), 1), format)?;
+        let p = to_device(&features(dims(3, 512), 2), format)?;
         let gradient = f.zeros_like()?;
         let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
         let content = || vector::content_loss(&f, &p, &factor, &gradient, true, &sum);
         Ok(Some(timer.time(content)?))
     });
     type Op = fn(&[Tensor; 3], &Tensor, &Tensor) -> candle_core::Result<()>;
-    // By so little that many repetitions leave a number.
+    // With factors so small that many repetitions do not overflow.
     let ops: [(&str, Op); 8] = [
         ("total variation", |[x, y, _], factor, sum| {
             vector::total_variation(x, factor, y, sum)
@@ -283,12 +285,12 @@ fn operations(
         }),
     ];
     for (title, op) in ops {
-        // Of images, which are f32.
+        // Images are f32.
         row(title, None, &|format| {
             if format != Format::F32 {
                 return Ok(None);
             }
-            let image = |seed| there(&features(dims(0, 3), seed), Format::F32);
+            let image = |seed| to_device(&features(dims(0, 3), seed), Format::F32);
             let operands = [image(1)?, image(2)?, image(3)?];
             let (sum, factor) = (sum(&bench.device)?, factor(1e-9, &bench.device)?);
             Ok(Some(timer.time(|| op(&operands, &factor, &sum))?))
@@ -296,8 +298,8 @@ fn operations(
     }
 }
 
-/// Which of cuDNN's algorithms were the fastest, as it is kept for the next run.
-fn remembered(report: &Report) {
+/// Prints the cache of the fastest convolution algorithms.
+fn print_algorithms(report: &Report) {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
     let file = cache.map(|cache| cache.join("gst-plugin-gatys/convolutions"));

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What is done with images and gradients, beside the CPU's.
+//! The operations on images and gradients compared with the CPU's.
 
 use crate::Options;
-use crate::data::{Bench, difference, differing, factor, noise, pixels, sum};
+use crate::data::{Bench, count_differing, factor, noise, pixels, relative_error, sum};
 use crate::report::{Outcome, Report};
 use candle_core::{Device, Tensor};
 use gstgatys::ops::elementwise as vector;
 
-/// A few roundings in f32, of which a GPU leaves some out.
+/// A few roundings in f32: a GPU contracts products and sums to fused multiply-adds.
 const LIMIT: f64 = 1e-6;
 
 const SIZES: [[usize; 2]; 3] = [[13, 9], [17, 31], [360, 640]];
 
-/// An operation on three tensors, of which it changes the first.
+/// An operation on three tensors, the first of which it changes.
 type Op = fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<()>;
 
 const OPS: [(&str, Op); 10] = [
@@ -26,7 +26,7 @@ const OPS: [(&str, Op); 10] = [
     ("clear outward", |x, y, _| vector::clear_outward(x, y)),
     ("decay", |x, y, _| vector::decay(x, 0.9, y, false)),
     ("decay of squares", |x, y, _| vector::decay(x, 0.9, y, true)),
-    // The third is to be positive.
+    // The third must be positive.
     ("Adam's step", |x, y, z| {
         vector::adam_step(x, 0.02, y, 0.5, z)
     }),
@@ -37,45 +37,45 @@ pub fn vectors(bench: &Bench, report: &mut Report) {
     for [h, w] in SIZES {
         for (name, op) in OPS {
             report.check(&format!("{name}, {w}x{h}"), LIMIT, || {
-                let (x, x_there) = bench.singles(noise((h, w, 3), 1))?;
-                let (y, y_there) = bench.singles(pixels((h, w, 3), 2))?;
-                let (z, z_there) = bench.singles(noise((h, w, 3), 3).sqr()?)?;
+                let (x, device_x) = bench.host_and_device_f32(noise((h, w, 3), 1))?;
+                let (y, device_y) = bench.host_and_device_f32(pixels((h, w, 3), 2))?;
+                let (z, device_z) = bench.host_and_device_f32(noise((h, w, 3), 3).sqr()?)?;
                 op(&x, &y, &z)?;
-                op(&x_there, &y_there, &z_there)?;
-                difference(&x_there, &x)
+                op(&device_x, &device_y, &device_z)?;
+                relative_error(&device_x, &x)
             });
         }
         report.check(&format!("scale by, {w}x{h}"), LIMIT, || {
-            let (x, x_there) = bench.singles(noise((h, w, 3), 1))?;
+            let (x, device_x) = bench.host_and_device_f32(noise((h, w, 3), 1))?;
             vector::scale_by(&factor(0.3, &Device::Cpu)?, &x)?;
-            vector::scale_by(&factor(0.3, &bench.device)?, &x_there)?;
-            difference(&x_there, &x)
+            vector::scale_by(&factor(0.3, &bench.device)?, &device_x)?;
+            relative_error(&device_x, &x)
         });
         report.check(&format!("squares, {w}x{h}"), LIMIT, || {
-            let (x, x_there) = bench.singles(noise((h, w, 3), 1))?;
-            let (expected, there) = (sum(&Device::Cpu)?, sum(&bench.device)?);
+            let (x, device_x) = bench.host_and_device_f32(noise((h, w, 3), 1))?;
+            let (expected, result) = (sum(&Device::Cpu)?, sum(&bench.device)?);
             vector::squares(&x, &expected)?;
-            vector::squares(&x_there, &there)?;
-            difference(&there, &expected)
+            vector::squares(&device_x, &result)?;
+            relative_error(&result, &expected)
         });
         terms(bench, report, [h, w]);
     }
-    for format in bench.stored() {
+    for format in bench.storage_formats() {
         report.check(&format!("clear of {format:?}"), 0.0, || {
-            let (_, x) = bench.both(noise((13, 9, 5), 1), format)?;
+            let (_, x) = bench.host_and_device(noise((13, 9, 5), 1), format)?;
             vector::clear(&x)?;
-            differing(&x, &x.zeros_like()?)
+            count_differing(&x, &x.zeros_like()?)
         });
         report.check(&format!("copy of {format:?}"), 0.0, || {
-            let (x, x_there) = bench.both(noise((13, 9, 5), 1), format)?;
-            let (_, to) = bench.both(noise((13, 9, 5), 2), format)?;
-            vector::copy(&to, &x_there)?;
-            differing(&to, &x)
+            let (x, device_x) = bench.host_and_device(noise((13, 9, 5), 1), format)?;
+            let (_, to) = bench.host_and_device(noise((13, 9, 5), 2), format)?;
+            vector::copy(&to, &device_x)?;
+            count_differing(&to, &x)
         });
     }
 }
 
-/// The terms of the objective that are of the image itself: sums and gradients.
+/// The losses of the image itself, total variation and the temporal loss: sums and gradients.
 fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
     type Term = fn(&[Tensor; 3], &Tensor, &Tensor) -> candle_core::Result<()>;
     let terms: [(&str, Term); 2] = [
@@ -93,7 +93,7 @@ fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
                 pixels((h, w, 4), 2),
                 noise((h, w, 3), 3),
             ];
-            let [image, target, gradient] = operands.map(|it| it.to_device(device));
+            let [image, target, gradient] = operands.map(|tensor| tensor.to_device(device));
             let operands = [image?, target?, gradient?];
             let sum = sum(device)?;
             term(&operands, &factor(0.6, device)?, &sum)?;
@@ -102,11 +102,11 @@ fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
         };
         let title = format!("{name}, {w}x{h}");
         let computed = report.attempt(&title, || {
-            let ([sum, gradient], [sum_there, gradient_there]) =
+            let ([sum, gradient], [device_sum, device_gradient]) =
                 (on(&Device::Cpu)?, on(&bench.device)?);
             Ok((
-                difference(&sum_there, &sum)?,
-                difference(&gradient_there, &gradient)?,
+                relative_error(&device_sum, &sum)?,
+                relative_error(&device_gradient, &gradient)?,
             ))
         });
         if let Some((sum, gradient)) = computed {
@@ -116,7 +116,7 @@ fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
     }
 }
 
-/// Whether the same operands give the same, bit for bit, each time.
+/// Whether the same operands give the same results, bit for bit, each time.
 pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
     use crate::data::{features, kernel, name};
     use gstgatys::ops::conv::{Border, Conv3x3};
@@ -130,13 +130,17 @@ pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
     for &format in &bench.formats {
         report.check(&format!("layer and losses, {}", name(format)), 0.0, || {
             let once = || -> Outcome<Vec<Tensor>> {
-                let there = |tensor: Tensor| bench.both(tensor, format).map(|it| it.1);
-                let (_, kernel) = bench.singles(kernel([n, n], 1))?;
-                let (_, bias) = bench.singles(noise(n, 2))?;
+                let to_device =
+                    |tensor: Tensor| bench.host_and_device(tensor, format).map(|both| both.1);
+                let (_, kernel) = bench.host_and_device_f32(kernel([n, n], 1))?;
+                let (_, bias) = bench.host_and_device_f32(noise(n, 2))?;
                 let conv = Conv3x3::with_format(&kernel, &bias, Border::Zeros, format)?;
-                let (input, output) = (there(features((h, w, n), 3))?, there(noise((h, w, n), 4))?);
+                let (input, output) = (
+                    to_device(features((h, w, n), 3))?,
+                    to_device(noise((h, w, n), 4))?,
+                );
                 let (upstream, gradient) = (output.zeros_like()?, output.zeros_like()?);
-                let matrix = bench.singles(noise((n, n), 5))?.1;
+                let matrix = bench.host_and_device_f32(noise((n, n), 5))?.1;
                 let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
                 conv.forward(&input, &output)?;
                 gram(&output, &matrix)?;
@@ -149,7 +153,7 @@ pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
             let mut differences = 0.0;
             for _ in 0..3 {
                 for (again, first) in once()?.iter().zip(&first) {
-                    differences += differing(again, first)?;
+                    differences += count_differing(again, first)?;
                 }
             }
             Ok(differences)
@@ -157,8 +161,8 @@ pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
     }
     for [h, w] in SIZES {
         report.check(&format!("dot, {w}x{h}"), 0.0, || {
-            let (_, x) = bench.singles(noise((h, w, 3), 1))?;
-            let (_, y) = bench.singles(noise((h, w, 3), 2))?;
+            let (_, x) = bench.host_and_device_f32(noise((h, w, 3), 1))?;
+            let (_, y) = bench.host_and_device_f32(noise((h, w, 3), 2))?;
             let first = vector::dot(&x, &y)?;
             let mut differences = 0.0;
             for _ in 0..3 {
