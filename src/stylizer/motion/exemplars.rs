@@ -50,12 +50,14 @@ impl Exemplars {
         Self { w, squares }
     }
 
-    /// The pixel from which row `y` of the square at column `x` takes its strokes. `x` is a square's
-    /// first column.
+    /// Row and column of the pixel from which another one takes its strokes.
     #[inline(always)]
     pub fn source(&self, y: usize, x: usize) -> (usize, usize) {
         let (row, column) = self.squares[y / SQUARE * self.w + x / SQUARE];
-        (SQUARE * row as usize + y % SQUARE, SQUARE * column as usize)
+        (
+            SQUARE * row as usize + y % SQUARE,
+            SQUARE * column as usize + x % SQUARE,
+        )
     }
 }
 

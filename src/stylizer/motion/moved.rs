@@ -9,7 +9,7 @@ use super::illumination::UpsampledIllumination;
 use super::lanes::{LANES, Lanes, lanes, load, store};
 use super::planes::PaddedRow;
 use super::spline::{Pixel, Spline, is_inside, sum_columns};
-use super::thumbnail::SQUARE;
+use super::thumbnail::Rgb;
 use pulp::NullaryFnOnce;
 
 const ZERO: Lanes = [0.0; LANES];
@@ -178,9 +178,9 @@ fn upsample(row: &mut PaddedRow, len: usize, to: &mut PaddedRow, doubled: usize)
     }
 }
 
-/// Where the sum of a pixel's RGB differences to the frame before is below the first, what is
-/// uncovered keeps the strokes that were there; above the second, it takes its exemplar's. Between
-/// them they are blended.
+/// Where the RGB differences to the frame before sum to less than the first, what is uncovered keeps
+/// the strokes that were there; above the second, it takes its exemplar's. Between them they are
+/// blended.
 const SAME_COLOUR: f32 = 0.1;
 const OTHER_COLOUR: f32 = 0.3;
 
@@ -242,7 +242,7 @@ impl StartRow<'_> {
             }
             return;
         }
-        let fill = self.fill(x, count);
+        let fill = self.fill(x, count, uncovered);
         let image = &mut self.image[range];
         let mut weights = [0.0; 3 * LANES];
         for i in 0..3 * LANES {
@@ -254,50 +254,71 @@ impl StartRow<'_> {
         }
     }
 
-    /// The frame with strokes of the last painting, for `count` pixels from `x` on: those that were
-    /// there or, where the picture has changed or comes in from beyond its edge, those of its
-    /// exemplar. At the edge the same strokes would be drawn out frame by frame.
+    /// The fill of `count` pixels from `x` on, where they are `uncovered`.
     #[inline(always)]
-    fn fill(&self, x: usize, count: usize) -> [f32; 3 * LANES] {
+    fn fill(&self, x: usize, count: usize, uncovered: Lanes) -> [f32; 3 * LANES] {
+        let mut fill = [0.0; 3 * LANES];
+        for (i, pixel) in fill.chunks_exact_mut(3).take(count).enumerate() {
+            if uncovered[i] > 0.0 {
+                pixel.copy_from_slice(&self.fill_pixel(x + i));
+            }
+        }
+        fill
+    }
+
+    /// The frame with strokes of the last painting: those that were there or, where the picture has
+    /// changed or comes in from beyond its edge, those of the pixel's exemplar. At the edge the same
+    /// strokes would be drawn out frame by frame.
+    ///
+    /// Frames are compared by local means: a glint of one pixel is no stroke, but would stay in the
+    /// painting like one.
+    #[inline(always)]
+    fn fill_pixel(&self, x: usize) -> Rgb {
         let Self {
+            y,
             now,
             before,
             painting,
             ..
         } = *self;
         let w = self.confidence.len();
-        let h = now.len() / 3 / w;
-        let range = 3 * (self.y * w + x)..3 * (self.y * w + x + count);
-        let (now, old) = (&now[range.clone()], &before[range.clone()]);
-        let painted = &painting[range];
-        let mut fill = [0.0; 3 * LANES];
-        let mut changes = [0.0; 3 * LANES];
-        let pixels = now.iter().zip(old).zip(painted);
-        for ((fill, change), ((now, old), painted)) in fill.iter_mut().zip(&mut changes).zip(pixels)
-        {
-            *fill = painted - old + now;
-            *change = (now - old).abs();
-        }
+        let size @ (h, _) = (now.len() / 3 / w, w);
+        let colour = local_mean(size, (y, x), |i| now[i]);
+        let strokes = |y: usize, x: usize| -> Rgb {
+            let under = local_mean(size, (y, x), |i| before[i]);
+            [0, 1, 2].map(|c| painting[3 * (y * w + x) + c] - under[c] + colour[c])
+        };
         let [u, v, _] = &self.scratch.flow;
-        let (u, v) = (load(&u.0, LANES + x), load(&v.0, LANES + x));
-        let weights = lanes(|i| {
-            let (source_y, source_x) = (self.y as f32 + v[i], (x + i) as f32 + u[i]);
-            let comes_in = !is_inside(source_y, h) | !is_inside(source_x, w);
-            let change = changes[3 * i] + changes[3 * i + 1] + changes[3 * i + 2];
-            let part = (change - SAME_COLOUR) / (OTHER_COLOUR - SAME_COLOUR);
-            part.clamp(0.0, 1.0).max(f32::from(comes_in))
-        });
-        for start in (0..count).step_by(SQUARE) {
-            let (y, source_x) = self.exemplars.source(self.y, x + start);
-            let y = y.min(h - 1);
-            for i in start..(start + SQUARE).min(count) {
-                let source = 3 * (y * w + (source_x + i - start).min(w - 1));
-                for c in 0..3 {
-                    let stroke = painting[source + c] - before[source + c] + now[3 * i + c];
-                    fill[3 * i + c] += weights[i] * (stroke - fill[3 * i + c]);
-                }
+        let (source_y, source_x) = (y as f32 + v.0[LANES + x], x as f32 + u.0[LANES + x]);
+        let weight = match is_inside(source_y, h) && is_inside(source_x, w) {
+            true => {
+                let change = local_mean(size, (y, x), |i| (now[i] - before[i]).abs());
+                let change = change.iter().sum::<f32>();
+                ((change - SAME_COLOUR) / (OTHER_COLOUR - SAME_COLOUR)).clamp(0.0, 1.0)
+            }
+            false => 1.0,
+        };
+        let own = strokes(y, x);
+        if weight == 0.0 {
+            return own;
+        }
+        let (row, column) = self.exemplars.source(y, x);
+        let exemplar = strokes(row, column);
+        [0, 1, 2].map(|c| own[c] + weight * (exemplar[c] - own[c]))
+    }
+}
+
+/// The mean over 3x3 pixels of an RGB image of `h` by `w`, whose values are numbered row by row;
+/// beyond its edge they are those of the edge.
+#[inline(always)]
+fn local_mean((h, w): (usize, usize), (y, x): (usize, usize), value: impl Fn(usize) -> f32) -> Rgb {
+    let mut sum = [0.0; 3];
+    for row in [y.saturating_sub(1), y, (y + 1).min(h - 1)] {
+        for column in [x.saturating_sub(1), x, (x + 1).min(w - 1)] {
+            for (c, sum) in sum.iter_mut().enumerate() {
+                *sum += value(3 * (row * w + column) + c);
             }
         }
-        fill
     }
+    sum.map(|sum| sum / 9.0)
 }

@@ -54,6 +54,15 @@ fn painting(number: usize) -> Tensor {
 
 /// The start of the frame `now`, from the frames before it with their paintings, the latest first.
 fn start(now: &Tensor, before: &[(&Tensor, &Tensor)]) -> (Motion, Start) {
+    start_with(now, before, |_| ())
+}
+
+/// The same with a motion that is changed first.
+fn start_with(
+    now: &Tensor,
+    before: &[(&Tensor, &Tensor)],
+    change: impl Fn(&mut Motion),
+) -> (Motion, Start) {
     let mut history = FrameHistory::default();
     for (frame, result) in before.iter().rev() {
         let pyramid = Pyramid::new(frame).unwrap();
@@ -62,7 +71,8 @@ fn start(now: &Tensor, before: &[(&Tensor, &Tensor)]) -> (Motion, Start) {
         history.prepare(result).unwrap();
     }
     let pyramid = Pyramid::new(now).unwrap();
-    let motion = Motion::between(&pyramid, history.latest().unwrap());
+    let mut motion = Motion::between(&pyramid, history.latest().unwrap());
+    change(&mut motion);
     let frames = Frames {
         now,
         illumination: &pyramid.illumination,
@@ -169,6 +179,22 @@ fn what_no_painting_shows_keeps_the_strokes_that_were_there() {
     let fill = (second + change).unwrap().clamp(0f32, 1f32).unwrap();
     assert!((mean(&start.image) - mean(&fill)).abs() < 0.05);
     assert!(mean(&start.confidence) < 0.3, "{}", mean(&start.confidence));
+}
+
+#[test]
+fn glints_are_not_taken_for_strokes() {
+    let water = |glint: usize| {
+        tensor(move |y, x, _| match (31 * y + 17 * x) % 97 == glint {
+            true => 0.9,
+            false => 0.4,
+        })
+    };
+    let (now, before, painting) = (water(0), water(40), painting(1));
+    let unreliable = |motion: &mut Motion| motion.reliable.values.fill(0.0);
+    let (_, start) = start_with(&now, &[(&before, &painting)], unreliable);
+    for (start, painted) in values(&start.image).iter().zip(values(&painting)) {
+        assert!((start - painted).abs() < 0.2, "{start}, painted {painted}");
+    }
 }
 
 /// Strokes that change from pixel to pixel.
