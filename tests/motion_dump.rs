@@ -183,7 +183,7 @@ fn a_folder_that_cannot_be_written_is_warned_of_once() {
     let taken = files.dir.path().join("taken");
     fs::create_dir_all(taken.join("flow-000001.png")).unwrap();
     let refused: [(PathBuf, &str); 3] = [
-        (file.clone(), "File exists"),
+        (file.clone(), "not a directory"),
         (file.join("below"), "Not a directory"),
         (taken, "Is a directory"),
     ];

@@ -53,7 +53,7 @@ impl MotionDump {
             return Ok(());
         }
         let size = resize::fit(size, stylizer.config().max_size);
-        let result = fs::create_dir_all(folder)
+        let result = create_folder(folder)
             .and_then(|()| {
                 save(
                     &folder.join(format!("flow-{frame:06}.png")),
@@ -69,6 +69,13 @@ impl MotionDump {
         self.failed = result.is_err().then(|| folder.into());
         result.map_err(|error| format!("motion-dump=‘{}’: {error}", folder.display()))
     }
+}
+
+fn create_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+        _ => error,
+    })
 }
 
 fn picture((h, w): (usize, usize), colour: impl Fn(usize, usize) -> [u8; 3]) -> RgbImage {
