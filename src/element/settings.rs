@@ -5,6 +5,7 @@
 use super::{Color, Init, LossScale, Motion, Optimizer, Pooling, Precision};
 use crate::stylizer::config::{Config, LayerWeights, MAX_WEIGHT};
 use crate::stylizer::device::DeviceChoice;
+use crate::stylizer::resize::MAX_SIDE;
 use crate::vgg::weights::WeightsSource;
 use gst::glib::{self, ParamFlags, ParamSpec, Value};
 use gst::prelude::*;
@@ -208,7 +209,7 @@ properties! {
          (empty = no pictures)", LIVE;
     pooling: Pooling = config.pooling.into(), (),
         "pooling", "Pooling", "How the network halves its features", LIVE;
-    max_size: u32 = config.max_size.unwrap_or(0), (0, 32_768),
+    max_size: u32 = config.max_size.unwrap_or(0), (0, MAX_SIDE),
         "max-size", "Maximum size",
         "Longest side that is optimised (0 = the frame's own); a larger frame is scaled down and its result up again. \
          The time of a frame grows with its square", CONTROLLABLE;

@@ -14,11 +14,16 @@ pub fn scaled((h, w): (usize, usize), scale: f64) -> (usize, usize) {
     (side(h), side(w))
 }
 
-/// The size whose longest side is at most `max_size`.
+/// The longest side that an optimised image may have: along it, positions in 256ths of a pixel are
+/// still whole numbers in `f32`.
+pub const MAX_SIDE: u32 = 1 << 15;
+
+/// The size whose longest side is at most `max_size`, and at most [`MAX_SIDE`].
 pub fn fit((h, w): (usize, usize), max_size: Option<u32>) -> (usize, usize) {
-    match max_size.map(|max| max as usize) {
-        Some(max) if max < h.max(w) => scaled((h, w), max as f64 / h.max(w) as f64),
-        _ => (h, w),
+    let max = max_size.unwrap_or(MAX_SIDE).min(MAX_SIDE) as usize;
+    match max < h.max(w) {
+        true => scaled((h, w), max as f64 / h.max(w) as f64),
+        false => (h, w),
     }
 }
 
@@ -105,6 +110,7 @@ mod tests {
         assert_eq!(fit((288, 512), Some(512)), (288, 512));
         assert_eq!(fit((10, 20), Some(512)), (10, 20));
         assert_eq!(fit((1080, 1920), None), (1080, 1920));
+        assert_eq!(fit((50, 40_000), None), (41, 32_768));
         assert_eq!(fit((1, 4000), Some(16)), (1, 16));
         assert_eq!(fit((4000, 3000), Some(1)), (1, 1));
     }
