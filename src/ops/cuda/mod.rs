@@ -13,6 +13,7 @@ pub mod gram;
 pub mod graph;
 pub mod pairs;
 pub mod pool;
+pub mod step_sums;
 pub mod transfer;
 pub mod vector;
 

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! The curvature pairs of L-BFGS on a GPU, and the search direction from them. The host only chooses
-//! step lengths, so only
-//! [`DevicePairs::count_and_curvature`] waits for the device.
+//! step lengths, so only [`DevicePairs::count_and_curvature`] waits for the device.
 
-use super::vector::reduce;
 use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, grid_size};
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -50,21 +48,6 @@ impl DevicePairs {
 
     pub fn history(&self) -> usize {
         self.history
-    }
-
-    /// Σ (trial − image)² and Σ gradient (trial − image) into `sums`, `f64` `[2]`.
-    pub fn step_sums(
-        image: &Tensor,
-        trial: &Tensor,
-        gradient: &Tensor,
-        sums: &Tensor,
-    ) -> Result<()> {
-        let values = image.elem_count();
-        let count = Arg::Long(values as i64);
-        reduce(sums, |stream, partials| {
-            let args = [arg(image)?, arg(trial)?, arg(gradient)?, partials, count];
-            stream.launch_1d("lbfgs_step_sums", values, &args)
-        })
     }
 
     /// Takes the step from `image` to `trial` as a pair, if the cosine between its s and y is above

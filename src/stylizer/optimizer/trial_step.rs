@@ -4,47 +4,65 @@
 
 use super::inverse_hessian::Point;
 #[cfg(feature = "cudnn")]
-use crate::ops::cuda::pairs as gpu;
+use crate::ops::cuda::step_sums::StepSums;
 use crate::ops::elementwise::{difference, dot};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-/// The displacement s = trial − image, and the sums over it. They are read only when they are
-/// needed, so that a GPU computes them while the host goes on.
+/// The sums over the displacement s = trial − image: sᵀs and gᵀs.
 pub struct TrialStep {
-    /// s, except on a GPU.
-    displacement: Tensor,
-    /// sᵀs and gᵀs, `f64` `[2]`.
-    sums: Tensor,
+    sums: Sums,
+    /// The number of an image's values.
+    values: f64,
+}
+
+enum Sums {
+    Host {
+        displacement: Tensor,
+        sums: [f64; 2],
+    },
+    #[cfg(feature = "cudnn")]
+    Gpu(StepSums),
 }
 
 impl TrialStep {
+    /// For images of the shape and device of `image`.
     pub fn new(image: &Tensor) -> Result<Self> {
         Ok(Self {
-            displacement: image.zeros_like()?,
-            sums: Tensor::zeros(2, DType::F64, image.device())?,
+            sums: match image.device() {
+                #[cfg(feature = "cudnn")]
+                device @ candle_core::Device::Cuda(_) => Sums::Gpu(StepSums::new(device)?),
+                _ => Sums::Host {
+                    displacement: image.zeros_like()?,
+                    sums: [0.0; 2],
+                },
+            },
+            values: image.elem_count() as f64,
         })
     }
 
-    /// Computes the sums for the step from a point to `trial`.
-    pub fn measure(&self, (image, gradient): Point, trial: &Tensor) -> Result<()> {
-        match image.device() {
+    /// Computes the sums for the step from a point to `trial`; a GPU does while the host goes on.
+    pub fn measure(&mut self, (image, gradient): Point, trial: &Tensor) -> Result<()> {
+        match &mut self.sums {
+            Sums::Host { displacement, sums } => {
+                difference(displacement, trial, image)?;
+                *sums = [
+                    dot(displacement, displacement)?,
+                    dot(gradient, displacement)?,
+                ];
+                Ok(())
+            }
             #[cfg(feature = "cudnn")]
-            candle_core::Device::Cuda(_) => {
-                gpu::DevicePairs::step_sums(image, trial, gradient, &self.sums)
-            }
-            device => {
-                let s = &self.displacement;
-                difference(s, trial, image)?;
-                let sums = [dot(s, s)?, dot(gradient, s)?];
-                self.sums.slice_set(&Tensor::new(&sums, device)?, 0, 0)
-            }
+            Sums::Gpu(sums) => sums.measure(image, gradient, trial),
         }
     }
 
     /// The root mean square of s, and the directional derivative gᵀs.
     pub fn read(&self) -> Result<(f64, f64)> {
-        let sums = self.sums.to_vec1::<f64>()?;
-        let count = self.displacement.elem_count() as f64;
-        Ok(((sums[0] / count).sqrt(), sums[1]))
+        let [squares, derivative] = match &self.sums {
+            Sums::Host { sums, .. } => *sums,
+            #[cfg(feature = "cudnn")]
+            Sums::Gpu(sums) => sums.read()?,
+        };
+        Ok(((squares / self.values).sqrt(), derivative))
     }
 }
