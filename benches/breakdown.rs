@@ -12,8 +12,8 @@ use common::problem::{MIDDLE, Pictures, Problem, name, network, precision, threa
 use common::timing::{argument, median, ms, timed};
 use gstgatys::ops::amx::Amx;
 use gstgatys::ops::conv::{Border, Conv3x3};
-use gstgatys::ops::elementwise::{content_loss, difference, squares, total_variation};
-use gstgatys::ops::gram::{gram, gram_backward};
+use gstgatys::ops::elementwise::{content_loss, total_variation};
+use gstgatys::ops::gram::{gram_backward, gram_residual};
 use gstgatys::ops::pool::Pooling;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
@@ -121,8 +121,8 @@ struct LayerOps {
     gradient: Tensor,
     /// The output of the pooling layer before it, if there is one, and its gradient.
     pooled: Option<(Tensor, Tensor)>,
-    /// A Gram matrix, its target and its residual.
-    style: Option<[Tensor; 3]>,
+    /// The target of the Gram matrix, and the residual.
+    style: Option<[Tensor; 2]>,
     content: Option<Tensor>,
 }
 
@@ -165,7 +165,7 @@ impl Evaluation {
             let n = output[2];
             let matrix = || Tensor::zeros((n, n), DType::F32, &Device::Cpu);
             let style = match has(Box::new(config.style_layers.iter())) {
-                true => Some([matrix()?, matrix()?, matrix()?]),
+                true => Some([matrix()?, matrix()?]),
                 false => None,
             };
             let content = match has(Box::new(config.content_layers.iter())) {
@@ -228,11 +228,9 @@ impl Evaluation {
                     content_loss(features, target, &self.one, gradient, !deepest, &self.sum)
                 })?;
             }
-            if let Some([matrix, target, residual]) = &ops.style {
+            if let Some([target, residual]) = &ops.style {
                 run(Kind::Gram, String::new(), 0, &|| {
-                    gram(&ops.features, matrix)?;
-                    difference(residual, matrix, target)?;
-                    squares(residual, &self.sum)?;
+                    gram_residual(&ops.features, target, residual, &self.sum)?;
                     let seeded = !deepest || ops.content.is_some();
                     let LayerOps {
                         features, gradient, ..

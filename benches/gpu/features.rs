@@ -6,11 +6,11 @@ use crate::data::{
     Bench, factor, features, kernel, name, noise, pixels, relative_error, sum, tolerance,
 };
 use crate::report::{Outcome, Report};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::elementwise::{content_loss, dot, squares};
-use gstgatys::ops::gram::{gram, gram_backward};
+use gstgatys::ops::gram::{gram, gram_backward, gram_residual};
 use gstgatys::ops::pool::Pooling;
 
 /// Height, width and channels: odd sizes, channels that are no multiple of 16 bytes, and the shapes of
@@ -141,6 +141,30 @@ pub fn grams(bench: &Bench, report: &mut Report) {
                 gram(&device_of, &device_output)?;
                 relative_error(&device_output, &output)
             });
+            let title = label("Gram residual", format, [h, w, n]);
+            let computed = report.attempt(&title, || {
+                let (of, device_of) = bench.host_and_device(features((h, w, n), 1), format)?;
+                let (other, _) = bench.host_and_device(features((h, w, n), 2), format)?;
+                let target = Tensor::zeros((n, n), DType::F32, &Device::Cpu)?;
+                gram(&other, &target)?;
+                // Random features have nearly the same Gram matrices.
+                let target = (target * 0.5)?;
+                let compute = |of: &Tensor, device: &Device| {
+                    let (residual, sum) = (target.zeros_like()?.to_device(device)?, sum(device)?);
+                    gram_residual(of, &target.to_device(device)?, &residual, &sum)?;
+                    Outcome::Ok((residual, sum))
+                };
+                let (residual, sum) = compute(&of, &Device::Cpu)?;
+                let (device_residual, device_sum) = compute(&device_of, &bench.device)?;
+                Ok((
+                    relative_error(&device_residual, &residual)?,
+                    relative_error(&device_sum, &sum)?,
+                ))
+            });
+            if let Some((residual, sum)) = computed {
+                report.check(&title, GRAM_LIMIT, || Ok(residual));
+                report.check(&format!("{title}: sum"), GRAM_LIMIT, || Ok(sum));
+            }
             for accumulate in [false, true] {
                 let what = if accumulate {
                     "Gram backward, added"

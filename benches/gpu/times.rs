@@ -15,7 +15,7 @@ use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::cuda::graph::CapturedGraph;
 use gstgatys::ops::elementwise as vector;
-use gstgatys::ops::gram::{gram, gram_backward};
+use gstgatys::ops::gram::{gram_backward, gram_residual};
 use gstgatys::ops::pool::Pooling;
 use std::path::PathBuf;
 
@@ -239,22 +239,27 @@ fn operations(
         }
     }
     for (block, n) in CHANNELS.into_iter().enumerate() {
-        let (of, matrix) = (features(dims(block, n), 1), noise((n, n), 2));
+        let (of, target) = (features(dims(block, n), 1), noise((n, n), 2));
         for forward in [true, false] {
-            let way = if forward { "" } else { " backward" };
-            row(&format!("Gram conv{}_1{way}", block + 1), None, &|format| {
-                if !differs(format) {
-                    return Ok(None);
-                }
-                let (of, matrix) = (to_device(&of, format)?, to_device(&matrix, Format::F32)?);
-                let gradient = of.zeros_like()?;
-                let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
-                Ok(Some(match forward {
-                    true => timer.time(|| gram(&of, &matrix))?,
-                    false => timer
-                        .time(|| gram_backward(&of, &matrix, &sum, &factor, &gradient, true))?,
-                }))
-            });
+            let what = if forward { "residual" } else { "backward" };
+            row(
+                &format!("Gram {what} conv{}_1", block + 1),
+                None,
+                &|format| {
+                    if !differs(format) {
+                        return Ok(None);
+                    }
+                    let (of, target) = (to_device(&of, format)?, to_device(&target, Format::F32)?);
+                    let (gradient, residual) = (of.zeros_like()?, target.copy()?);
+                    let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
+                    Ok(Some(match forward {
+                        true => timer.time(|| gram_residual(&of, &target, &residual, &sum))?,
+                        false => timer.time(|| {
+                            gram_backward(&of, &residual, &sum, &factor, &gradient, true)
+                        })?,
+                    }))
+                },
+            );
         }
     }
     row("content conv4_2", None, &|format| {

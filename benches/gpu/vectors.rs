@@ -120,7 +120,7 @@ fn terms(bench: &Bench, report: &mut Report, [h, w]: [usize; 2]) {
 pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
     use crate::data::{features, kernel, name};
     use gstgatys::ops::conv::{Border, Conv3x3};
-    use gstgatys::ops::gram::{gram, gram_backward};
+    use gstgatys::ops::gram::{gram_backward, gram_residual};
     report.section("Repeated");
     report.head(&["check", "values that differ", "limit", ""]);
     let (h, w, n) = match options.quick {
@@ -140,14 +140,16 @@ pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
                     to_device(noise((h, w, n), 4))?,
                 );
                 let (upstream, gradient) = (output.zeros_like()?, output.zeros_like()?);
-                let matrix = bench.host_and_device_f32(noise((n, n), 5))?.1;
+                let (target, residual) = (noise((n, n), 5), noise((n, n), 6));
+                let target = (&target + target.t()?)?;
+                let target = bench.host_and_device_f32(target)?.1;
+                let residual = bench.host_and_device_f32(residual)?.1;
                 let (sum, factor) = (sum(&bench.device)?, factor(0.3, &bench.device)?);
                 conv.forward(&input, &output)?;
-                gram(&output, &matrix)?;
-                vector::squares(&matrix, &sum)?;
-                gram_backward(&output, &matrix, &sum, &factor, &upstream, false)?;
+                gram_residual(&output, &target, &residual, &sum)?;
+                gram_backward(&output, &residual, &sum, &factor, &upstream, false)?;
                 conv.backward(&upstream, &output, &gradient)?;
-                Ok(vec![output, matrix, sum, upstream, gradient])
+                Ok(vec![output, residual, sum, upstream, gradient])
             };
             let first = once()?;
             let mut differences = 0.0;

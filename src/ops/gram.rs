@@ -5,6 +5,7 @@
 //! Features `[h, w, N]` are read as a matrix F `[M, N]` of M positions and N channels.
 
 use super::amx::{self, Amx};
+use super::elementwise::{axpy, squares};
 use super::{op2, op3, read_factor, store, to_f32, use_cpu_kernels};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use gemm::{Parallelism, gemm};
@@ -63,6 +64,39 @@ pub fn gram(features: &Tensor, output: &Tensor) -> Result<()> {
         _ => {
             let f = to_f32(features)?.reshape((m, n))?;
             store(output, &(f.t()?.matmul(&f)? / m as f64)?, false)
+        }
+    }
+}
+
+/// Writes FᵀF / M − `target`, where `target` is another Gram matrix that [`gram`] computed, to
+/// `residual` `[N, N]`, and the sum of the residual's squares to `sum`.
+pub fn gram_residual(
+    features: &Tensor,
+    target: &Tensor,
+    residual: &Tensor,
+    sum: &Tensor,
+) -> Result<()> {
+    let (_, _, n) = features.dims3()?;
+    if [target, residual]
+        .iter()
+        .any(|matrix| matrix.dims() != [n, n])
+    {
+        bail!(
+            "a target {:?} and a residual {:?} do not fit {n} channels",
+            target.dims(),
+            residual.dims()
+        );
+    }
+    match features.device() {
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(_) => {
+            let positions = features.elem_count() / n;
+            super::cuda::gram::gram_residual(features, [positions, n], target, (residual, sum))
+        }
+        _ => {
+            gram(features, residual)?;
+            axpy(-1.0, target, residual)?;
+            squares(residual, sum)
         }
     }
 }
@@ -308,7 +342,29 @@ mod tests {
         });
     }
 
-    fn residual_squares(residual: &Tensor) -> f64 {
+    /// Those of a backend are its own Gram matrices less the target, bit for bit.
+    #[test]
+    fn residuals_are_gram_matrices_less_the_target() {
+        for_each_backend(|backend| {
+            for (h, w, n) in SHAPES {
+                let features = Array::random(h, w, n, 1).tensor();
+                let matrix = || Tensor::ones((n, n), DType::F32, &Device::Cpu).unwrap();
+                let (target, expected, residual) = (matrix(), matrix(), matrix());
+                gram(&Array::random(h, w, n, 2).tensor(), &target).unwrap();
+                gram(&features, &expected).unwrap();
+                let expected = (expected - &target).unwrap();
+                let sum = Tensor::new(&[f64::NAN], &Device::Cpu).unwrap();
+                gram_residual(&features, &target, &residual, &sum).unwrap();
+                let values = |tensor: &Tensor| tensor.to_vec2::<f32>().unwrap();
+                let case = format!("{backend}, {h}x{w}x{n}");
+                assert_eq!(values(&residual), values(&expected), "{case}");
+                let (sum, expected) = (sum.to_vec1::<f64>().unwrap()[0], squares_of(&expected));
+                assert!((sum - expected).abs() <= 1e-9 * expected, "{case}: {sum}");
+            }
+        });
+    }
+
+    fn squares_of(residual: &Tensor) -> f64 {
         crate::ops::elementwise::dot(residual, residual).unwrap()
     }
 
@@ -334,7 +390,7 @@ mod tests {
                     }
                     let gradient = before.tensor();
                     let residual = residual.tensor().reshape((n, n)).unwrap();
-                    let squares: f64 = residual_squares(&residual);
+                    let squares = squares_of(&residual);
                     let squares = Tensor::new(&[squares], &Device::Cpu).unwrap();
                     let factor = Tensor::new(&[0.3f32], &Device::Cpu).unwrap();
                     let features = features.tensor();

@@ -2,6 +2,7 @@
 
 //! Gram matrices on a GPU, and the gradient through them.
 
+use super::vector::reduce;
 use super::{Arg, Gpu, StreamGuard, address, arg, suffix};
 use candle_core::cuda_backend::cudarc::cublas::result::{gemm_ex, gemm_strided_batched_ex};
 use candle_core::cuda_backend::cudarc::cublas::sys::{
@@ -24,33 +25,49 @@ pub const MAX_PARTIAL_VALUES: usize = 4 << 20;
 /// The Gram matrix of `features` `[m, n]` over m, into `output` `[n, n]`.
 pub fn gram(features: &Tensor, [m, n]: [usize; 2], output: &Tensor) -> Result<()> {
     let gpu = Gpu::of(features.device())?;
-    let dtype = features.dtype();
     let stream = gpu.lock_stream()?;
+    let products = split_products(&stream, features, [m, n])?;
+    let args = [&products[..], &[arg(output)?, Arg::Int(n as i32)]].concat();
+    stream.launch_1d("gram_average", n * n, &args).map(drop)
+}
+
+/// The same less a symmetric `target`, into `residual`, and the sum of the residual's squares.
+pub fn gram_residual(
+    features: &Tensor,
+    [m, n]: [usize; 2],
+    target: &Tensor,
+    (residual, sum): (&Tensor, &Tensor),
+) -> Result<()> {
+    reduce(sum, |stream, partials| {
+        let products = split_products(stream, features, [m, n])?;
+        let output = [arg(target)?, arg(residual)?, partials, Arg::Int(n as i32)];
+        let args = [&products[..], &output].concat();
+        stream.launch_1d("gram_residual", n * n, &args)
+    })
+}
+
+/// Computes FᵀF over each split of the positions of `features` F `[m, n]`. Returns the first arguments
+/// of the kernels that average them.
+fn split_products(stream: &StreamGuard, features: &Tensor, [m, n]: [usize; 2]) -> Result<[Arg; 3]> {
+    let dtype = features.dtype();
     // Left to itself, cuBLAS may have few blocks that each loop over all positions.
     let max_splits = MAX_SPLITS.min(MAX_PARTIAL_VALUES / (n * n)).max(1);
     let splits = (m / MIN_SPLIT_POSITIONS).clamp(1, max_splits);
     let (positions, remainder) = (m / splits, m % splits);
     let matrix_bytes = DType::F32.size_in_bytes() * n * n;
-    let partials = stream.scratch("Gram matrices", (max_splits + 1) * matrix_bytes)?;
+    let products = stream.scratch("Gram matrices", (max_splits + 1) * matrix_bytes)?;
     let features = address(features)?;
     let remaining = features + (splits * positions * n * dtype.size_in_bytes()) as u64;
-    gram_products(&stream, dtype, (features, [n, positions]), splits, partials)?;
+    gram_products(stream, dtype, (features, [n, positions]), splits, products)?;
     if remainder > 0 {
-        let partial = partials + (splits * matrix_bytes) as u64;
-        gram_products(&stream, dtype, (remaining, [n, remainder]), 1, partial)?;
+        let product = products + (splits * matrix_bytes) as u64;
+        gram_products(stream, dtype, (remaining, [n, remainder]), 1, product)?;
     }
-    stream.launch_1d(
-        "gram_average",
-        n * n,
-        &[
-            Arg::Address(partials),
-            Arg::Int((splits + usize::from(remainder > 0)) as i32),
-            Arg::Double(m as f64),
-            arg(output)?,
-            Arg::Int(n as i32),
-        ],
-    )?;
-    Ok(())
+    Ok([
+        Arg::Address(products),
+        Arg::Int((splits + usize::from(remainder > 0)) as i32),
+        Arg::Double(m as f64),
+    ])
 }
 
 /// F Fᵀ of each of `count` consecutive column-major matrices F `[n, m]`, into consecutive `[n, n]`.

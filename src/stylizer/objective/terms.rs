@@ -9,10 +9,8 @@
 //! number of positions, so that images of different sizes can be compared.
 
 use super::exchange::{Exchange, TermSlot};
-use crate::ops::elementwise::{
-    content_loss, copy, difference, dot, squares, temporal_loss, total_variation,
-};
-use crate::ops::gram::{gram, gram_backward};
+use crate::ops::elementwise::{content_loss, copy, dot, temporal_loss, total_variation};
+use crate::ops::gram::{gram, gram_backward, gram_residual};
 use crate::stylizer::config::{Config, LayerWeights, LossScale};
 use crate::vgg::{Features, Layer};
 use candle_core::{DType, Result, Tensor};
@@ -114,8 +112,6 @@ pub struct StyleTerm {
     target: Tensor,
     /// 1 / (4 N²) Σ (A / Mₐ)²: the loss where F = 0.
     energy: f64,
-    /// G / M, `[N, N]`.
-    gram: Tensor,
     /// G / M − A / Mₐ, `[N, N]`.
     residual: Tensor,
     slot: TermSlot,
@@ -159,9 +155,7 @@ impl StyleTerm {
     /// to `gradient`, or added to it.
     fn differentiate(&self, features: &Tensor, gradient: &Tensor, accumulate: bool) -> Result<()> {
         let TermSlot { factor, sum, .. } = &self.slot;
-        gram(features, &self.gram)?;
-        difference(&self.residual, &self.gram, &self.target)?;
-        squares(&self.residual, sum)?;
+        gram_residual(features, &self.target, &self.residual, sum)?;
         gram_backward(features, &self.residual, sum, factor, gradient, accumulate)
     }
 }
@@ -240,7 +234,6 @@ impl Terms {
                 positions: (h * w) as f64,
                 target: matrix()?,
                 energy: 0.0,
-                gram: matrix()?,
                 residual: matrix()?,
                 slot: exchange.allocate()?,
             })

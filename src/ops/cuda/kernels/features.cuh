@@ -157,20 +157,43 @@ __device__ void normalise_residual(const float* __restrict__ residual, const dou
     }
 }
 
-// output [n, n] = the sum of partials [splits, n, n] over the splits / positions. Only the lower
-// triangle of partials is read, so that output is exactly symmetric.
-KERNEL gram_average(const float* partials, int splits, double positions, float* output, int n) {
+// Calls f(i, mirrored, average) for each element of the lower triangle of a matrix [n, n]: its index,
+// that of its mirror image, and the sum of products [splits, n, n] over the splits / positions. Only
+// the lower triangle of products is read, so that results are exactly symmetric.
+template <typename F>
+__device__ void average_splits(const float* __restrict__ products, int splits, double positions, int n, F f) {
     long long matrix = (long long)n * n;
     grid_stride(matrix, [=](long long i) {
         long long row = i / n, column = i % n;
         if (row >= column) {
             double sum = 0;
+            // Unrolled, so that the loads do not wait for each other.
+#pragma unroll 8
             for (int split = 0; split < splits; split++) {
-                sum += partials[split * matrix + i];
+                sum += products[split * matrix + i];
             }
-            output[i] = output[column * n + row] = (float)(sum / positions);
+            f(i, column * n + row, (float)(sum / positions));
         }
     });
+}
+
+// gram [n, n] = the average over the splits of a Gram matrix.
+KERNEL gram_average(const float* products, int splits, double positions, float* gram, int n) {
+    average_splits(products, splits, positions, n, [=](long long i, long long mirrored, float average) {
+        gram[i] = gram[mirrored] = average;
+    });
+}
+
+// residual [n, n] = the same - target [n, n], which is symmetric, and partial sums of residual^2.
+KERNEL gram_residual(const float* products, int splits, double positions, const float* target, float* residual,
+                     double* partials, int n) {
+    double sum = 0;
+    average_splits(products, splits, positions, n, [&](long long i, long long mirrored, float average) {
+        float difference = average - target[i];
+        residual[i] = residual[mirrored] = difference;
+        sum += (i == mirrored ? 1.0 : 2.0) * difference * difference;
+    });
+    write_partial(sum, partials, 0);
 }
 
 #define PER_VALUE(NAME, T)                                                                                            \

@@ -301,36 +301,53 @@ fn the_content_loss_and_inner_products_are_their_formulas() {
 }
 
 #[test]
-fn gram_matrices_are_averaged_and_symmetric() {
-    for (splits, n) in [(1, 1), (3, 7), (5, 20)] {
-        let mut partials = Buffer::<f32>::random(splits * n * n, -1.0, 1.0, 1);
+fn gram_matrices_and_their_residuals_are_averaged_and_symmetric() {
+    for (splits, n) in [(1, 1), (3, 7), (21, 20)] {
+        let mut products = Buffer::<f32>::random(splits * n * n, -1.0, 1.0, 1);
         // The upper triangle is not read.
-        for (i, value) in partials.0[..splits * n * n].iter_mut().enumerate() {
+        for (i, value) in products.0[..splits * n * n].iter_mut().enumerate() {
             if i / n % n < i % n {
                 *value = f32::NAN;
             }
         }
-        let mut output = Buffer::<f32>::unset(n * n);
+        let lower = |i: usize| (i / n).max(i % n) * n + (i / n).min(i % n);
+        let random = Buffer::<f32>::random(n * n, -1.0, 1.0, 2).values();
+        let target: Vec<f64> = (0..n * n).map(|i| random[lower(i)]).collect();
+        let target = Buffer::<f32>::of(&target);
+        let (mut gram, mut residual) = (Buffer::<f32>::unset(n * n), Buffer::<f32>::unset(n * n));
+        let mut partials = Buffer::<f64>::unset(2);
+        let (splits_, n_) = (splits as i32, n as i32);
         launch(
             "gram_average",
             2,
+            (products.read(), splits_, 30f64, gram.write(), n_),
+        );
+        launch(
+            "gram_residual",
+            2,
             (
-                partials.read(),
-                splits as i32,
+                products.read(),
+                splits_,
                 30f64,
-                output.write(),
-                n as i32,
+                target.read(),
+                residual.write(),
+                partials.write(),
+                n_,
             ),
         );
-        let partials = partials.values();
+        let products = products.values();
         let expected: Vec<f64> = (0..n * n)
             .map(|i| {
-                let (row, column) = ((i / n).max(i % n), (i / n).min(i % n));
-                let splits = partials.chunks_exact(n * n);
-                splits.map(|split| split[row * n + column]).sum::<f64>() / 30.0
+                let splits = products.chunks_exact(n * n);
+                splits.map(|split| split[lower(i)]).sum::<f64>() / 30.0
             })
             .collect();
-        check("gram", &output, &expected, 0.0);
+        check("gram", &gram, &expected, 0.0);
+        let (gram, target) = (gram.values(), target.values());
+        let expected: Vec<f64> = gram.iter().zip(&target).map(|(g, a)| g - a).collect();
+        check("residual", &residual, &expected, 0.0);
+        let squares = residual.values().iter().map(|d| d * d).sum();
+        check_sum("squares", partials.sum(), squares);
     }
 }
 
