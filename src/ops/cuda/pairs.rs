@@ -3,8 +3,12 @@
 //! The curvature pairs of L-BFGS on a GPU, and the search direction from them. The host only chooses
 //! step lengths, so only [`DevicePairs::count_and_curvature`] waits for the device.
 
-use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, grid_size};
+use super::{Arg, Gpu, StreamGuard, address, arg, grid_size};
 use candle_core::{DType, Device, Result, Tensor};
+
+/// Blocks per row of inner products at most. There are many rows, so that more would only add up fewer
+/// values each.
+const MAX_ROW_BLOCKS: u32 = 128;
 
 /// A ring buffer of the latest displacements s and gradient changes y. `kernels/lbfgs.cuh` has the
 /// algorithm and the layouts.
@@ -41,7 +45,7 @@ impl DevicePairs {
             products: Tensor::zeros((rows, rows), doubles, device)?,
             row_products: Tensor::zeros((2, rows + 2), doubles, device)?,
             coefficients: Tensor::zeros(rows + 1, doubles, device)?,
-            partials: Tensor::zeros((rows + 2, MAX_BLOCKS as usize), doubles, device)?,
+            partials: Tensor::zeros((rows + 2, MAX_ROW_BLOCKS as usize), doubles, device)?,
             gradient_squares: Tensor::zeros(1, doubles, device)?,
         })
     }
@@ -108,7 +112,7 @@ impl DevicePairs {
         stream.launch_1d("lbfgs_steepest_descent", self.values, &args)?;
         let products = self.row_products(0)?;
         self.inner_products(&stream, address(direction)?, products)?;
-        let partials = address(&self.partials)?;
+        let partials = stream.partials()?;
         let args = [
             arg(gradient)?,
             arg(gradient)?,
@@ -166,7 +170,8 @@ impl DevicePairs {
     /// The inner products of all rows with a vector, into `products`.
     fn inner_products(&self, stream: &StreamGuard, vector: u64, products: u64) -> Result<()> {
         let rows = 2 * self.history as u32 + 2;
-        let (partials, parts) = (address(&self.partials)?, grid_size(self.values));
+        let partials = address(&self.partials)?;
+        let parts = grid_size(self.values).min(MAX_ROW_BLOCKS);
         let args = [
             arg(&self.vectors)?,
             Arg::Address(vector),

@@ -33,10 +33,6 @@ __device__ inline int slot_of(const double* state, int history, int age) {
     return slot < 0 ? slot + history : slot;
 }
 
-__device__ inline bool first_thread() {
-    return blockIdx.x == 0 && threadIdx.x == 0;
-}
-
 // Partial sums [2, gridDim.x] of (trial - image)^2 and of gradient * (trial - image).
 KERNEL lbfgs_step_sums(const float* image, const float* trial, const float* gradient, double* partials, long long n) {
     double squares = 0, slope = 0;
@@ -71,31 +67,29 @@ KERNEL inner_products(const float* vectors, const float* x, double* partials, lo
 
 // Accepts the candidate as a pair if the cosine between its s and y is above min_cosine, and enters
 // its inner products into products. s_products and y_products [2 * history + 2] are the inner
-// products of all rows of vectors with the candidate's s and y. A single thread does the work.
+// products of all rows of vectors with the candidate's s and y. A single block does the work.
 KERNEL lbfgs_update(double* state, const double* s_products, const double* y_products, double* products, int history,
-                   double min_cosine) {
-    if (!first_thread()) {
-        return;
-    }
-    int rows = 2 * history, slot = (int)state[NEXT];
+                    double min_cosine) {
+    int rows = 2 * history, s = (int)state[NEXT], y = history + s, pairs = (int)state[PAIRS];
     double ss = s_products[rows], sy = s_products[rows + 1], yy = y_products[rows + 1];
     bool accepted = sy > min_cosine * sqrt(ss * yy);
-    state[ACCEPTED] = accepted;
-    if (!accepted) {
-        return;
+    for (int row = threadIdx.x; accepted && row < rows; row += THREADS) {
+        // s_products and y_products have those of the pair that is replaced here.
+        double with_s = row == s ? ss : row == y ? sy : s_products[row];
+        double with_y = row == s ? sy : row == y ? yy : y_products[row];
+        products[s * rows + row] = products[row * rows + s] = with_s;
+        products[y * rows + row] = products[row * rows + y] = with_y;
     }
-    int s = slot, y = history + slot;
-    for (int row = 0; row < rows; row++) {
-        products[s * rows + row] = products[row * rows + s] = s_products[row];
-        products[y * rows + row] = products[row * rows + y] = y_products[row];
+    // All threads have read the state.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        state[ACCEPTED] = accepted;
+        if (accepted) {
+            state[PAIRS] = min(pairs + 1, history);
+            state[NEXT] = (s + 1) % history;
+            state[CURVATURE] = sy / yy;
+        }
     }
-    // s_products and y_products have those of the pair that is replaced here.
-    products[s * rows + s] = ss;
-    products[s * rows + y] = products[y * rows + s] = sy;
-    products[y * rows + y] = yy;
-    state[PAIRS] = min((int)state[PAIRS] + 1, history);
-    state[NEXT] = (slot + 1) % history;
-    state[CURVATURE] = sy / yy;
 }
 
 // Copies the candidate into the slot of the latest pair, if it was accepted.
@@ -117,54 +111,59 @@ KERNEL lbfgs_steepest_descent(const float* gradient, const float* image, float* 
     grid_stride(n, [=](long long i) { direction[i] = project_direction(-gradient[i], image[i]); });
 }
 
+// dots += factor * row, of `count` values, by the threads of a block.
+__device__ inline void add_row(double* dots, double factor, const double* row, int count) {
+    // All threads have read what they need of dots.
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+        dots[i] += factor * row[i];
+    }
+    __syncthreads();
+}
+
 // The two-loop recursion: H q for q from lbfgs_steepest_descent and the inverse Hessian H of the pairs,
-// as coefficients [2 * history + 1] of the rows of the ring buffer and, last, of q. q_products
-// [2 * history] are the inner products of the rows with q, *gradient_squares is the squared norm of
-// the gradient. While the curvature is unknown, the step has a root mean square of first_step. A
-// single thread does the work.
-KERNEL lbfgs_coefficients(const double* state, const double* products, const double* q_products,
+// as coefficients [2 * history + 1] of the rows of the ring buffer and, last, of q. dots [2 * history]
+// are the inner products of the rows with q, and are overwritten; *gradient_squares is the squared norm
+// of the gradient. While the curvature is unknown, the step has a root mean square of first_step. A
+// single block does the work.
+KERNEL lbfgs_coefficients(const double* state, const double* __restrict__ products, double* __restrict__ dots,
                           const double* gradient_squares, double* coefficients, int history, long long n,
                           double first_step) {
-    if (!first_thread()) {
-        return;
-    }
     int rows = 2 * history, pairs = (int)state[PAIRS];
     double scale = state[CURVATURE];
     if (scale == 0 && *gradient_squares > 0) {
         scale = first_step / sqrt(*gradient_squares / n);
     }
-    for (int row = 0; row < rows; row++) {
+    for (int row = threadIdx.x; row < rows; row += THREADS) {
         coefficients[row] = 0;
     }
-    // The first loop, from the latest pair to the oldest. So far q has lost multiples of the y of the
-    // later pairs. The coefficient of s holds the recursion's alpha until the second loop.
+    __syncthreads();
+    // The first loop, from the latest pair to the oldest. The recursion changes q, and dots with it, so
+    // that no step has to sum over pairs. The coefficient of s holds its alpha until the second loop.
     for (int pair = 0; pair < pairs; pair++) {
-        int slot = slot_of(state, history, pair);
-        const double* s = products + slot * rows;
-        double sum = q_products[slot];
-        for (int later = 0; later < pair; later++) {
-            int y = history + slot_of(state, history, later);
-            sum += coefficients[y] * s[y];
+        int s = slot_of(state, history, pair), y = history + s;
+        double alpha = dots[s] / products[s * rows + y];
+        if (threadIdx.x == 0) {
+            coefficients[s] = alpha;
+            coefficients[y] = scale * -alpha;
         }
-        coefficients[slot] = sum / s[history + slot];
-        coefficients[history + slot] = -coefficients[slot];
+        add_row(dots, -alpha, products + y * rows, rows);
     }
-    for (int y = history; y < rows; y++) {
-        coefficients[y] *= scale;
+    for (int row = threadIdx.x; row < rows; row += THREADS) {
+        dots[row] *= scale;
     }
-    coefficients[rows] = scale;
-    // The second loop, from the oldest pair to the latest. The direction has multiples of q, of all y,
-    // and of the s of the older pairs.
+    __syncthreads();
+    // The second loop, from the oldest pair to the latest.
     for (int pair = pairs - 1; pair >= 0; pair--) {
-        int slot = slot_of(state, history, pair);
-        const double* y = products + (history + slot) * rows;
-        double sum = scale * q_products[history + slot];
-        for (int other = 0; other < pairs; other++) {
-            int row = slot_of(state, history, other);
-            sum += coefficients[history + row] * y[history + row];
-            sum += other > pair ? coefficients[row] * y[row] : 0;
+        int s = slot_of(state, history, pair), y = history + s;
+        double coefficient = coefficients[s] - dots[y] / products[s * rows + y];
+        add_row(dots, coefficient, products + s * rows, rows);
+        if (threadIdx.x == 0) {
+            coefficients[s] = coefficient;
         }
-        coefficients[slot] -= sum / y[slot];
+    }
+    if (threadIdx.x == 0) {
+        coefficients[rows] = scale;
     }
 }
 

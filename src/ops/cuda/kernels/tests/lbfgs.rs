@@ -102,7 +102,7 @@ impl KernelPairs {
         let mut direction = Buffer::<f32>::unset(N);
         let arguments = (gradient.read(), image.read(), direction.write(), N as i64);
         launch("lbfgs_steepest_descent", BLOCKS, arguments);
-        let q = Self::products(&self.vectors, ROWS, direction.read());
+        let mut q = Self::products(&self.vectors, ROWS, direction.read());
         let squares = Self::products(gradient, 1, gradient.read());
         let mut coefficients = Buffer::<f64>::unset(ROWS + 1);
         launch(
@@ -111,7 +111,7 @@ impl KernelPairs {
             (
                 self.state.read(),
                 self.products.read(),
-                q.read(),
+                q.write(),
                 squares.read(),
                 coefficients.write(),
                 HISTORY as i32,
@@ -290,6 +290,59 @@ fn directions_are_those_of_the_two_loop_recursion() {
     plain.update(&step);
     kernels.update(&step);
     check_direction("with a new pair", &kernels, &plain, &step);
+}
+
+/// With more rows than a block has threads.
+#[test]
+fn coefficients_are_those_of_the_two_loop_recursion_for_a_long_history() {
+    const PAIRS: usize = 140;
+    const NEXT: usize = 17;
+    let mut plain = TwoLoop::default();
+    let mut vectors = vec![Vec::new(); 2 * PAIRS];
+    // From the oldest pair to the latest.
+    for age in (0..PAIRS).rev() {
+        let step = Step::new(age as u64, 1.0);
+        let [s, y] = step.pair();
+        plain.curvature = Some(dot(&s, &y) / dot(&y, &y));
+        let slot = (NEXT + 2 * PAIRS - 1 - age) % PAIRS;
+        (vectors[slot], vectors[PAIRS + slot]) = (s.clone(), y.clone());
+        plain.pairs.push_front([s, y]);
+    }
+    let q = Buffer::<f32>::random(N, -1.0, 1.0, 12345).values();
+    let products = vectors
+        .iter()
+        .flat_map(|a| vectors.iter().map(|b| dot(a, b)));
+    let products = Buffer::<f64>::of(&products.collect::<Vec<f64>>());
+    let dots: Vec<f64> = vectors.iter().map(|row| dot(row, &q)).collect();
+    let mut dots = Buffer::<f64>::of(&dots);
+    let state = [PAIRS as f64, NEXT as f64, 1.0, plain.curvature.unwrap()];
+    let (state, squares) = (Buffer::<f64>::of(&state), Buffer::<f64>::of(&[1.0]));
+    let mut coefficients = Buffer::<f64>::unset(2 * PAIRS + 1);
+    launch(
+        "lbfgs_coefficients",
+        1,
+        (
+            state.read(),
+            products.read(),
+            dots.write(),
+            squares.read(),
+            coefficients.write(),
+            PAIRS as i32,
+            N as i64,
+            FIRST_STEP,
+        ),
+    );
+    let coefficients = coefficients.values();
+    let mut error = vec![0.0; N];
+    for (coefficient, row) in coefficients.iter().zip(vectors.iter().chain([&q])) {
+        axpy(*coefficient, row, &mut error);
+    }
+    // An image without values at the bounds.
+    let gradient: Vec<f64> = q.iter().map(|q| -q).collect();
+    let expected = plain.direction(&gradient, &[0.5; N]);
+    axpy(-1.0, &expected, &mut error);
+    let relative = (dot(&error, &error) / dot(&expected, &expected)).sqrt();
+    assert!(relative < 1e-6, "{relative}");
 }
 
 #[test]
