@@ -246,7 +246,8 @@ impl Evaluation {
             };
             let name = format!("{} backward", ops.layer);
             run(Kind::Convolution, name, ops.multiply_adds(), &|| {
-                ops.conv.backward(&ops.gradient, &ops.features, gradient)
+                ops.conv
+                    .backward(&ops.gradient, &ops.features, gradient, false)
             })?;
             if let (Some((_, upstream)), Some(before)) = (&ops.pooled, before) {
                 run(Kind::Pooling, String::new(), 0, &|| {

@@ -112,7 +112,7 @@ fn convolutions(
             let (conv, output) = (conv(), features(block, outputs, dtype));
             let upstream = features(block, outputs, dtype);
             let gradient = conv_input(block, inputs, dtype);
-            move || conv.backward(&upstream, &output, &gradient)
+            move || conv.backward(&upstream, &output, &gradient, false)
         });
     }
 }

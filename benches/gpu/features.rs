@@ -87,8 +87,8 @@ fn convolution(
         let (output, device_output) = bench.host_and_device(features((h, w, n_out), 5), format)?;
         let (upstream, device_upstream) = bench.host_and_device(noise((h, w, n_out), 6), format)?;
         let (gradient, device_gradient) = bench.host_and_device(noise((h, w, n_in), 7), stored)?;
-        conv.backward(&upstream, &output, &gradient)?;
-        device_conv.backward(&device_upstream, &device_output, &device_gradient)?;
+        conv.backward(&upstream, &output, &gradient, false)?;
+        device_conv.backward(&device_upstream, &device_output, &device_gradient, false)?;
         relative_error(&device_gradient, &gradient)
     });
 }
@@ -122,6 +122,11 @@ pub fn poolings(bench: &Bench, report: &mut Report) {
                         bench.host_and_device(noise((h, w, n), 4), format)?;
                     pooling.backward(&upstream, &input, &gradient)?;
                     pooling.backward(&device_upstream, &device_input, &device_gradient)?;
+                    // A GPU applies the derivative of the ReLU before the pool too.
+                    let gradient = match bench.device.is_cpu() {
+                        true => gradient,
+                        false => (gradient * input.gt(0f64)?.to_dtype(DType::F32)?)?,
+                    };
                     relative_error(&device_gradient, &gradient)
                 });
             }

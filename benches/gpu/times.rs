@@ -206,7 +206,7 @@ fn operations(
                 let upstream = to_device(&upstream, format)?;
                 Ok(Some(match forward {
                     true => timer.time(|| conv.forward(&input, &output))?,
-                    false => timer.time(|| conv.backward(&upstream, &output, &input))?,
+                    false => timer.time(|| conv.backward(&upstream, &output, &input, false))?,
                 }))
             });
         }

@@ -148,7 +148,7 @@ pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
                 conv.forward(&input, &output)?;
                 gram_residual(&output, &target, &residual, &sum)?;
                 gram_backward(&output, &residual, &sum, &factor, &upstream, false)?;
-                conv.backward(&upstream, &output, &gradient)?;
+                conv.backward(&upstream, &output, &gradient, false)?;
                 Ok(vec![output, residual, sum, upstream, gradient])
             };
             let first = once()?;

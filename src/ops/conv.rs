@@ -218,8 +218,15 @@ impl Conv3x3 {
     ///
     /// `upstream` is the gradient with respect to the output, and `output` the output of
     /// [`Self::forward`]: where it is not above 0, the ReLU passes no gradient. The CUDA backend
-    /// also zeroes `upstream` there.
-    pub fn backward(&self, upstream: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<()> {
+    /// also zeroes `upstream` there, unless `masked` says that it is already.
+    #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
+    pub fn backward(
+        &self,
+        upstream: &Tensor,
+        output: &Tensor,
+        gradient: &Tensor,
+        masked: bool,
+    ) -> Result<()> {
         let (h, w, _) = output.dims3()?;
         expect(output, [h, w, self.out_channels])?;
         expect(upstream, [h, w, self.out_channels])?;
@@ -278,7 +285,7 @@ impl Conv3x3 {
                 gradient.inplace_op3(upstream, output, &op)
             }
             #[cfg(feature = "cudnn")]
-            Backend::Cuda(conv) => conv.backward([h, w], upstream, output, gradient),
+            Backend::Cuda(conv) => conv.backward([h, w], upstream, output, gradient, masked),
             #[cfg(feature = "cudnn")]
             Backend::CudaImage(conv) => conv.backward([h, w], upstream, output, gradient),
             Backend::Composed {

@@ -45,7 +45,8 @@ impl Pooling {
 
     /// Writes the gradient with respect to `input` to `gradient` of the same shape, from
     /// `upstream`, that with respect to the output. Of several equal maxima the first gets the
-    /// gradient.
+    /// gradient. `input` is the output of a ReLU, whose derivative the CUDA kernels apply too: their
+    /// gradient is 0 where `input` is.
     pub fn backward(self, upstream: &Tensor, input: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, n) = pooled_dims(input, upstream)?;
         if gradient.dims() != input.dims() {

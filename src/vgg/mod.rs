@@ -98,6 +98,12 @@ impl Layer {
         unreachable!("a layer's index is below LAYERS")
     }
 
+    /// Whether it is the last of its block, which a pooling layer comes after.
+    fn precedes_pool(self) -> bool {
+        let (block, offset) = self.block_and_offset();
+        offset + 1 == BLOCKS[block]
+    }
+
     /// Whether a pooling layer comes before it.
     fn follows_pool(self) -> bool {
         self.0 > 0 && self.block_and_offset().1 == 0
@@ -418,7 +424,10 @@ impl Vgg {
         let mut started = false;
         for index in (0..=features.deepest().0).rev() {
             let layer = Layer(index);
-            started |= seed(layer, gradients.layer(layer), started)?;
+            let has_term = seed(layer, gradients.layer(layer), started)?;
+            // The pool after a layer masks the gradient like the ReLU, but a term adds to it anywhere.
+            let masked = layer.precedes_pool() && !has_term;
+            started |= has_term;
             if !started {
                 continue;
             }
@@ -426,8 +435,8 @@ impl Vgg {
                 return Err(Error::Cancelled);
             }
             let input_gradient = gradients.input(layer, image_gradient);
-            let activation = features.layer(layer);
-            self.convs[index].backward(gradients.layer(layer), activation, input_gradient)?;
+            let (upstream, activation) = (gradients.layer(layer), features.layer(layer));
+            self.convs[index].backward(upstream, activation, input_gradient, masked)?;
             if layer.follows_pool() {
                 let before = Layer(index - 1);
                 let activation = features.layer(before);

@@ -71,7 +71,7 @@ fn backward_matches_the_reference() {
             let op = Conv3x3::new(&weights, &bias, border).unwrap();
             // What is there before is overwritten.
             let result = Array::random(input.h, input.w, kernel.n_in, 5).tensor();
-            op.backward(&upstream.tensor(), &output.tensor(), &result)
+            op.backward(&upstream.tensor(), &output.tensor(), &result, false)
                 .unwrap();
             let error = relative_error(&result, &gradient.values);
             assert!(error < 1e-5, "{backend}, {case}: {error}");
@@ -117,7 +117,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                     let output = Array::zeros(h, w, n_out).tensor();
                     let gradient = input.zeros_like().unwrap();
                     op.forward(&input, &output).unwrap();
-                    op.backward(&output, &output, &gradient).unwrap();
+                    op.backward(&output, &output, &gradient, false).unwrap();
                     gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
                 })
             };
@@ -151,7 +151,7 @@ fn bf16_is_for_images_and_for_many_channels_between_zeros() {
         let input = if n_in == 3 { image } else { features };
         let (input, output) = (tensor(n_in, input), tensor(n_out, features));
         op.forward(&input, &output).unwrap();
-        op.backward(&output, &output, &input).unwrap();
+        op.backward(&output, &output, &input, false).unwrap();
         assert!(op.forward(&input, &tensor(n_out, image)).is_err());
     }
 }
@@ -164,7 +164,7 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());
     assert!(op.forward(&zeros(5, 5, 3), &zeros(5, 4, 4)).is_err());
     assert!(
-        op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3))
+        op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3), false)
             .is_err()
     );
     assert!(Conv3x3::new(&bias, &bias, Border::Zeros).is_err());

@@ -87,13 +87,14 @@ impl Conv {
     }
 
     /// The gradient with respect to the input, into `gradient`. The ReLU's derivative is applied to
-    /// `upstream` in place.
+    /// `upstream` in place, unless `upstream` is `masked` by it already.
     pub fn backward(
         &self,
         size: [usize; 2],
         upstream: &Tensor,
         output: &Tensor,
         gradient: &Tensor,
+        masked: bool,
     ) -> Result<()> {
         let gpu = Gpu::of(upstream.device())?;
         let operands = ConvOperands {
@@ -106,18 +107,16 @@ impl Conv {
         let convolution = CudnnConvolution::new(self.format, size, [self.n_out, self.n_in])?;
         let key = self.cache_key("backward", size, [self.n_out, self.n_in], &gpu)?;
         let stream = gpu.lock_stream()?;
-        let count = upstream.elem_count();
-        let args = [
-            features_arg(upstream)?,
-            features_arg(output)?,
-            Arg::Long(count as i64),
-        ];
-        stream.launch_features(
-            "relu_backward",
-            self.format.dtype(),
-            (count, self.n_out),
-            &args,
-        )?;
+        if !masked {
+            let count = upstream.elem_count();
+            let args = [
+                features_arg(upstream)?,
+                features_arg(output)?,
+                Arg::Long(count as i64),
+            ];
+            let (dtype, items) = (self.format.dtype(), (count, self.n_out));
+            stream.launch_features("relu_backward", dtype, items, &args)?;
+        }
         run_fastest(&stream, &key, &convolution, operands, |_| Ok(()))
     }
 

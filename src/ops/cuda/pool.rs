@@ -25,20 +25,16 @@ pub fn backward(
     input: &Tensor,
     gradient: &Tensor,
 ) -> Result<()> {
-    match pooling {
-        Pooling::Avg => {
-            let args = [features_arg(upstream)?, features_arg(gradient)?];
-            launch_pooling("pool_avg_backward", input, gradient, &args)
-        }
-        Pooling::Max => {
-            let args = [
-                features_arg(upstream)?,
-                features_arg(input)?,
-                features_arg(gradient)?,
-            ];
-            launch_pooling("pool_max_backward", input, gradient, &args)
-        }
-    }
+    let kernel = match pooling {
+        Pooling::Avg => "pool_avg_backward",
+        Pooling::Max => "pool_max_backward",
+    };
+    let args = [
+        features_arg(upstream)?,
+        features_arg(input)?,
+        features_arg(gradient)?,
+    ];
+    launch_pooling(kernel, input, gradient, &args)
 }
 
 /// Launches a kernel over `dst` whose last parameters are the dimensions of `input`.

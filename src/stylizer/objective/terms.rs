@@ -285,7 +285,7 @@ impl Terms {
     }
 
     /// Leaves the sums of a layer's terms in their slots. Their gradients with respect to its
-    /// `features` are written to `gradient`, or added to it. Returns whether `gradient` holds one.
+    /// `features` are written to `gradient`, or added to it. Returns whether the layer has terms.
     pub fn differentiate_layer(
         &self,
         layer: Layer,
@@ -293,16 +293,16 @@ impl Terms {
         gradient: &Tensor,
         accumulate: bool,
     ) -> Result<bool> {
-        let mut written = accumulate;
+        let mut has_term = false;
         for term in self.content.iter().filter(|term| term.layer == layer) {
-            term.differentiate(features, gradient, written)?;
-            written = true;
+            term.differentiate(features, gradient, accumulate || has_term)?;
+            has_term = true;
         }
         for term in self.style.iter().filter(|term| term.layer == layer) {
-            term.differentiate(features, gradient, written)?;
-            written = true;
+            term.differentiate(features, gradient, accumulate || has_term)?;
+            has_term = true;
         }
-        Ok(written)
+        Ok(has_term)
     }
 
     /// Leaves the sums of the terms of the image itself in their slots, and adds their gradients to

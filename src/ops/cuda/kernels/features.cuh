@@ -67,9 +67,10 @@ __device__ void pool(const T* __restrict__ input, T* output, int h, int w, int n
     });
 }
 
-// The gradient [h, w, n] with respect to the input of pool. upstream is the gradient with respect to
-// its output [h / 2, w / 2, n]. A maximum passes it to the first of equal values in row-major order;
-// a last odd row or column gets 0. input is read for the maximum only.
+// The gradient [h, w, n] with respect to the input of pool, where that is above 0, else 0: input is the
+// output of a ReLU, whose derivative is applied here. upstream is the gradient with respect to the
+// output [h / 2, w / 2, n] of pool. A maximum passes it to the first of equal values in row-major
+// order; a last odd row or column gets 0.
 template <typename T, int N, bool MAX>
 __device__ void pool_backward(const T* __restrict__ upstream, const T* __restrict__ input, T* gradient, int h, int w,
                               int n) {
@@ -85,7 +86,7 @@ __device__ void pool_backward(const T* __restrict__ upstream, const T* __restric
             Pack<T, N> pack = load<N>(upstream, (y / 2 * (w / 2) + x / 2) * packs + i % packs);
             Pack<T, N> corners[4];
 #pragma unroll
-            for (int k = 0; MAX && k < 4; k++) {
+            for (int k = 0; k < 4; k++) {
                 corners[k] = load<N>(input, offsets[k]);
             }
 #pragma unroll
@@ -101,7 +102,8 @@ __device__ void pool_backward(const T* __restrict__ upstream, const T* __restric
                 T share = MAX ? pack.values[k] : round_to<T>(0.25f * to_float(pack.values[k]));
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
-                    shares[c].values[k] = !MAX || c == best ? share : T{};
+                    bool open = to_float(corners[c].values[k]) > 0;
+                    shares[c].values[k] = open && (!MAX || c == best) ? share : T{};
                 }
             }
         }
@@ -219,8 +221,8 @@ KERNEL gram_residual(const float* products, int splits, double positions, const 
     KERNEL pool_max_##NAME(const T* input, T* output, int h, int w, int n) {                                          \
         pool<T, N, true>(input, output, h, w, n);                                                                     \
     }                                                                                                                 \
-    KERNEL pool_avg_backward_##NAME(const T* upstream, T* gradient, int h, int w, int n) {                            \
-        pool_backward<T, N, false>(upstream, nullptr, gradient, h, w, n);                                             \
+    KERNEL pool_avg_backward_##NAME(const T* upstream, const T* input, T* gradient, int h, int w, int n) {            \
+        pool_backward<T, N, false>(upstream, input, gradient, h, w, n);                                               \
     }                                                                                                                 \
     KERNEL pool_max_backward_##NAME(const T* upstream, const T* input, T* gradient, int h, int w, int n) {            \
         pool_backward<T, N, true>(upstream, input, gradient, h, w, n);                                                \

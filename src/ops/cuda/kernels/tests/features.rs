@@ -219,12 +219,13 @@ fn pooling<T: Feature>(pooling: Pooling, name: &str) {
                 let (upstream, upstream_values) = features::<T>(h / 2, w / 2, n, 2);
                 let mut gradient = Buffer::<T>::unset(h * w * n);
                 let kernel = format!("pool_{name}_backward_{suffix}");
-                let [from, to] = [upstream.read(), gradient.write().cast_const()];
-                match pooling {
-                    Pooling::Avg => launch(&kernel, 2, (from, to, h_, w_, n_)),
-                    Pooling::Max => launch(&kernel, 2, (from, values.read(), to, h_, w_, n_)),
+                let (upstream, to) = (upstream.read(), gradient.write());
+                launch(&kernel, 2, (upstream, values.read(), to, h_, w_, n_));
+                let mut expected = reference::pool_backward(pooling, &upstream_values, &input);
+                // The derivative of the ReLU before it.
+                for (gradient, input) in expected.values.iter_mut().zip(&input.values) {
+                    *gradient = if *input > 0.0 { *gradient } else { 0.0 };
                 }
-                let expected = reference::pool_backward(pooling, &upstream_values, &input);
                 check(&case, &gradient, &expected.values, 1e-7);
             }
         }
