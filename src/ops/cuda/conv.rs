@@ -216,7 +216,11 @@ impl ImageConv {
             Arg::Int(w as i32),
             Arg::Int(self.n_out as i32),
         ];
-        self.launch("image_conv", image.device(), &args)
+        let kernel = format!("image_conv_{}", suffix(self.format.dtype())?);
+        // The blocks stride over strips of the image.
+        Gpu::of(image.device())?
+            .lock_stream()?
+            .launch(&kernel, (MAX_BLOCKS, 1), &args)
     }
 
     /// The gradient with respect to the image, `f32`.
@@ -228,22 +232,19 @@ impl ImageConv {
         gradient: &Tensor,
     ) -> Result<()> {
         let args = [
-            arg(upstream)?,
-            arg(output)?,
+            features_arg(upstream)?,
+            features_arg(output)?,
             arg(&self.kernel)?,
             arg(gradient)?,
             Arg::Int(h as i32),
             Arg::Int(w as i32),
             Arg::Int(self.n_out as i32),
         ];
-        self.launch("image_conv_backward", gradient.device(), &args)
-    }
-
-    /// The blocks stride over strips or tiles of the image.
-    fn launch(&self, kernel: &str, device: &Device, args: &[Arg]) -> Result<()> {
-        let name = format!("{kernel}_{}", suffix(self.format.dtype())?);
-        Gpu::of(device)?
+        let items = (upstream.elem_count(), self.n_out);
+        // The blocks stride over tiles of the image.
+        Gpu::of(gradient.device())?
             .lock_stream()?
-            .launch(&name, (MAX_BLOCKS, 1), args)
+            .launch_features("image_conv_backward", self.format.dtype(), items, &args)
+            .map(drop)
     }
 }

@@ -98,7 +98,7 @@ __device__ inline int output_for_tap(int index, int at, int side, int* tap) {
 
 // The gradient [h, w, 3] with respect to the image of image_conv. upstream is the gradient with
 // respect to its output, both [h, w, n]; the ReLU's derivative is applied here.
-template <typename T>
+template <typename T, int N>
 __device__ void image_conv_backward(const T* __restrict__ upstream, const T* __restrict__ output,
                                     const float* __restrict__ kernel, float* gradient, int h, int w, int n) {
     // Rows of an odd length keep neighbouring channels in different banks.
@@ -122,15 +122,19 @@ __device__ void image_conv_backward(const T* __restrict__ upstream, const T* __r
         for (int first = 0; first < n; first += CHANNEL_SLICE) {
             // All threads are done with the slice before.
             __syncthreads();
-            for (int i = threadIdx.x; i < HALO_PIXELS * CHANNEL_SLICE; i += THREADS) {
-                int channel = first + i % CHANNEL_SLICE;
-                int from_y = top + i / CHANNEL_SLICE / HALO_W - 1, from_x = left + i / CHANNEL_SLICE % HALO_W - 1;
-                float value = 0;
-                if (channel < n && from_y >= 0 && from_y < h && from_x >= 0 && from_x < w) {
-                    long long at = ((long long)from_y * w + from_x) * n + channel;
-                    value = to_float(output[at]) > 0 ? to_float(upstream[at]) : 0;
+            for (int i = threadIdx.x; i < HALO_PIXELS * (CHANNEL_SLICE / N); i += THREADS) {
+                int pixel = i / (CHANNEL_SLICE / N), channel = i % (CHANNEL_SLICE / N) * N;
+                int from_y = top + pixel / HALO_W - 1, from_x = left + pixel % HALO_W - 1;
+                Pack<T, N> gradients = {}, outputs = {};
+                if (first + channel < n && from_y >= 0 && from_y < h && from_x >= 0 && from_x < w) {
+                    long long at = (((long long)from_y * w + from_x) * n + first + channel) / N;
+                    gradients = load<N>(upstream, at), outputs = load<N>(output, at);
                 }
-                masked[i % CHANNEL_SLICE][i / CHANNEL_SLICE] = value;
+#pragma unroll
+                for (int k = 0; k < N; k++) {
+                    bool open = to_float(outputs.values[k]) > 0;
+                    masked[channel + k][pixel] = open ? to_float(gradients.values[k]) : 0;
+                }
             }
             for (int i = threadIdx.x; i < 27 * CHANNEL_SLICE; i += THREADS) {
                 int channel = first + i % CHANNEL_SLICE, at = i / CHANNEL_SLICE;
@@ -161,13 +165,23 @@ __device__ void image_conv_backward(const T* __restrict__ upstream, const T* __r
     KERNEL image_conv_##NAME(const float* image, const float* kernel, const float* bias, T* output, int h, int w,     \
                              int n) {                                                                                 \
         image_conv(image, kernel, bias, output, h, w, n);                                                             \
-    }                                                                                                                 \
+    }
+
+// For N > 1, pointers to features must be 16-byte aligned, and n a multiple of N.
+#define IMAGE_CONV_BACKWARD(NAME, T, N)                                                                               \
     KERNEL image_conv_backward_##NAME(const T* upstream, const T* output, const float* kernel, float* gradient,       \
                                       int h, int w, int n) {                                                          \
-        image_conv_backward(upstream, output, kernel, gradient, h, w, n);                                             \
+        image_conv_backward<T, N>(upstream, output, kernel, gradient, h, w, n);                                       \
     }
 
 IMAGE_CONV(f32, float)
 IMAGE_CONV(f16, Half)
 IMAGE_CONV(bf16, Bfloat)
+IMAGE_CONV_BACKWARD(f32, float, 1)
+IMAGE_CONV_BACKWARD(f16, Half, 1)
+IMAGE_CONV_BACKWARD(bf16, Bfloat, 1)
+IMAGE_CONV_BACKWARD(f32x4, float, 4)
+IMAGE_CONV_BACKWARD(f16x8, Half, 8)
+IMAGE_CONV_BACKWARD(bf16x8, Bfloat, 8)
 #undef IMAGE_CONV
+#undef IMAGE_CONV_BACKWARD

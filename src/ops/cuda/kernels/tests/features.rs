@@ -75,22 +75,26 @@ fn image_convolution<T: Feature>() {
         // Half of the outputs are 0 or below.
         let (upstream, upstream_values) = features::<T>(h, w, n, 2);
         let (output, output_values) = features::<T>(h, w, n, 3);
-        let mut gradient = Buffer::<f32>::unset(h * w * 3);
-        launch(
-            &format!("image_conv_backward_{suffix}"),
-            blocks,
-            (
-                upstream.read(),
-                output.read(),
-                weights.read(),
-                gradient.write(),
-                h_,
-                w_,
-                n_,
-            ),
-        );
         let expected = kernel.backward(&upstream_values, &output_values, Border::Replicate);
-        check(&case, &gradient, &expected.values, 1e-4);
+        let fits = |width: usize| n.is_multiple_of(width);
+        for (suffix, _) in T::KERNELS.into_iter().filter(|&(_, width)| fits(width)) {
+            let mut gradient = Buffer::<f32>::unset(h * w * 3);
+            launch(
+                &format!("image_conv_backward_{suffix}"),
+                blocks,
+                (
+                    upstream.read(),
+                    output.read(),
+                    weights.read(),
+                    gradient.write(),
+                    h_,
+                    w_,
+                    n_,
+                ),
+            );
+            let case = format!("{suffix}, {h}x{w}x{n}");
+            check(&case, &gradient, &expected.values, 1e-4);
+        }
     }
 }
 
