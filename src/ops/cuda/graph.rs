@@ -11,6 +11,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result};
 use candle_core::{Device, Error, Result};
 use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 /// The capture modes in the order they are tried. Both allow other threads' calls of the driver; the
@@ -77,6 +78,13 @@ impl CapturedGraph {
     }
 }
 
+impl Drop for CapturedGraph {
+    fn drop(&mut self) {
+        // cudarc destroys the graph in the context of the thread, whichever that is.
+        let _ = self.gpu.device.cuda_stream().context().bind_to_thread();
+    }
+}
+
 fn capture<E: Display>(
     stream: &Arc<CudaStream>,
     mode: CUstreamCaptureMode,
@@ -84,9 +92,10 @@ fn capture<E: Display>(
 ) -> std::result::Result<CudaGraph, String> {
     let begun = stream.begin_capture(mode);
     begun.map_err(|error| format!("it does not begin: {error}"))?;
-    let worked = work();
-    // The capture must be ended even if the work failed.
+    let worked = catch_unwind(AssertUnwindSafe(work));
+    // The capture must be ended even if the work failed or panicked.
     let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    let worked = worked.unwrap_or_else(|panic| resume_unwind(panic));
     worked.map_err(|error| format!("an operation refuses: {error}"))?;
     let graph = graph.map_err(|error| format!("it does not end: {error}"))?;
     graph.ok_or("it has nothing".into())
