@@ -12,8 +12,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Copies an image from the CPU to `device`. On CUDA this is asynchronous: it overlaps with the
-    /// GPU's computation and with the caller's.
+    /// Copies an image from the CPU to `device`. On CUDA this is asynchronous: the copy is enqueued
+    /// after the GPU's work so far, and the caller goes on.
     pub fn upload(&mut self, image: &Tensor, device: &Device) -> Result<Tensor> {
         match device {
             #[cfg(feature = "cudnn")]

@@ -4,7 +4,7 @@
 
 use super::super::with_values;
 use super::Gpu;
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice};
 use candle_core::cuda_backend::{CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Result, Storage, Tensor, bail};
@@ -29,26 +29,21 @@ impl UploadBuffer {
 /// Pinned buffers that are kept from frame to frame.
 pub struct Staging {
     gpu: Arc<Gpu>,
-    /// The stream of the uploads.
-    stream: Arc<CudaStream>,
     uploads: Vec<UploadBuffer>,
     download: Option<PinnedHostSlice<f32>>,
 }
 
 impl Staging {
     pub fn new(device: &Device) -> Result<Self> {
-        let gpu = Gpu::of(device)?;
-        let stream = gpu.device.cuda_stream().context().new_stream().w()?;
         Ok(Self {
-            gpu,
-            stream,
+            gpu: Gpu::of(device)?,
             uploads: Vec::new(),
             download: None,
         })
     }
 
-    /// Copies an image from the CPU, without waiting for the copy. Work that is enqueued on the main
-    /// stream after the call waits for it.
+    /// Copies an image from the CPU on the main stream, without waiting for the copy. A stream of its own
+    /// would gain nothing: the image's memory is allocated in the order of the main stream's work.
     pub fn upload(&mut self, image: &Tensor) -> Result<Tensor> {
         let (device, count) = (&self.gpu.device, image.elem_count());
         let main = device.cuda_stream();
@@ -57,7 +52,7 @@ impl Staging {
             Some(index) => index,
             None => {
                 if self.uploads.len() == MAX_UPLOAD_BUFFERS {
-                    self.stream.synchronize().w()?;
+                    main.synchronize().w()?;
                     self.uploads.clear();
                 }
                 // SAFETY: it is written before it is read.
@@ -72,12 +67,10 @@ impl Staging {
         let UploadBuffer { memory, uploaded } = &mut self.uploads[index];
         let host = memory.as_mut_slice().w()?;
         with_values(image, |values: &[f32]| host.copy_from_slice(values))?;
-        // SAFETY: it is written before it is read, as the streams wait for each other.
+        // SAFETY: it is written before it is read.
         let mut slice = unsafe { device.alloc::<f32>(count)? };
-        self.stream.join(&main).w()?;
-        self.stream.memcpy_htod(memory, &mut slice).w()?;
-        *uploaded = Some(self.stream.record_event(None).w()?);
-        main.join(&self.stream).w()?;
+        main.memcpy_htod(memory, &mut slice).w()?;
+        *uploaded = Some(main.record_event(None).w()?);
         let storage = CudaStorage::wrap_cuda_slice(slice, device.clone());
         Ok(Tensor::from_storage(
             Storage::Cuda(storage),
@@ -116,6 +109,6 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         // Uploads in flight still read the pinned memory.
-        let _ = self.stream.synchronize();
+        let _ = self.gpu.device.cuda_stream().synchronize();
     }
 }
