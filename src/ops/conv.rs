@@ -217,9 +217,9 @@ impl Conv3x3 {
     /// Writes the gradient with respect to the input to `gradient` `[height, width, in_channels]`.
     ///
     /// `upstream` is the gradient with respect to the output, and `output` the output of
-    /// [`Self::forward`]: where it is not above 0, the ReLU passes no gradient. The CUDA backend
-    /// also zeroes `upstream` there, unless `masked` says that it is already.
-    #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
+    /// [`Self::forward`]: where it is not above 0, the ReLU passes no gradient. `masked` says that
+    /// `upstream` is 0 there already; the CPU's kernels look all the same. The CUDA backend zeroes
+    /// `upstream` there in place, unless it is `masked`.
     pub fn backward(
         &self,
         upstream: &Tensor,
@@ -291,10 +291,13 @@ impl Conv3x3 {
             Backend::Composed {
                 adjoint, format, ..
             } => {
-                let mask = to_f32(&output.gt(0f64)?)?;
-                let masked = (self.operand(*format, upstream)? * mask)?;
-                let masked = masked.permute((2, 0, 1))?.unsqueeze(0)?;
-                let full = adjoint.forward(&masked)?.squeeze(0)?;
+                let upstream = self.operand(*format, upstream)?;
+                let upstream = match masked {
+                    true => upstream,
+                    false => (upstream * to_f32(&output.gt(0f64)?)?)?,
+                };
+                let upstream = upstream.permute((2, 0, 1))?.unsqueeze(0)?;
+                let full = adjoint.forward(&upstream)?.squeeze(0)?;
                 let full = match self.border {
                     Border::Zeros => full,
                     Border::Replicate => fold(&fold(&full, 1)?, 2)?,

@@ -45,8 +45,8 @@ impl Pooling {
 
     /// Writes the gradient with respect to `input` to `gradient` of the same shape, from
     /// `upstream`, that with respect to the output. Of several equal maxima the first gets the
-    /// gradient. `input` is the output of a ReLU, whose derivative the CUDA kernels apply too: their
-    /// gradient is 0 where `input` is.
+    /// gradient. `input` is the output of a ReLU, whose derivative is applied too, but by the CPU's
+    /// kernels: the gradient is 0 where `input` is.
     pub fn backward(self, upstream: &Tensor, input: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, n) = pooled_dims(input, upstream)?;
         if gradient.dims() != input.dims() {
@@ -74,7 +74,8 @@ impl Pooling {
                         &to_f32(upstream)?,
                     )?,
                 };
-                store(gradient, &join_windows(&shares, h, w)?, false)
+                let mask = to_f32(&input.gt(0f64)?)?;
+                store(gradient, &(join_windows(&shares, h, w)? * mask)?, false)
             }
         }
     }
@@ -315,13 +316,21 @@ mod tests {
         assert!(error < 1e-6, "{case}: {error}");
 
         let upstream = Array::random(h / 2, w / 2, n, 3);
+        // Where the input is not above 0, the gradient may be masked or not.
+        let mask: Vec<f64> = input.values.iter().map(|x| f64::from(*x > 0.0)).collect();
         let expected = pool_backward(pooling, &upstream, &input).values;
+        let expected: Vec<f64> = expected.iter().zip(&mask).map(|(g, m)| g * m).collect();
         // What is there before is overwritten.
         let gradient = Array::random(h, w, n, 4).tensor();
         pooling
             .backward(&upstream.tensor(), &input.tensor(), &gradient)
             .unwrap();
-        let error = relative_error(&gradient, &expected);
+        let mask = Array {
+            values: mask,
+            ..input
+        }
+        .tensor();
+        let error = relative_error(&(gradient * mask).unwrap(), &expected);
         assert!(error < 1e-6, "{case}, gradient: {error}");
     }
 
