@@ -27,9 +27,10 @@ const FALLBACK_TILE: usize = 64;
 /// How often an algorithm is timed; the minimum counts.
 const TIMING_ROUNDS: usize = 5;
 
-/// Runs that are timed together. The host launches later ones while the GPU computes, so that the
-/// time is the GPU's.
-const RUNS_PER_ROUND: usize = 10;
+/// Runs that are timed together: as many as take about so long in milliseconds, and at most so many.
+/// The host launches later ones while the GPU computes, so that launches count less.
+const ROUND_MS: f32 = 1.0;
+const MAX_ROUND_RUNS: usize = 10;
 
 /// A cuDNN handle that enqueues on one stream, for one thread at a time.
 pub struct CudnnHandle(cudnnHandle_t);
@@ -292,7 +293,7 @@ impl CudnnConvolution {
     }
 
     /// The time of a run of an algorithm in milliseconds, the minimum over some rounds; over fewer if it
-    /// is more than twice `limit`.
+    /// is more than twice `limit`, and over none if a single run takes a round's time more than that.
     fn time(
         &self,
         stream: &StreamGuard,
@@ -302,7 +303,6 @@ impl CudnnConvolution {
     ) -> Result<f32> {
         use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
         let cuda_stream = stream.handles.stream.clone();
-        let mut shortest = f32::INFINITY;
         let mut run = || {
             self.run(stream, algorithm, operands)?;
             match algorithm.is_fused() {
@@ -310,16 +310,23 @@ impl CudnnConvolution {
                 false => epilogue(stream),
             }
         };
-        // A warm-up, which shows whether the algorithm is supported.
-        run()?;
-        cuda_stream.synchronize().w()?;
-        for _ in 0..TIMING_ROUNDS {
+        let mut time = |runs: usize| {
             let begun = cuda_stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
-            (0..RUNS_PER_ROUND).try_for_each(|_| run())?;
+            (0..runs).try_for_each(|_| run())?;
             let ended = cuda_stream.record_event(Some(CU_EVENT_DEFAULT)).w()?;
             cuda_stream.synchronize().w()?;
-            let time = begun.elapsed_ms(&ended).w()? / RUNS_PER_ROUND as f32;
-            shortest = shortest.min(time);
+            Ok::<_, Error>(begun.elapsed_ms(&ended).w()? / runs as f32)
+        };
+        // A warm-up, which shows whether the algorithm is supported.
+        time(1)?;
+        let single = time(1)?;
+        if single > 2.0 * limit + ROUND_MS {
+            return Ok(single);
+        }
+        let runs = ((ROUND_MS / single) as usize).clamp(1, MAX_ROUND_RUNS);
+        let mut shortest = f32::INFINITY;
+        for _ in 0..TIMING_ROUNDS {
+            shortest = shortest.min(time(runs)?);
             if shortest > 2.0 * limit {
                 break;
             }

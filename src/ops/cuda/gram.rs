@@ -16,11 +16,12 @@ use std::ptr::from_ref;
 /// The workspace of cuBLAS.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// The split over positions (split-K): positions per partial Gram matrix at least, give or take a quarter
-/// of the number of splits; the number of splits at most; the values of all partial matrices at most.
+/// The split over positions (split-K): the positions that a partial Gram matrix should have, where the
+/// number of splits may be a quarter off to divide all positions evenly; the number of splits at most;
+/// the values of all partial matrices at most.
 /// With tiles of 128x128, cuBLAS has 4 and 16 blocks for each of conv3_1's and conv4_1's. At 640x360 this
 /// makes 120 and 128 blocks for the 132 SMs of an H200.
-const MIN_SPLIT_POSITIONS: usize = 512;
+const SPLIT_POSITIONS: usize = 512;
 const MAX_SPLITS: usize = 128;
 pub const MAX_PARTIAL_VALUES: usize = 4 << 20;
 
@@ -75,7 +76,7 @@ fn split_products(stream: &StreamGuard, features: &Tensor, [m, n]: [usize; 2]) -
 /// The number of splits of `m` positions, at most `max`. Divisors of `m` are preferred, as a remainder
 /// takes a product of its own.
 fn split_count(m: usize, max: usize) -> usize {
-    let wished = (m / MIN_SPLIT_POSITIONS).clamp(1, max);
+    let wished = (m / SPLIT_POSITIONS).clamp(1, max);
     (0..=wished / 4)
         .flat_map(|distance| [wished + distance, wished - distance])
         .find(|&splits| splits <= max && m.is_multiple_of(splits))

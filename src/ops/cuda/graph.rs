@@ -44,9 +44,9 @@ impl CapturedGraph {
         {
             let main = lock(&gpu.main);
             stream.join(&main.stream).w()?;
-            let done = on_capture_stream(&mut work);
+            let done = catch_unwind(AssertUnwindSafe(|| on_capture_stream(&mut work)));
             main.stream.join(&stream).w()?;
-            done?;
+            done.unwrap_or_else(|panic| resume_unwind(panic))?;
         }
         stream.synchronize().w()?;
         let mut refused = Vec::new();

@@ -161,7 +161,8 @@ impl DevicePairs {
         self.state.narrow(0, 3, 1)?.zero_set()
     }
 
-    /// The address of the inner products with the first or the second vector.
+    /// The address of the inner products with the first or the second vector. `direction` uses the first
+    /// as scratch.
     fn row_products(&self, which: usize) -> Result<u64> {
         let start = which * (2 * self.history + 2) * size_of::<f64>();
         Ok(address(&self.row_products)? + start as u64)

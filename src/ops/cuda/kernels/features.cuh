@@ -186,7 +186,7 @@ KERNEL gram_average(const float* products, int splits, double positions, float* 
     });
 }
 
-// residual [n, n] = the same - target [n, n], which is symmetric, and partial sums of residual^2.
+// residual [n, n] = that average - target [n, n], which is symmetric, and partial sums of residual^2.
 KERNEL gram_residual(const float* products, int splits, double positions, const float* target, float* residual,
                      double* partials, int n) {
     double sum = 0;
