@@ -5,11 +5,14 @@
 
 use super::settings::{InvalidSetting, Settings, weights_by_name};
 use crate::stylizer::config::ConfigError;
-use crate::stylizer::style::StyleImage;
+use crate::stylizer::style::{self, StyleImage};
 use crate::stylizer::{self, Stylizer, device};
 use crate::vgg::weights::WeightsSource;
 use crate::vgg::{Precision, Vgg, shared};
 use gst::{ErrorMessage, ResourceError, error_msg};
+use std::fmt::Display;
+use std::panic::{UnwindSafe, catch_unwind};
+use std::path::Path;
 
 /// The stylizer that `settings` describe, and why it is on the CPU if `device=auto` found no usable
 /// GPU in a build with CUDA.
@@ -60,7 +63,20 @@ fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
 pub fn style(settings: &Settings) -> Result<StyleImage, String> {
     let path = settings.style_path();
     let path = path.ok_or("style-image is not set: the path of an image is needed")?;
-    StyleImage::load(&path).map_err(|error| format!("style-image=‘{}’: {error}", path.display()))
+    decode(&path, StyleImage::load)
+}
+
+/// Decodes a style image. A panic of the decoder is an error like any other: it would make the element
+/// unusable or, beside the stream, abort the process.
+fn decode(
+    path: &Path,
+    load: impl FnOnce(&Path) -> Result<StyleImage, style::Error> + UnwindSafe,
+) -> Result<StyleImage, String> {
+    let fault = |cause: &dyn Display| format!("style-image=‘{}’: {cause}", path.display());
+    match catch_unwind(|| load(path)) {
+        Ok(style) => style.map_err(|error| fault(&error)),
+        Err(_) => Err(fault(&"the image decoder panicked")),
+    }
 }
 
 /// Gives a running stylizer the settings. Where one cannot be used, the value in use is kept; the
@@ -86,4 +102,18 @@ pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
         }
     }
     refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoder_that_panics_is_an_error() {
+        let error = decode(Path::new("a.png"), |_| panic!("of a decoder, for a test"));
+        assert_eq!(
+            error.unwrap_err(),
+            "style-image=‘a.png’: the image decoder panicked"
+        );
+    }
 }
