@@ -183,7 +183,7 @@ fn a_folder_that_cannot_be_written_is_warned_of_once() {
     let taken = files.dir.path().join("taken");
     fs::create_dir_all(taken.join("flow-000001.png")).unwrap();
     let refused: [(PathBuf, &str); 3] = [
-        (file.clone(), "not a directory"),
+        (file.clone(), "it is a file, not a folder"),
         (file.join("below"), "Not a directory"),
         (taken, "Is a directory"),
     ];

@@ -73,7 +73,7 @@ impl MotionDump {
 
 fn create_folder(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+        io::ErrorKind::AlreadyExists => io::Error::other("it is a file, not a folder"),
         _ => error,
     })
 }
@@ -85,7 +85,7 @@ fn picture((h, w): (usize, usize), colour: impl Fn(usize, usize) -> [u8; 3]) -> 
 }
 
 /// The motion of each pixel since the frame before: its direction as hue, its length as saturation.
-/// The longest motion of a visible pixel is fully saturated, rest is white.
+/// The longest motion of a visible pixel is fully saturated; what does not move is white.
 fn flow_picture(motion: &Motion, size: (usize, usize)) -> RgbImage {
     let backward = &motion.backward;
     let scale = motion.scale as f32;

@@ -162,7 +162,8 @@ properties! {
          looks at where the frame starts, so 1 paints nothing", CONTROLLABLE;
     initial_iterations: u32 = config.initial_iterations, (1, 100_000),
         "initial-iterations", "Initial iterations",
-        "Iterations for the first frame, and the first after a scene cut, a seek or a change of format", CONTROLLABLE;
+        "Iterations for the first frame, and the first after a scene cut, a seek, a change of format or a gap of over a \
+         second", CONTROLLABLE;
     time_budget: u64 = 0, (0, u64::MAX),
         "time-budget", "Time budget",
         "Nanoseconds after which a frame's optimisation stops and the best image so far is sent (0 = none). A frame \
@@ -211,7 +212,7 @@ properties! {
         "pooling", "Pooling", "How the network halves its features", LIVE;
     max_size: u32 = config.max_size.unwrap_or(0), (0, MAX_SIDE),
         "max-size", "Maximum size",
-        "Longest side that is optimised (0 = the frame's own); a larger frame is scaled down and its result up again. \
+        "Longest side that is optimised (0 = the frame's own, up to 32768); a larger frame is scaled down and its result up again. \
          The time of a frame grows with its square", CONTROLLABLE;
     color: Color = config.color.into(), (),
         "color", "Colour", "Where the colours come from", LIVE;

@@ -342,7 +342,7 @@ mod tests {
         });
     }
 
-    /// Those of a backend are its own Gram matrices less the target, bit for bit.
+    /// A backend's residuals are its own Gram matrices less the target, bit for bit.
     #[test]
     fn residuals_are_gram_matrices_less_the_target() {
         for_each_backend(|backend| {

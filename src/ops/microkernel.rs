@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! The micro-kernel of the `f32` convolutions on the CPU (a BLIS-style GEMM): a group of rows times
-//! a packed panel of columns, with the accumulators in vector accumulators.
+//! a packed panel of columns, with the accumulators in vector registers.
 
 use aligned_vec::AVec;
 use pulp::{Arch, Simd, WithSimd};
@@ -25,7 +25,7 @@ pub fn lanes() -> usize {
     Arch::new().dispatch(Lanes)
 }
 
-/// Splits `rows` into nearly equal groups whose accumulators fit in the vector accumulators.
+/// Splits `rows` into nearly equal groups whose accumulators fit in the vector registers.
 #[inline(always)]
 pub fn row_groups<S: Simd>(rows: usize) -> impl Iterator<Item = Range<usize>> {
     // 16 registers with AVX2 (8 lanes) or without SIMD (1 lane), 32 with AVX-512 (16) or NEON (4).

@@ -14,7 +14,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 /// The longest side and the decoded size that are accepted: more than any camera's picture.
-const MAX_SIDE: u32 = 16_384;
+const MAX_FILE_SIDE: u32 = 16_384;
 const MAX_BYTES: u64 = 1 << 30;
 
 /// The largest enlargement: beyond it a style image would show nothing but the blur of resampling.
@@ -33,7 +33,7 @@ pub enum Error {
     Decode(ImageError),
     #[error("it is a JPEG image that is cut short")]
     CutShort,
-    #[error("it is larger than {MAX_SIDE}x{MAX_SIDE} pixels or than {} MiB in memory", MAX_BYTES >> 20)]
+    #[error("it is larger than {MAX_FILE_SIDE}x{MAX_FILE_SIDE} pixels or than {} MiB in memory", MAX_BYTES >> 20)]
     TooLarge,
     #[error("it is {width}x{height} pixels, and at least {MIN_SIDE}x{MIN_SIDE} are needed")]
     TooSmall { width: u32, height: u32 },
@@ -73,8 +73,8 @@ impl StyleImage {
             reader = ImageReader::with_format(file, ImageFormat::Jpeg);
         }
         let mut limits = Limits::default();
-        limits.max_image_width = Some(MAX_SIDE);
-        limits.max_image_height = Some(MAX_SIDE);
+        limits.max_image_width = Some(MAX_FILE_SIDE);
+        limits.max_image_height = Some(MAX_FILE_SIDE);
         limits.max_alloc = Some(MAX_BYTES);
         reader.limits(limits);
         let mut decoder = reader.into_decoder()?;
