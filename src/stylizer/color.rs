@@ -6,8 +6,8 @@
 
 use candle_core::{Result, Tensor};
 
-/// Rec. 601 luma of R, G and B.
-const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
+/// The weights of R, G and B in luma (Rec. 601).
+pub const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
 /// The luma of an image `[h, w, 3]`, `[h, w, 1]`.
 fn luma(image: &Tensor) -> Result<Tensor> {

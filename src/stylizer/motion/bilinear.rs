@@ -79,6 +79,13 @@ impl<const N: usize> Bilinear<N> {
     }
 }
 
+/// Converts a coordinate to a level of 1 / `scale` of the size. Pixel centres lie at integers at both
+/// sizes, and the picture's edge at -0.5.
+#[inline(always)]
+pub fn to_level(at: f32, scale: f32) -> f32 {
+    (at + 0.5) / scale - 0.5
+}
+
 /// A pixel's position along one axis of a smaller grid: the indices of the values before and after
 /// it, and the weight of the latter.
 pub type LerpIndex = (usize, usize, f32);
@@ -86,7 +93,7 @@ pub type LerpIndex = (usize, usize, f32);
 /// The positions of `pixels` along `side` values, each the mean of `scale` pixels.
 pub fn lerp_indices(pixels: usize, scale: usize, side: usize) -> Vec<LerpIndex> {
     let index = |pixel: usize| {
-        let at = (pixel as f32 + 0.5) / scale as f32 - 0.5;
+        let at = to_level(pixel as f32, scale as f32);
         let at = at.clamp(0.0, (side - 1) as f32);
         let before = at as usize;
         (before, (before + 1).min(side - 1), at - before as f32)

@@ -3,7 +3,7 @@
 //! Dense optical flow by inverse search: Kroeger, Timofte, Dai and Van Gool, "Fast optical flow
 //! using dense inverse search" (ECCV 2016), with the paper's variational refinement.
 
-use super::bilinear::Bilinear;
+use super::bilinear::{Bilinear, to_level};
 use super::boundary::sharpen;
 use super::global::{Affine, dominant, shift};
 use super::pyramid::Level;
@@ -16,7 +16,8 @@ use rayon::join;
 const WARPS: usize = 2;
 const FINEST_LEVELS: usize = 2;
 
-/// The displacement of each pixel of one level, `[h, w]`: u to the right, v down, in pixels.
+/// The displacement of each pixel of one level, `[h, w]`: u to the right, v down, in pixels of that
+/// level.
 #[derive(Clone, Debug)]
 pub struct Field {
     pub h: usize,
@@ -60,8 +61,7 @@ pub fn flow(from: &[Level], to: &[Level]) -> Field {
         let start = |(y, x): (f32, f32)| {
             let (u, v) = match &coarser {
                 Some(coarser) => {
-                    // The same point at half the size.
-                    let (u, v) = coarser.sample(0.5 * y - 0.25, 0.5 * x - 0.25);
+                    let (u, v) = coarser.sample(to_level(y, 2.0), to_level(x, 2.0));
                     (2.0 * u, 2.0 * v)
                 }
                 None => shift,

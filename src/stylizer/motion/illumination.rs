@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The illumination of a picture: its colours at a scale coarser than brush strokes.
+//! The illumination of a picture: its low-pass filtered colours, at a scale coarser than brush strokes.
 
 use super::bilinear::{LerpIndex, lerp_indices};
-use super::thumbnail::{LUMA, Rgb, SQUARE, Thumbnail};
+use super::thumbnail::{Rgb, SQUARE, Thumbnail};
+use crate::stylizer::color::LUMA;
 
-/// Side of a block, in squares of the thumbnail and in pixels: larger than a brush stroke.
+/// Side of a block, in squares of the thumbnail and in pixels of the frame: larger than a brush stroke.
 const SQUARES: usize = 2;
 const BLOCK: usize = SQUARES * SQUARE;
 
-/// The mean colours of a picture's blocks, blurred, `[h, w]`.
+/// The RGB means of a picture's blocks of 16x16 pixels, blurred by a 3x3 binomial kernel, `[h, w]`. It
+/// is the low-pass colour, not an estimate of the light alone.
 #[derive(Clone)]
 pub struct Illumination {
     h: usize,
@@ -77,7 +79,7 @@ impl Illumination {
         }
     }
 
-    /// The illumination interpolated to the picture's size of `h` by `w` pixels.
+    /// The illumination for a picture of `h` by `w` pixels, interpolated across only.
     pub fn upsampled(&self, (h, w): (usize, usize)) -> UpsampledIllumination {
         let columns = lerp_indices(w, BLOCK, self.w);
         let mut values = Vec::with_capacity(self.h * w);
@@ -95,7 +97,8 @@ impl Illumination {
     }
 }
 
-/// Illumination at each column of a picture. Rows are interpolated by whoever reads them.
+/// Illumination upsampled across only: at each column of a picture, but only at the rows of blocks.
+/// Whoever reads it interpolates down, with the rows and the weight of [`Self::row`].
 pub struct UpsampledIllumination {
     w: usize,
     rows: Vec<LerpIndex>,

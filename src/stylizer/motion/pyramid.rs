@@ -5,13 +5,14 @@
 use super::bilinear::Bilinear;
 use super::illumination::Illumination;
 use super::lanes::{LANES, lanes};
-use super::thumbnail::{self, Thumbnail};
+use super::thumbnail::Thumbnail;
 use crate::ops::with_values;
+use crate::stylizer::color::LUMA;
 use candle_core::{Result, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Pixels by which the edge is replicated on every side, for patches that reach beyond it.
+/// Pixels of each level by which its edge is replicated on every side, for patches that reach beyond it.
 pub const PAD: usize = 16;
 
 /// Lower bound of a level's shorter side: a patch of the flow still fits in.
@@ -29,11 +30,7 @@ const MAX_PIXELS: usize = 1 << 14;
 const MIN_ROWS: usize = 16;
 
 /// The weights of R, G and B of 0..1 in luma of 0..255.
-const LUMA: [f32; 3] = [
-    255.0 * thumbnail::LUMA[0],
-    255.0 * thumbnail::LUMA[1],
-    255.0 * thumbnail::LUMA[2],
-];
+const LUMA_255: [f32; 3] = [255.0 * LUMA[0], 255.0 * LUMA[1], 255.0 * LUMA[2]];
 
 /// Luma 0..255 at one size, `[h, w]`, with its edge replicated by [`PAD`] pixels.
 pub struct Level {
@@ -168,7 +165,7 @@ fn clamp_to_unit(value: f32) -> f32 {
 
 #[inline(always)]
 fn luma([r, g, b]: [f32; 3]) -> f32 {
-    LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+    LUMA_255[0] * r + LUMA_255[1] * g + LUMA_255[2] * b
 }
 
 /// One row of luma at half the size of an image, of two of its rows. Dispatched by SIMD instruction

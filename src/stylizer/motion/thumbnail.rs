@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! A picture reduced to the mean colour of its squares.
+//! A picture reduced to the mean colours of squares of 8x8 pixels.
 
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Side of a square, in pixels.
+/// Side of a square, in pixels of the frame.
 pub const SQUARE: usize = 8;
 
 pub type Rgb = [f32; 3];
-
-/// The weights of R, G and B in luma (Rec. 601).
-pub const LUMA: Rgb = [0.299, 0.587, 0.114];
 
 /// The mean colours of a picture's squares, `[h, w]`.
 pub struct Thumbnail {
@@ -40,7 +37,7 @@ impl Thumbnail {
         }
     }
 
-    /// Height and width of a square in pixels; the picture's end may cut off the last ones.
+    /// Height and width of a square in pixels. The last of a row or column may be cut off by the edge.
     pub fn square_size(&self, y: usize, x: usize) -> (usize, usize) {
         let side = |at: usize, side: usize| SQUARE.min(side - at * SQUARE);
         (side(y, self.size.0), side(x, self.size.1))
