@@ -9,18 +9,18 @@ use crate::ops::with_values;
 use candle_core::{Result, Tensor};
 use std::collections::VecDeque;
 
-/// How many frames back to look for what the last one hid: those of long-term consistency (Ruder et
-/// al. 2016, section 4.2).
+/// How many painted frames back to look for what the last one hid, for long-term consistency (Ruder et
+/// al. 2016, section 4.2). Frames that repeat a painting or continue a still one are not counted.
 const LOOKBACK: [usize; 3] = [1, 2, 4];
 
-/// Frames that are kept.
+/// Painted frames that are kept.
 const CAPACITY: usize = LOOKBACK[LOOKBACK.len() - 1];
 
 struct PaintedFrame {
     pyramid: Pyramid,
     illumination: Illumination,
-    /// The painting less the illumination, as soon as it was warped once.
-    paint: Option<Spline>,
+    /// The painting less the illumination; set when it is first warped.
+    detail: Option<Spline>,
 }
 
 /// The frames painted last.
@@ -43,7 +43,7 @@ impl FrameHistory {
         self.frames.push_front(PaintedFrame {
             pyramid,
             illumination,
-            paint: None,
+            detail: None,
         });
     }
 
@@ -51,7 +51,7 @@ impl FrameHistory {
     pub fn invalidate_latest(&mut self) {
         let latest = self.frames.front_mut();
         self.spare
-            .extend(latest.and_then(|latest| latest.paint.take()));
+            .extend(latest.and_then(|latest| latest.detail.take()));
     }
 
     pub fn clear(&mut self) {
@@ -61,27 +61,28 @@ impl FrameHistory {
     /// Drops all but the `len` latest frames.
     fn truncate(&mut self, len: usize) {
         let oldest = self.frames.drain(len.min(self.frames.len())..);
-        self.spare.extend(oldest.filter_map(|frame| frame.paint));
+        self.spare.extend(oldest.filter_map(|frame| frame.detail));
     }
 
-    /// Fits the spline of the latest frame's painting `[h, w, 3]`, unless that was done.
+    /// Fits the spline of the detail of the latest frame's painting `[h, w, 3]`, unless that was done.
     pub fn prepare(&mut self, painting: &Tensor) -> Result<()> {
         let (h, w, _) = painting.dims3()?;
         if let Some(latest) = self.frames.front_mut()
-            && latest.paint.is_none()
+            && latest.detail.is_none()
         {
             let illumination = latest.illumination.upsampled((h, w));
             let spare = self.spare.pop();
-            latest.paint = Some(with_values(painting, |painting: &[f32]| {
+            latest.detail = Some(with_values(painting, |painting: &[f32]| {
                 Spline::new(painting, &illumination, (h, w), spare)
             })?);
         }
         Ok(())
     }
 
-    /// The last frame and the older ones to fall back on, of those prepared, the latest first.
-    pub fn paintings(&self) -> impl Iterator<Item = (&Pyramid, &Spline)> {
+    /// The last frame and the older ones to fall back on, of those prepared, with the details of their
+    /// paintings, the latest first.
+    pub fn details(&self) -> impl Iterator<Item = (&Pyramid, &Spline)> {
         let frames = LOOKBACK.iter().filter_map(|back| self.frames.get(back - 1));
-        frames.filter_map(|frame| Some((&frame.pyramid, frame.paint.as_ref()?)))
+        frames.filter_map(|frame| Some((&frame.pyramid, frame.detail.as_ref()?)))
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Warps paintings and composes a frame's start of them, row by row.
+//! Warps paintings and composes a frame's start of them, row by row. What is warped is a painting's
+//! detail: the painting less the illumination of its frame. That of the new frame is added to it.
 
 use super::Motion;
-use super::bilinear::{Bilinear, LerpIndex, lerp_indices};
+use super::bilinear::{Bilinear, LerpIndex, lerp_indices, to_level};
 use super::exemplars::Exemplars;
 use super::illumination::UpsampledIllumination;
 use super::lanes::{LANES, Lanes, lanes, load, store};
@@ -14,11 +15,11 @@ use pulp::NullaryFnOnce;
 
 const ZERO: Lanes = [0.0; LANES];
 
-/// A painting, and the motion of a frame since.
+/// The detail of a painting, and the motion of a frame since.
 pub struct MovedPainting<'a> {
-    paint: &'a Spline,
+    detail: &'a Spline,
     motion: &'a Motion,
-    /// Where the frame's rows are in those of the motion.
+    /// The position of each of the frame's rows among those of the motion.
     rows: Vec<LerpIndex>,
 }
 
@@ -29,8 +30,8 @@ pub struct StartScratch {
     spare: PaddedRow,
     /// The part of each pixel that no painting covers yet.
     uncovered: Vec<f32>,
-    /// The warped paint, RGB, with room for the last pixel's fourth channel.
-    paint: Vec<f32>,
+    /// The warped details, RGB, with room for the last pixel's fourth value.
+    warped: Vec<f32>,
 }
 
 impl StartScratch {
@@ -42,16 +43,16 @@ impl StartScratch {
             flow: [row(), row(), row()],
             spare: row(),
             uncovered: vec![0.0; len],
-            paint: vec![0.0; 3 * len + 1],
+            warped: vec![0.0; 3 * len + 1],
         }
     }
 }
 
 impl<'a> MovedPainting<'a> {
     /// For frames of `h` rows.
-    pub fn new(paint: &'a Spline, motion: &'a Motion, h: usize) -> Self {
+    pub fn new(detail: &'a Spline, motion: &'a Motion, h: usize) -> Self {
         Self {
-            paint,
+            detail,
             motion,
             rows: lerp_indices(h, motion.scale, motion.visible.h),
         }
@@ -75,7 +76,7 @@ impl<'a> MovedPainting<'a> {
         }
     }
 
-    /// Adds the latest painting to row `y`.
+    /// Adds the detail of the latest painting to row `y`.
     #[inline(always)]
     fn add(&self, y: usize, w: usize, scratch: &mut StartScratch) {
         self.set_flow(y, w, scratch);
@@ -83,22 +84,23 @@ impl<'a> MovedPainting<'a> {
             let [u, v, reliable] = &scratch.flow;
             let load = |row: &PaddedRow| load(&row.0, LANES + x);
             let (flow, reliable) = ([load(u), load(v)], load(reliable));
-            self.add_pixels(y, x, flow, reliable, scratch, |paint, pixel| {
-                // The next pixel overwrites the fourth channel.
-                paint.copy_from_slice(&pixel);
+            self.add_pixels(y, x, flow, reliable, scratch, |warped, pixel| {
+                // Pixels are written as four values at a stride of three. The fourth, which is padding,
+                // spills into the next pixel, which is written after it.
+                warped.copy_from_slice(&pixel);
             });
         }
     }
 
-    /// Adds an older painting to row `y` where later ones left pixels uncovered and its flow is
-    /// reliable.
+    /// Adds the detail of an older painting to row `y` where later ones left pixels uncovered and its
+    /// flow is reliable.
     #[inline(always)]
     fn add_older(&self, y: usize, w: usize, scratch: &mut StartScratch) {
         let Motion {
             backward, reliable, ..
         } = self.motion;
         let scale = self.motion.scale as f32;
-        let to_grid = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
+        let to_grid = |pixel: usize| to_level(pixel as f32, scale);
         for x in (0..w).step_by(LANES) {
             if load(&scratch.uncovered, x) == ZERO {
                 continue;
@@ -112,17 +114,17 @@ impl<'a> MovedPainting<'a> {
             let [u, v] = [&backward.u, &backward.v];
             let (u, v) = (points.sample(u), points.sample(v));
             let flow = [lanes(|i| scale * u[i]), lanes(|i| scale * v[i])];
-            self.add_pixels(y, x, flow, reliable, scratch, |paint, pixel| {
-                for (paint, value) in paint.iter_mut().zip(&pixel[..3]) {
-                    *paint += value;
+            self.add_pixels(y, x, flow, reliable, scratch, |warped, pixel| {
+                for (warped, value) in warped.iter_mut().zip(&pixel[..3]) {
+                    *warped += value;
                 }
             });
         }
     }
 
-    /// Adds the warped painting to the pixels of row `y` from `x` on, as far as they are uncovered and
-    /// the flow is reliable. It is not at motion boundaries, where strokes would be drawn out frame
-    /// by frame.
+    /// Adds the warped detail to [`LANES`] pixels of row `y` from `x` on, as far as they are uncovered and
+    /// the flow is reliable, which it is not at motion boundaries: strokes would be drawn out there,
+    /// frame by frame. `add` takes the destination and the weighted pixel, four values each.
     #[inline(always)]
     fn add_pixels(
         &self,
@@ -137,7 +139,7 @@ impl<'a> MovedPainting<'a> {
         let source_y = lanes(|i| y as f32 + v[i]);
         let source_x = lanes(|i| x as f32 + i as f32 + u[i]);
         let covered = lanes(|i| {
-            let inside = self.paint.contains(source_y[i], source_x[i]);
+            let inside = self.detail.contains(source_y[i], source_x[i]);
             uncovered[i] * reliable[i] * f32::from(inside)
         });
         if covered == ZERO {
@@ -145,17 +147,17 @@ impl<'a> MovedPainting<'a> {
         }
         let mut phases = [[0; 2]; LANES];
         for i in 0..LANES {
-            phases[i] = self.paint.phase(source_y[i], source_x[i]);
+            phases[i] = self.detail.phase(source_y[i], source_x[i]);
         }
         let mut columns = [[0.0; LANES]; LANES];
         for i in 0..LANES {
             if covered[i] > 0.0 {
-                columns[i] = self.paint.columns(phases[i]);
+                columns[i] = self.detail.columns(phases[i]);
             }
         }
         for i in 0..LANES {
             let pixel = sum_columns(&columns[i]).map(|value| covered[i] * value);
-            add(&mut scratch.paint[3 * (x + i)..][..4], pixel);
+            add(&mut scratch.warped[3 * (x + i)..][..4], pixel);
         }
         store(
             &mut scratch.uncovered,
@@ -178,10 +180,10 @@ fn upsample(row: &mut PaddedRow, len: usize, to: &mut PaddedRow, doubled: usize)
     }
 }
 
-/// Where the RGB differences to the frame before sum to less than the first, what is uncovered keeps
-/// the strokes that were there; above the second, it takes its exemplar's. Between them they are
-/// blended.
+/// The sum of the absolute RGB differences (0..1 each) to the frame before up to which an uncovered
+/// pixel keeps the strokes that were there. From here to [`OTHER_COLOUR`] its exemplar's are blended in.
 const SAME_COLOUR: f32 = 0.1;
+/// The same sum from which an uncovered pixel takes its exemplar's strokes alone.
 const OTHER_COLOUR: f32 = 0.3;
 
 /// One row of a start, dispatched by SIMD instruction set.
@@ -210,7 +212,7 @@ impl NullaryFnOnce for StartRow<'_> {
         let w = self.confidence.len();
         self.scratch.uncovered.fill(0.0);
         self.scratch.uncovered[..w].fill(1.0);
-        self.scratch.paint.fill(0.0);
+        self.scratch.warped.fill(0.0);
         self.latest.add(self.y, w, self.scratch);
         for older in self.older {
             older.add_older(self.y, w, self.scratch);
@@ -225,20 +227,20 @@ impl NullaryFnOnce for StartRow<'_> {
 }
 
 impl StartRow<'_> {
-    /// Sets `count` pixels of the image from `x` on: the warped paint in this frame's illumination,
-    /// and the fill where it does not cover them.
+    /// Sets `count` pixels of the image from `x` on: the warped detail in this frame's illumination, and
+    /// the fill where it does not cover them.
     #[inline(always)]
     fn compose(&mut self, x: usize, count: usize) {
         let range = 3 * x..3 * (x + count);
         let ([above, below], t) = self.illumination.row(self.y);
         let (above, below) = (&above[range.clone()], &below[range.clone()]);
         let illumination = |i: usize| above[i] + t * (below[i] - above[i]);
-        let paint = &self.scratch.paint[range.clone()];
+        let warped = &self.scratch.warped[range.clone()];
         let uncovered = load(&self.scratch.uncovered, x);
         if uncovered == ZERO {
             let image = &mut self.image[range];
             for i in 0..image.len() {
-                image[i] = (paint[i] + illumination(i)).clamp(0.0, 1.0);
+                image[i] = (warped[i] + illumination(i)).clamp(0.0, 1.0);
             }
             return;
         }
@@ -249,7 +251,7 @@ impl StartRow<'_> {
             weights[i] = uncovered[i / 3];
         }
         for i in 0..image.len() {
-            let value = paint[i] + (1.0 - weights[i]) * illumination(i) + weights[i] * fill[i];
+            let value = warped[i] + (1.0 - weights[i]) * illumination(i) + weights[i] * fill[i];
             image[i] = value.clamp(0.0, 1.0);
         }
     }

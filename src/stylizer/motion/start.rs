@@ -20,8 +20,8 @@ const MIN_HIDDEN: f32 = 0.002;
 pub struct Start {
     /// `[h, w, 3]`
     pub image: Tensor,
-    /// The part of each pixel that reliably comes from earlier paintings, `[h, w, 1]`: its weight in
-    /// the temporal loss.
+    /// The part of each pixel, 0..1, that reliably comes from earlier paintings, `[h, w, 1]`: its weight
+    /// c in the temporal loss (Ruder et al. 2016, eq. 7).
     pub confidence: Tensor,
 }
 
@@ -49,23 +49,23 @@ impl Start {
     ) -> Result<Self> {
         let (h, w, _) = frames.now.dims3()?;
         history.prepare(frames.painting)?;
-        let mut paintings = history.paintings();
-        let Some((before, paint)) = paintings.next() else {
+        let mut details = history.details();
+        let Some((before, detail)) = details.next() else {
             bail!("no painted frame to start from");
         };
         let exemplars = Exemplars::new(&pyramid.thumbnail, &before.thumbnail, motion);
-        let latest = MovedPainting::new(paint, motion, h);
+        let latest = MovedPainting::new(detail, motion, h);
         let older: Vec<_> = match motion.visible.mean() > 1.0 - MIN_HIDDEN {
             true => Vec::new(),
-            false => paintings.collect(),
+            false => details.collect(),
         };
         let older = older.into_par_iter();
         let older: Vec<_> = older
-            .map(|(before, paint)| (paint, Motion::since_older(pyramid, before)))
+            .map(|(before, detail)| (detail, Motion::since_older(pyramid, before)))
             .collect();
         let older = older.iter();
         let older: Vec<_> = older
-            .map(|(paint, motion)| MovedPainting::new(paint, motion, h))
+            .map(|(detail, motion)| MovedPainting::new(detail, motion, h))
             .collect();
         let illumination = frames.illumination.upsampled((h, w));
         let mut image = vec![0.0; h * w * 3];
