@@ -11,7 +11,7 @@ use pulp::{Arch, Simd, WithSimd};
 /// so many pixels counts a quarter.
 const SCALES: [f64; 6] = [8.0, 4.0, 2.0, 1.0, 1.0, 0.5];
 
-/// Shifts of the whole picture are searched up to 1 / this of its sides.
+/// Shifts of the whole picture are searched up to 1 / this of its sides, in pixels of the coarsest level.
 const SHIFT_DIVISOR: isize = 4;
 
 /// Nor beyond so many pixels: the coarsest level of a thin picture is long.
@@ -23,8 +23,11 @@ const MAX_VARIANCE_RATIO: f32 = 0.8;
 /// The part of the structure that has to follow the dominant motion for it to count as one.
 const MIN_AGREEMENT: f64 = 0.2;
 
-/// The shift (u, v) by whole pixels under which the images differ least where they overlap, by
-/// exhaustive search.
+/// The shift (u, v) by whole pixels under which the difference of the images varies least where they
+/// overlap, by exhaustive search up to a quarter of each side; 0 unless that is clearly better.
+///
+/// It is where a flow starts at its coarsest level. `scene::pan` would not do: it has a translation for
+/// any two frames, however little they have in common, and a wrong start would lead every patch astray.
 pub fn shift(from: &Level, to: &Level) -> (f32, f32) {
     Arch::new().dispatch(ShiftSearch { from, to })
 }

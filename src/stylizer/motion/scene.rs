@@ -17,41 +17,46 @@ pub const DEFAULT_SCENE_CUT: f64 = 0.7;
 /// Most pixels of the level at which structure is compared.
 const MAX_COMPARED_PIXELS: usize = 1 << 14;
 
-/// Side of a block, in pixels of that level.
+/// Side of a block, in pixels of the compared level.
 const BLOCK: usize = 8;
+/// Pixels of a block.
 const AREA: f32 = (BLOCK * BLOCK) as f32;
 
-/// The standard deviation at which a block's weight is one half. Grain of 10 in each channel has less.
-const FAINT: f32 = 3.0;
-/// The same for both frames as wholes. The first frame of a fade from black stays below it.
-const FAINT_FRAME: f64 = 3.0;
+/// The standard deviation of a block's luma at which its weight is one half. Grain with a deviation of 10
+/// in each channel stays below it.
+const HALF_WEIGHT_DEVIATION: f32 = 3.0;
+/// The same for the frames as wholes: the root of their blocks' mean variance, summed over both. The
+/// first frame of a fade from black stays below it.
+const HALF_WEIGHT_FRAME_DEVIATION: f64 = 3.0;
 
-/// Luma above which structure may be lost to overexposure, and by how much that reduces a block's
-/// weight.
-const OVEREXPOSED: f32 = 245.0;
-const DISTRUST: f32 = 0.9;
+/// Luma (0..255) of the frame before above which structure may be lost to overexposure.
+const OVEREXPOSED_LUMA: f32 = 245.0;
+/// The part by which the weight of a block is reduced if all its pixels are overexposed.
+const OVEREXPOSURE_DISCOUNT: f32 = 0.9;
 
-/// ρ², the share of a block's variance that is explained, up to which it may be by chance and from which
-/// it is surely the same structure.
-const CHANCE: f32 = 0.2;
-const SAME: f32 = 0.8;
+/// The squared normalised cross-correlation ρ², which is the share of a block's variance that is
+/// explained, up to which the likeness may be by chance.
+const CHANCE_SQUARED_CORRELATION: f32 = 0.2;
+/// ρ² from which it is surely the same structure.
+const SAME_SQUARED_CORRELATION: f32 = 0.8;
 
-/// The variance of rounding to integers, which is no structure.
-const ROUNDING: f32 = 0.01;
+/// The variance of luma that rounding to integers makes, which is no structure.
+const ROUNDING_VARIANCE: f32 = 0.01;
 
-/// The forward-backward error of the flow at which it is not trusted: in pixels, plus a share of the
-/// displacement.
-const MAX_ERROR: f32 = 0.5;
-const RELATIVE_ERROR: f32 = 0.1;
-/// The flow's change across a block, in pixels per pixel, at which it is not trusted. Flow without
+/// The forward-backward error of the flow at which it is not trusted: in pixels of the compared level,
+/// plus a share of the displacement.
+const MAX_FLOW_ERROR: f32 = 0.5;
+const RELATIVE_FLOW_ERROR: f32 = 0.1;
+/// The gradient of the flow across a block, in pixels per pixel, at which it is not trusted. Flow without
 /// structure to follow is arbitrary.
-const MAX_BEND: f32 = 0.4;
+const MAX_FLOW_GRADIENT: f32 = 0.4;
 
-/// Scores by the flow alone below this are final: no pan is searched for.
-const CLEAR: f64 = 0.2;
+/// A [`cut_score`] by the flow alone below this is final: no pan is searched for.
+const CLEAR_SCORE: f64 = 0.2;
 
-/// The weight of the prior that a frame shows the same scene, in blocks per block.
-const PRIOR: f64 = 0.01;
+/// The weight of the prior that a frame shows the same scene, per block: a block of full structure
+/// weighs 1.
+const PRIOR_WEIGHT: f64 = 0.01;
 
 /// How surely `now` begins a new scene, 0..1: the share of its structure that is found in `before`
 /// neither along the flow nor along a pan.
@@ -78,18 +83,22 @@ fn unexplained(now: &Pyramid, before: &Pyramid, flows: [&Field; 2]) -> f64 {
         let origin = [index / columns * BLOCK, index % columns * BLOCK];
         let block = Block::new(level, origin);
         variance += f64::from(block.variance + Block::new(other, origin).variance);
-        let trust = 1.0 - DISTRUST * overexposed(other, origin);
-        let weight = f64::from(trust * soft_step(block.variance / (FAINT * FAINT)));
+        let trust = 1.0 - OVEREXPOSURE_DISCOUNT * overexposed(other, origin);
+        let weight = f64::from(
+            trust * soft_step(block.variance / (HALF_WEIGHT_DEVIATION * HALF_WEIGHT_DEVIATION)),
+        );
         let found = f64::from(block.found_by_flow(flows, other, compared));
         total += weight;
         explained += weight * found;
         blocks.push((block, weight, found));
     }
-    let structure = soft_step((variance / count / (FAINT_FRAME * FAINT_FRAME)) as f32);
+    let structure = soft_step(
+        (variance / count / (HALF_WEIGHT_FRAME_DEVIATION * HALF_WEIGHT_FRAME_DEVIATION)) as f32,
+    );
     let unexplained = |explained: f64| {
-        f64::from(structure) * (total - explained).max(0.0) / (total + PRIOR * count)
+        f64::from(structure) * (total - explained).max(0.0) / (total + PRIOR_WEIGHT * count)
     };
-    if unexplained(explained) < CLEAR {
+    if unexplained(explained) < CLEAR_SCORE {
         return unexplained(explained);
     }
     let pan = pan(now, before, compared);
@@ -111,7 +120,7 @@ fn soft_step(value: f32) -> f32 {
 fn overexposed(level: &Level, [y, x]: [usize; 2]) -> f32 {
     let rows = (y..y + BLOCK).map(|y| &level.row(y)[x..x + BLOCK]);
     rows.flatten()
-        .map(|&luma| f32::from(luma > OVEREXPOSED))
+        .map(|&luma| f32::from(luma > OVEREXPOSED_LUMA))
         .sum::<f32>()
         / AREA
 }
@@ -160,9 +169,11 @@ impl Block {
         let mean = sum(other) / AREA;
         let variance = sum(|i, j| (other(i, j) - mean) * (other(i, j) - mean));
         let covariance = sum(|i, j| other(i, j) * self.luma[i][j]).max(0.0);
-        let explained =
-            covariance * covariance / ((variance + ROUNDING * AREA) * self.variance * AREA + 1e-3);
-        ((explained - CHANCE) / (SAME - CHANCE)).clamp(0.0, 1.0)
+        let explained = covariance * covariance
+            / ((variance + ROUNDING_VARIANCE * AREA) * self.variance * AREA + 1e-3);
+        ((explained - CHANCE_SQUARED_CORRELATION)
+            / (SAME_SQUARED_CORRELATION - CHANCE_SQUARED_CORRELATION))
+            .clamp(0.0, 1.0)
     }
 
     /// The similarity where the flow leads, weighted by the flow's forward-backward consistency and
@@ -181,15 +192,16 @@ impl Block {
         let (u, v) = backward.sample(y, x);
         let (forward_u, forward_v) = forward.sample(y + v, x + u);
         let error = (u + forward_u).hypot(v + forward_v);
-        let bound = MAX_ERROR * scale + RELATIVE_ERROR * u.hypot(v);
+        let bound = MAX_FLOW_ERROR * scale + RELATIVE_FLOW_ERROR * u.hypot(v);
         let consistency = (1.0 - error / bound).max(0.0);
         let reach = 0.5 * scale * BLOCK as f32;
-        let bend = |dy: f32, dx: f32| {
+        let gradient = |dy: f32, dx: f32| {
             let (u0, v0) = backward.sample(y - dy, x - dx);
             let (u1, v1) = backward.sample(y + dy, x + dx);
             (u1 - u0).hypot(v1 - v0) / (2.0 * reach)
         };
-        let smoothness = (1.0 - bend(reach, 0.0).max(bend(0.0, reach)) / MAX_BEND).max(0.0);
+        let smoothness =
+            (1.0 - gradient(reach, 0.0).max(gradient(0.0, reach)) / MAX_FLOW_GRADIENT).max(0.0);
         (consistency * smoothness).sqrt() * self.similarity(before, [v / scale, u / scale])
     }
 

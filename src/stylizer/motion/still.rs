@@ -10,25 +10,28 @@ const CODING_ERROR: [f32; 5] = [40.0, 24.0, 12.0, 8.0, 4.5];
 /// The same of the mean over the picture.
 const MEAN_CODING_ERROR: f64 = 1.0;
 
-/// Standard deviations of the noise that no pixel of a still picture exceeds.
+/// Differences of luma in a still picture stay below this many standard deviations of the noise.
 const NOISE_DEVIATIONS: f32 = 5.5;
 
-/// Noise of the difference, at the picture's own size, above which no picture counts as still.
+/// Standard deviation of the luma difference, at the picture's own size, above which no picture counts as
+/// still.
 const MAX_NOISE: f32 = 20.0;
-/// Lower bound of the noise: what rounding and an encoder leave where most pixels are the same.
+/// Lower bound of that standard deviation at the finest level: what rounding and an encoder leave where
+/// most pixels are the same.
 const MIN_NOISE: f32 = 1.0;
 
-/// The displacement that counts as motion: in pixels of the finest level, and in standard deviations of
-/// its estimate.
+/// The displacement above which a tile or the picture counts as moved, in pixels of the finest level.
 const MIN_DISPLACEMENT: f64 = 0.08;
+/// The same in standard deviations of its estimate; both have to be exceeded.
 const MIN_SIGNIFICANCE: f64 = 8.0;
-/// Tiles along each side that are searched for motion, and how many must have moved: an encoder lets
-/// single ones drift.
+/// Tiles along each side, by which the finest level is searched for motion: each is a quarter of its
+/// height by a quarter of its width.
 const TILES: usize = 4;
+/// How many tiles must have moved: an encoder lets single ones drift.
 const MOVED_TILES: usize = 4;
 
-/// The largest difference of illumination, 0..1, that an encoder or a sensor's noise makes. It shows
-/// changes of colour that leave luma as it is.
+/// The largest difference of illumination, in any channel of 0..1, that an encoder or a sensor's noise
+/// makes. It shows changes of colour that leave luma as it is.
 const MAX_ILLUMINATION_DIFFERENCE: f32 = 4.0 / 255.0;
 
 /// The standard deviation of a normal distribution over its median absolute deviation.

@@ -4,14 +4,19 @@
 
 use crate::stylizer::motion::pyramid::{Level, Pyramid};
 
-/// Most pixels of the level at which all translations are tried.
+/// Most pixels of the coarse level at which all translations are tried.
 const MAX_SEARCHED_PIXELS: usize = 1 << 10;
 
-/// Nor are translations by more pixels tried: that level of a thin picture is long.
+/// The largest translation tried there, in its pixels: that level of a thin picture is long.
 const MAX_REACH: isize = 64;
 
-/// The translation (down, across) from `now` to `before` of the largest normalised cross-correlation:
-/// exhaustive search at a coarse level, refined up to level `to` and to fractions of its pixels.
+/// The translation [down, across] from `now` to `before`, in pixels of level `to`, of the largest
+/// normalised cross-correlation of the high-pass filtered levels: exhaustive search up to half of each
+/// side at a coarse level, refined up to level `to` and to fractions of its pixels.
+///
+/// It serves to find a scene's structure where the flow does not. `global::shift`, from which the flow
+/// starts, would not do: it reaches a quarter of the picture, in whole pixels of the coarsest level, and
+/// compares luma unfiltered, in which the shading of unrelated scenes matches.
 #[inline(always)]
 pub fn pan(now: &Pyramid, before: &Pyramid, to: usize) -> [f32; 2] {
     let first = now.first_level(MAX_SEARCHED_PIXELS).max(to);
@@ -117,7 +122,7 @@ impl HighPass {
     /// The normalised cross-correlation of the overlap with `other`, in which this one lies at `by`.
     #[inline(always)]
     fn correlation(&self, other: &Self, by: [isize; 2]) -> f64 {
-        const LANES: usize = 8;
+        const SUMS: usize = 8;
         let size = [self.h, self.w];
         if by[0].unsigned_abs() >= size[0] || by[1].unsigned_abs() >= size[1] {
             return 0.0;
@@ -125,15 +130,15 @@ impl HighPass {
         let start = by.map(|by| (-by).max(0) as usize);
         let other_start = by.map(|by| by.max(0) as usize);
         let [h, w] = [0, 1].map(|i| size[i] - by[i].unsigned_abs());
-        let mut sums = [0.0f32; LANES];
+        let mut sums = [0.0f32; SUMS];
         for y in 0..h {
             let row = |level: &Self, [top, left]: [usize; 2]| (top + y) * level.w + left;
             let one = &self.values[row(self, start)..][..w];
             let two = &other.values[row(other, other_start)..][..w];
             let ((one, one_rest), (two, two_rest)) =
-                (one.as_chunks::<LANES>(), two.as_chunks::<LANES>());
+                (one.as_chunks::<SUMS>(), two.as_chunks::<SUMS>());
             for (one, two) in one.iter().zip(two) {
-                for i in 0..LANES {
+                for i in 0..SUMS {
                     sums[i] += one[i] * two[i];
                 }
             }
