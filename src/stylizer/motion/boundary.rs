@@ -9,19 +9,20 @@ use super::planes::PaddedRow;
 use super::pyramid::{Level, PAD};
 use pulp::{Arch, NullaryFnOnce};
 
-/// Side of a cell, which chooses its motion as a whole, and of the window in which the images are
-/// compared for it. With the cell alone, noise would choose.
+/// Side of a cell, which chooses its motion as a whole, in pixels of the finest level.
 const CELL: usize = 2;
+/// Side of the window around a cell in which the images are compared for it, in the same pixels. With the
+/// cell alone, noise would choose.
 const WINDOW: usize = CELL + 2;
 
-/// Pixels from a cell to the motions that it chooses from: the side of a patch.
+/// Pixels of that level from a cell to the motions that it chooses from: the side of a patch.
 const REACH: usize = 8;
 
 /// Motions that differ by less than this, in pixels, count as the same.
 const MIN_DIFFERENCE: f32 = 0.6;
 
-/// The second difference of the flow, in pixels, from which a pixel is near a boundary.
-const MIN_BEND: f32 = 0.7;
+/// The second difference of the flow across 2 [`REACH`], in pixels, from which a pixel is near a boundary.
+const MIN_SECOND_DIFFERENCE: f32 = 0.7;
 
 /// A cell keeps a motion that leaves a mean absolute residual below this, in luma.
 const GOOD_RESIDUAL: f32 = 0.75;
@@ -76,12 +77,12 @@ impl NullaryFnOnce for Sharpen<'_> {
                 set_replicated(row, &values[y * w..][..w]);
             }
             for x in (0..w).step_by(LANES) {
-                let near_boundary = self.near_boundary(y, x, &row);
-                if near_boundary == [0.0; LANES] {
+                let boundary_mask = self.boundary_mask(y, x, &row);
+                if boundary_mask == [0.0; LANES] {
                     continue;
                 }
                 for i in (0..LANES.min(w - x)).step_by(CELL) {
-                    if near_boundary[i] > 0.0
+                    if boundary_mask[i] > 0.0
                         && let Some(motion) = self.better_motion(y, x + i)
                     {
                         changes.push((y, x + i, motion));
@@ -115,10 +116,10 @@ impl Sharpen<'_> {
         [y.saturating_sub(REACH), (y + REACH).min(self.field.h - 1)]
     }
 
-    /// 1 for the pixels from `x` on near a motion boundary, by the second difference of the flow, which
-    /// a rotation or a zoom leaves at 0 but near the picture's edge. `row` is the flow of row `y`.
+    /// A mask of the pixels from `x` on: 1 near a motion boundary, by the second difference of the flow,
+    /// which a rotation or a zoom leaves at 0 but near the picture's edge. `row` is the flow of row `y`.
     #[inline(always)]
-    fn near_boundary(&self, y: usize, x: usize, row: &[PaddedRow; 2]) -> Lanes {
+    fn boundary_mask(&self, y: usize, x: usize, row: &[PaddedRow; 2]) -> Lanes {
         let w = self.field.w;
         let count = LANES.min(w - x);
         let mut bend = [0.0; LANES];
@@ -135,7 +136,7 @@ impl Sharpen<'_> {
                 bend[i] = across.max(down).max(bend[i]);
             }
         }
-        lanes(|i| f32::from(bend[i] >= MIN_BEND && i < count))
+        lanes(|i| f32::from(bend[i] >= MIN_SECOND_DIFFERENCE && i < count))
     }
 
     /// The motion around a cell that leaves the smallest residual, if that is not its own.

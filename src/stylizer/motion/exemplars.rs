@@ -7,7 +7,7 @@ use super::Motion;
 use super::thumbnail::{Rgb, SQUARE, Thumbnail};
 use rayon::prelude::*;
 
-/// Distances of candidates, in squares. Nearer ones might still show what is in front.
+/// Distances of candidates, in squares of the thumbnail. Nearer ones might still show what is in front.
 const DISTANCES: [isize; 3] = [3, 6, 12];
 
 /// Directions of candidates, down and across.

@@ -2,6 +2,17 @@
 
 //! Motion between frames, and the image that a frame's optimisation starts from: the paintings of
 //! earlier frames, warped along the optical flow.
+//!
+//! # Conventions
+//! - Points are (y, x) and sizes (h, w); arrays are row by row. A flow is (u, v): u to the right and v
+//!   down, in pixels of its own level. The scene cut's translations and the exemplars' offsets are (down,
+//!   across).
+//! - Pixel centres lie at integer coordinates. A pixel of a level at 1 / s of the size is the mean of s
+//!   by s, so that p at the full size is (p + 0.5) / s - 0.5 there (`bilinear::to_level`).
+//! - The backward flow leads from each pixel of a frame to where an earlier frame shows the same, and the
+//!   forward flow from the earlier frame to the later one. Paintings are warped by the backward flow.
+//! - A painting is the result for a frame. Its detail is the painting less the low-pass filtered colours
+//!   of the frame (the illumination), and its strokes are the painting less the frame's local means.
 
 mod bilinear;
 mod boundary;
@@ -34,16 +45,21 @@ pub use start::{Frames, Start};
 const MAX_OLDER_PIXELS: usize = 1 << 13;
 
 /// The motion between a frame and an earlier one. Flows and masks have 1 / `scale` of the frame's
-/// size, and the flows are in pixels of that.
+/// size, rounded down, and the flows are in pixels of that. The masks are the conditions by which Ruder,
+/// Dosovitskiy and Brox (2016) set the per-pixel weights c of the temporal loss to 0 ([`occlusion`]).
 pub struct Motion {
-    /// The displacement of each of the frame's pixels to where the earlier frame shows it.
+    /// The displacement from each of the frame's pixels to where the earlier frame shows it.
     pub backward: Field,
-    /// The displacement of each of the earlier frame's pixels to where this frame shows it.
+    /// The displacement from each of the earlier frame's pixels to where this frame shows it.
     pub forward: Field,
+    /// 1 or 2 since the latest frame, by the pyramid's finest level. Since older ones it may be any power
+    /// of two, as a coarser level will do.
     pub scale: usize,
-    /// The pixels that the earlier frame shows too: not disoccluded, nor from beyond its edge.
+    /// A mask of the pixels that the earlier frame shows too: neither disoccluded (eq. 5) nor from beyond
+    /// its edge.
     pub visible: Mask,
-    /// The visible pixels that are not at a motion boundary.
+    /// A mask of the visible pixels that are not at a motion boundary (eq. 6): where c is 1. Interpolated
+    /// to the frame's pixels, it makes up [`Start::confidence`].
     pub reliable: Mask,
 }
 

@@ -17,7 +17,7 @@ const MIN_ROWS: usize = 16;
 /// The most by which the luma of the same thing, 0..255, differs in frames up to four apart.
 const MAX_DIFFERENCE: f32 = 6.0;
 
-/// Pixels on either side that the flow's central differences reach. With the nearest alone, a motion
+/// Pixels of the flow on either side that its central differences reach. With the nearest alone, a motion
 /// boundary would be narrower than the band around it where the flow is uncertain.
 const GRADIENT_SPAN: usize = 2;
 
@@ -148,18 +148,18 @@ impl MaskRow<'_> {
                 x,
                 (x + GRADIENT_SPAN).min(last),
             ];
-            self.reliable[x] *= is_smooth(u, v, columns, self.scale);
+            self.reliable[x] *= smooth_mask(u, v, columns, self.scale);
         }
         for (value, x) in self.reliable[start..end].iter_mut().zip(start..) {
-            *value *= is_smooth(u, v, [x - GRADIENT_SPAN, x, x + GRADIENT_SPAN], self.scale);
+            *value *= smooth_mask(u, v, [x - GRADIENT_SPAN, x, x + GRADIENT_SPAN], self.scale);
         }
     }
 }
 
-/// 0 at a motion boundary, else 1. `u` and `v` are the rows above, at and below the pixel, and the
-/// columns are those on its left, its own and those on its right.
+/// The mask of one pixel: 0 at a motion boundary, else 1. `u` and `v` are the rows above, at and below
+/// the pixel, and the columns are the one on its left, its own and the one on its right.
 #[inline(always)]
-fn is_smooth(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
+fn smooth_mask(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
     const SQUARED_WIDTH: f32 = (4 * GRADIENT_SPAN * GRADIENT_SPAN) as f32;
     let (ux, uy) = (u[1][right] - u[1][left], u[2][x] - u[0][x]);
     let (vx, vy) = (v[1][right] - v[1][left], v[2][x] - v[0][x]);

@@ -36,6 +36,7 @@ const OMEGA: f32 = 1.6;
 /// and the first follows the set-up of the system. So only a band of so many rows of the system is
 /// needed at a time, which stays in the cache.
 const HALF_SWEEPS: usize = 2 * SWEEPS;
+/// Rows of the level in that band.
 const BAND: usize = (HALF_SWEEPS + 2).next_power_of_two();
 
 /// Warps `to` by the flow, bilinearly.
@@ -53,7 +54,8 @@ fn warp(to: &Level, field: &Field, plane: &mut Plane) {
             let start = y * w + x;
             u[..count].copy_from_slice(&field.u[start..start + count]);
             v[..count].copy_from_slice(&field.v[start..start + count]);
-            // The padding ends PAD pixels beyond the edge.
+            // The padding ends PAD pixels beyond the edge. All of it replicates the edge, so that clamping
+            // to 0.5 gives the same value as clamping to 0.
             let top = (y + PAD) as f32;
             let at_y = lanes(|i| (top + v[i]).clamp(0.5, last_y));
             let at_x = lanes(|i| ((x + PAD) as f32 + i as f32 + u[i]).clamp(0.5, last_x));
@@ -241,7 +243,9 @@ impl System {
         })
     }
 
-    /// A (xx, xy, yy) and b of the data terms.
+    /// A (xx, xy, yy) and b of the data terms. Of the locals, m is the mean image and t the temporal
+    /// derivative, at the neighbours on the left (l), right (r), above (a) and below (b), twice for two
+    /// pixels away; ix to iyt are the derivatives of the image by x, y and time.
     #[inline(always)]
     fn data(&self, y: isize, x: isize) -> ([Lanes; 3], [Lanes; 2]) {
         let (mean, temporal) = (&self.mean, &self.temporal);
@@ -290,7 +294,12 @@ impl System {
         (a, b)
     }
 
-    /// Relaxes the pixels in the even (`odd` = 0) or odd (1) columns of a row.
+    /// Relaxes the pixels in the even (`odd` = 0) or odd (1) columns of a row by one step of SOR: at each,
+    /// w ← w + ω ((A + Σ g)⁻¹ (b + Σ g wₙ) − w), where w = (u, v), and g is the smoothness weight between
+    /// it and its neighbour n.
+    ///
+    /// Of the locals, wl, wr, wa and wb are the weights g of the neighbours on the left, right, above and
+    /// below, ul to vb the flow of those, and s and t the components of b + Σ g wₙ.
     #[inline(always)]
     fn relax(&mut self, y: isize, odd: usize) {
         let [flow_u, flow_v] = &mut self.flow;

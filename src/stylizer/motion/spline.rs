@@ -30,11 +30,11 @@ const CHANNELS: usize = 4;
 type Quantised = [i16; CHANNELS];
 const SCALE: f32 = 3600.0;
 
-/// Rows that one thread filters at a time.
+/// Rows of the image that one thread filters at a time.
 const BAND: usize = 64;
-/// Columns of them that are filtered at a time, so that they stay in the cache.
+/// Columns of such a band that are filtered at a time, so that they stay in the cache.
 const STRIP: usize = 64;
-/// Rows of them that are filtered at a time.
+/// Rows of such a band that are filtered at a time.
 const ROWS: usize = 8;
 
 /// Pixels of mirrored coefficients beyond each edge.
