@@ -2,8 +2,8 @@
 
 //! Bilinear interpolation between the values of a grid.
 
-/// A value of 0..2²³, rounded to the nearest integer. Coordinates on the longest side that `max-size`
-/// allows, 2¹⁵ pixels, are within that range even in 256ths of a pixel.
+/// A value of 0..2²³, rounded to the nearest integer. Coordinates in 256ths of a pixel are within that
+/// range: see [`MAX_SIDE`](crate::stylizer::resize::MAX_SIDE).
 ///
 /// Adding 2²³ leaves the integer in the low bits of the mantissa. That vectorises, where `as` handles
 /// NaN and overflow too, value by value.
