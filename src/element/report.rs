@@ -40,7 +40,7 @@ pub fn stats(
 ) -> gst::Structure {
     let reason = match report.reason {
         Some(Reason::Iterations) => "iterations",
-        Some(Reason::Budget) => "budget",
+        Some(Reason::Deadline) => "budget",
         Some(Reason::Converged) => "converged",
         None => "repeated",
     };

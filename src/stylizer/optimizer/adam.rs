@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
+//! Adam with projection onto the range of an image.
+
 use super::{Budget, Config, Evaluate, FrameRun, Optimizer, Outcome, Reason};
 use crate::ops::elementwise::{adam_step, copy, decay};
 use crate::vgg::Error;

@@ -86,32 +86,60 @@ impl InverseHessian {
         }
     }
 
-    /// Drops the pairs or, if there are none and `gamma_too` is set, γ. False if there was nothing
-    /// to drop.
-    pub fn discard(&mut self, gamma_too: bool) -> Result<bool> {
+    /// What has been learnt about the curvature so far. Waits for a GPU.
+    pub fn contents(&self) -> Result<Contents> {
         match self {
-            Self::Host(host) => {
-                let had_pairs = !host.pairs.is_empty();
-                host.pairs.clear();
-                Ok(had_pairs || (gamma_too && host.gamma.take().is_some()))
-            }
+            Self::Host(host) => Ok(Contents {
+                pairs: !host.pairs.is_empty(),
+                gamma: host.gamma.is_some(),
+            }),
             #[cfg(feature = "cudnn")]
             Self::Gpu(pairs) => {
                 let (count, gamma) = pairs.count_and_curvature()?;
-                pairs.reset()?;
-                if count == 0 && gamma_too {
-                    pairs.reset_curvature()?;
-                }
-                Ok(count > 0 || (gamma_too && gamma != 0.0))
+                Ok(Contents {
+                    pairs: count > 0,
+                    gamma: gamma != 0.0,
+                })
             }
+        }
+    }
+
+    /// Drops the pairs, but not γ.
+    pub fn drop_pairs(&mut self) -> Result<()> {
+        match self {
+            Self::Host(host) => {
+                host.pairs.clear();
+                Ok(())
+            }
+            #[cfg(feature = "cudnn")]
+            Self::Gpu(pairs) => pairs.reset(),
+        }
+    }
+
+    /// Drops γ.
+    pub fn drop_gamma(&mut self) -> Result<()> {
+        match self {
+            Self::Host(host) => {
+                host.gamma = None;
+                Ok(())
+            }
+            #[cfg(feature = "cudnn")]
+            Self::Gpu(pairs) => pairs.reset_curvature(),
         }
     }
 
     /// Drops the pairs and γ.
     pub fn reset(&mut self) -> Result<()> {
-        self.discard(false)?;
-        self.discard(true).map(drop)
+        self.drop_pairs()?;
+        self.drop_gamma()
     }
+}
+
+/// Which parts of an [`InverseHessian`] are known.
+pub struct Contents {
+    /// Whether there are any pairs.
+    pub pairs: bool,
+    pub gamma: bool,
 }
 
 /// A displacement s, the change y of the gradient over it, and sᵀy > 0.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
+//! L-BFGS: the line search, and what happens when it fails.
+
 use super::inverse_hessian::InverseHessian;
 use super::trial_step::TrialStep;
-use super::{Budget, Config, Evaluate, FrameRun, Optimizer, Outcome, Reason};
+use super::{Budget, Config, Evaluate, FrameRun, Losses, Optimizer, Outcome, Reason};
 use crate::ops::elementwise::{copy, step};
 use crate::ops::record::Recorded;
 use crate::vgg::Error;
@@ -79,6 +81,51 @@ impl Lbfgs {
         let point = (image, &self.gradient);
         self.inverse_hessian.direction(point, &self.direction)
     }
+
+    /// Applies a changed history length, and drops the recording if it is of another image.
+    fn prepare(&mut self, image: &Tensor) -> candle_core::Result<()> {
+        if self.inverse_hessian.history() != self.history || self.recorded_image != image.id() {
+            self.inverse_hessian.set_history(self.history, image)?;
+            (self.acceptance, self.recorded_image) = (Recorded::default(), image.id());
+        }
+        Ok(())
+    }
+
+    /// Evaluates the image after a step of this length along the direction.
+    fn try_step(
+        &mut self,
+        image: &Tensor,
+        step_length: f64,
+        run: &mut FrameRun,
+    ) -> Result<Trial, Error> {
+        step(&self.trial, image, step_length, &self.direction)?;
+        self.trial_step
+            .measure((image, &self.gradient), &self.trial)?;
+        let losses = run.evaluate(&self.trial, &self.trial_gradient)?;
+        let (rms, derivative) = self.trial_step.read()?;
+        Ok(Trial {
+            losses,
+            rms,
+            derivative,
+        })
+    }
+
+    /// Drops the pairs or, if there are none, γ, and computes the direction without them. False if
+    /// there is nothing to drop.
+    ///
+    /// If the frame has `progressed`, γ suits its objective and is kept.
+    fn restart(&mut self, image: &Tensor, progressed: bool) -> candle_core::Result<bool> {
+        let known = self.inverse_hessian.contents()?;
+        if known.pairs {
+            self.inverse_hessian.drop_pairs()?;
+        } else if known.gamma && !progressed {
+            self.inverse_hessian.drop_gamma()?;
+        } else {
+            return Ok(false);
+        }
+        self.set_direction(image)?;
+        Ok(true)
+    }
 }
 
 impl Optimizer for Lbfgs {
@@ -92,56 +139,93 @@ impl Optimizer for Lbfgs {
         budget: Budget,
         evaluate: Evaluate,
     ) -> Result<Outcome, Error> {
-        if self.inverse_hessian.history() != self.history || self.recorded_image != image.id() {
-            self.inverse_hessian.set_history(self.history, image)?;
-            (self.acceptance, self.recorded_image) = (Recorded::default(), image.id());
-        }
+        self.prepare(image)?;
         let mut run = FrameRun::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;
-        let (mut step_length, mut backtracks) = (1.0, 0);
         self.set_direction(image)?;
-        loop {
+        let mut search = LineSearch::default();
+        let reason = loop {
+            let progressed = best.total < initial.total;
             if let Some(reason) = run.stop_reason() {
                 // A direction that failed throughout this frame would fail in the next one, too.
-                if backtracks > 0 && best.total == initial.total {
+                if search.backtracks > 0 && best.total == initial.total {
                     self.inverse_hessian.reset()?;
                 }
-                return Ok(run.outcome(reason, initial, best));
+                break reason;
             }
-            step(&self.trial, image, step_length, &self.direction)?;
-            self.trial_step
-                .measure((image, &self.gradient), &self.trial)?;
-            let losses = run.evaluate(&self.trial, &self.trial_gradient)?;
-            let (rms, derivative) = self.trial_step.read()?;
-            if rms < MIN_STEP {
+            let trial = self.try_step(image, search.step_length, &mut run)?;
+            let restarted = match search.assess(&trial, best.total) {
+                Verdict::Accepted => {
+                    self.accept_trial(image)?;
+                    best = trial.losses;
+                    true
+                }
+                Verdict::Backtrack => continue,
                 // Either this is the minimum, or the curvature is that of another objective.
-                if best.total < initial.total || !self.inverse_hessian.discard(true)? {
-                    return Ok(run.outcome(Reason::Converged, initial, best));
-                }
-                (step_length, backtracks) = (1.0, 0);
-                self.set_direction(image)?;
-                continue;
+                Verdict::Negligible => !progressed && self.restart(image, progressed)?,
+                Verdict::Failed => self.restart(image, progressed)?,
+            };
+            if !restarted {
+                break Reason::Converged;
             }
-            if derivative < 0.0 && losses.total <= best.total + ARMIJO * derivative {
-                self.accept_trial(image)?;
-                best = losses;
-                (step_length, backtracks) = (1.0, 0);
-                continue;
-            }
-            backtracks += 1;
-            if derivative >= 0.0 || backtracks > MAX_BACKTRACKS {
-                // γ suits this frame's objective if the frame has made progress.
-                let progressed = best.total < initial.total;
-                if !self.inverse_hessian.discard(!progressed)? {
-                    return Ok(run.outcome(Reason::Converged, initial, best));
-                }
-                (step_length, backtracks) = (1.0, 0);
-                self.set_direction(image)?;
-            } else {
-                step_length *= backtrack(losses.total - best.total, derivative);
-            }
+            search = LineSearch::default();
+        };
+        Ok(run.outcome(reason, initial, best))
+    }
+}
+
+/// The image after a step, compared with the one before.
+struct Trial {
+    losses: Losses,
+    /// The root mean square of the displacement.
+    rms: f64,
+    /// The directional derivative.
+    derivative: f64,
+}
+
+/// What becomes of a trial.
+enum Verdict {
+    Accepted,
+    /// A shorter step is to be tried.
+    Backtrack,
+    /// The step is too small to make a difference.
+    Negligible,
+    /// The direction is to be given up.
+    Failed,
+}
+
+/// The backtracking along one direction.
+struct LineSearch {
+    step_length: f64,
+    backtracks: u32,
+}
+
+impl Default for LineSearch {
+    fn default() -> Self {
+        Self {
+            step_length: 1.0,
+            backtracks: 0,
         }
+    }
+}
+
+impl LineSearch {
+    /// Compares a trial with the loss that it is to lower, and shortens the next step if it did not.
+    fn assess(&mut self, trial: &Trial, loss: f64) -> Verdict {
+        let (total, derivative) = (trial.losses.total, trial.derivative);
+        if trial.rms < MIN_STEP {
+            return Verdict::Negligible;
+        }
+        if derivative < 0.0 && total <= loss + ARMIJO * derivative {
+            return Verdict::Accepted;
+        }
+        self.backtracks += 1;
+        if derivative >= 0.0 || self.backtracks > MAX_BACKTRACKS {
+            return Verdict::Failed;
+        }
+        self.step_length *= backtrack(total - loss, derivative);
+        Verdict::Backtrack
     }
 }
 

@@ -17,10 +17,10 @@ use std::time::Instant;
 /// second.
 pub type Evaluate<'a> = &'a mut dyn FnMut(&Tensor, &Tensor) -> Result<Losses, Error>;
 
-/// Relative decrease of the loss over the last [`WINDOW`] iterations up to which a frame counts as
-/// converged.
-const CONVERGED: f64 = 1e-4;
-const WINDOW: usize = 30;
+/// A frame has converged when its lowest loss has fallen by at most the fraction
+/// `CONVERGENCE_TOLERANCE` over the last `CONVERGENCE_ITERATIONS` iterations.
+const CONVERGENCE_TOLERANCE: f64 = 1e-4;
+const CONVERGENCE_ITERATIONS: usize = 30;
 
 /// The iterations that a frame gets even after its deadline: the evaluation of its start and one
 /// step.
@@ -31,20 +31,27 @@ const MIN_ITERATIONS: u32 = 2;
 pub struct Budget {
     /// The largest number of evaluations of the objective.
     pub iterations: u32,
+    /// When to stop even before that, though not before the second evaluation.
     pub deadline: Option<Instant>,
 }
 
 /// Why the optimisation of a frame ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
+    /// It took all [`Budget::iterations`].
     Iterations,
-    Budget,
+    /// [`Budget::deadline`] passed.
+    Deadline,
+    /// The loss hardly falls any more, or no step lowers it. A loss that is not finite also ends as
+    /// this, at the best image so far: with Adam at once, with L-BFGS if shorter steps do not help.
+    /// The stylizer reports it, too, once the painting of a still picture is finished.
     Converged,
 }
 
 /// The outcome of a frame's optimisation.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
+    /// The number of evaluations of the objective.
     pub iterations: u32,
     pub reason: Reason,
     /// The losses of the image that the frame started from.
@@ -123,7 +130,7 @@ impl<'a> FrameRun<'a> {
         if self.iterations() >= self.budget.iterations {
             Some(Reason::Iterations)
         } else if past_deadline && self.iterations() >= MIN_ITERATIONS {
-            Some(Reason::Budget)
+            Some(Reason::Deadline)
         } else if self.has_converged() {
             Some(Reason::Converged)
         } else {
@@ -133,9 +140,9 @@ impl<'a> FrameRun<'a> {
 
     fn has_converged(&self) -> bool {
         match self.lowest.as_slice() {
-            [.., last] if self.lowest.len() > WINDOW => {
-                let before = self.lowest[self.lowest.len() - 1 - WINDOW];
-                before - last <= CONVERGED * before.abs()
+            [.., last] if self.lowest.len() > CONVERGENCE_ITERATIONS => {
+                let before = self.lowest[self.lowest.len() - 1 - CONVERGENCE_ITERATIONS];
+                before - last <= CONVERGENCE_TOLERANCE * before.abs()
             }
             _ => false,
         }

@@ -22,7 +22,7 @@ fn a_stationary_start_has_converged() {
             );
             assert_eq!(outcome.reason, Reason::Converged, "{kind:?} {slope}");
             assert!(
-                outcome.iterations <= WINDOW as u32 + 2,
+                outcome.iterations <= CONVERGENCE_ITERATIONS as u32 + 2,
                 "{kind:?} {}",
                 outcome.iterations
             );
@@ -58,7 +58,7 @@ fn a_late_frame_gets_two_iterations() {
         });
         assert_eq!(
             (outcome.iterations, outcome.reason),
-            (2, Reason::Budget),
+            (2, Reason::Deadline),
             "{kind:?}"
         );
     }
