@@ -152,10 +152,16 @@ impl Evaluation {
                 Some(amx) => Conv3x3::bf16(&kernel, &bias, border, amx)?,
                 None => Conv3x3::new(&kernel, &bias, border)?,
             };
-            let size = |channels| [h >> layer.block(), w >> layer.block(), channels];
+            let size = |channels| {
+                [
+                    h >> layer.pools_before(),
+                    w >> layer.pools_before(),
+                    channels,
+                ]
+            };
             let (input, output) = (size(conv.in_channels()), size(conv.out_channels()));
-            let before = layers.last().map(|ops| ops.layer.block());
-            let pooled = match before.is_some_and(|block| block < layer.block()) {
+            let before = layers.last().map(|ops| ops.layer.pools_before());
+            let pooled = match before.is_some_and(|block| block < layer.pools_before()) {
                 true => Some((zeros(&input)?, zeros(&input)?)),
                 false => None,
             };

@@ -98,10 +98,10 @@ fn activations(vgg: &Vgg, config: &Config) -> usize {
     let pixels = |block: usize| (h >> block) * (w >> block);
     let convolved = layers
         .iter()
-        .map(|&layer| pixels(layer.block()) * channels(layer));
+        .map(|&layer| pixels(layer.pools_before()) * channels(layer));
     let pools = layers
         .windows(2)
-        .filter(|pair| pair[0].block() != pair[1].block());
-    let pooled = pools.map(|pair| pixels(pair[1].block()) * channels(pair[0]));
+        .filter(|pair| pair[0].pools_before() != pair[1].pools_before());
+    let pooled = pools.map(|pair| pixels(pair[1].pools_before()) * channels(pair[0]));
     convolved.chain(pooled).sum::<usize>() * value
 }

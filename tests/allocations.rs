@@ -84,7 +84,10 @@ fn sizes(weights: &Weights) -> Vec<usize> {
     let single = size_of::<f32>();
     let mut sizes = vec![SIZE.0 * SIZE.1 * 3 * single];
     for (layer, n) in Layer::all().zip(weights.channels()) {
-        let (h, w) = (SIZE.0 >> layer.block(), SIZE.1 >> layer.block());
+        let (h, w) = (
+            SIZE.0 >> layer.pools_before(),
+            SIZE.1 >> layer.pools_before(),
+        );
         sizes.extend([h * w * n * single, h * w * n * single / 2, n * n * single]);
     }
     sizes

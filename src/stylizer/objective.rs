@@ -115,7 +115,7 @@ impl Objective {
             self.vgg
                 .forward(frame, self.pooling, deepest, &self.features, cancel)
         })?;
-        if self.gradient_scale.is_needed() {
+        if self.vgg.precision().can_overflow() {
             check_overflow(&self.features, deepest)?;
         }
         for term in &mut self.terms.content {
@@ -134,7 +134,7 @@ impl Objective {
         let features = self.vgg.allocate(h, w, deepest)?;
         self.vgg
             .forward(image, self.pooling, deepest, &features, cancel)?;
-        if self.gradient_scale.is_needed() {
+        if self.vgg.precision().can_overflow() {
             check_overflow(&features, deepest)?;
         }
         for term in &mut self.terms.style {
@@ -193,7 +193,7 @@ impl Objective {
         with_temporal: bool,
         cancel: Cancel,
     ) -> Result<(), Error> {
-        // A recording does not ask between layers.
+        // A replayed CUDA graph does not ask between layers.
         if !self.vgg.device().is_cpu() && cancel() {
             return Err(Error::Cancelled);
         }

@@ -45,7 +45,8 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Asked before every layer; `true` ends the computation with [`Error::Cancelled`].
+/// Asked before every layer; `true` ends the computation with [`Error::Cancelled`]. A CUDA graph
+/// that a GPU replays does not ask between layers: its caller asks only before the evaluation.
 pub type Cancel<'a> = &'a (dyn Fn() -> bool + Sync);
 
 /// A convolution of VGG-19, by its index in the network. Its name, `conv1_1` to `conv5_4`, refers to
@@ -82,11 +83,12 @@ impl Layer {
         self.0
     }
 
-    /// Its block, from 0: features have 1 / 2^block of the image's height and width.
-    pub fn block(self) -> usize {
+    /// The number of pooling layers before it, each of which halves the height and width.
+    pub fn pools_before(self) -> usize {
         self.block_and_offset().0
     }
 
+    /// Its block, and its place among the convolutions of the block, both from 0.
     fn block_and_offset(self) -> (usize, usize) {
         let mut within = self.0;
         for (block, &convs) in BLOCKS.iter().enumerate() {
@@ -154,7 +156,7 @@ impl Features {
     fn input<'a>(&'a self, layer: Layer, image: &'a Tensor) -> &'a Tensor {
         match layer.0 {
             0 => image,
-            _ if layer.follows_pool() => &self.pooled[layer.block() - 1],
+            _ if layer.follows_pool() => &self.pooled[layer.pools_before() - 1],
             index => &self.layers[index - 1],
         }
     }
@@ -163,6 +165,16 @@ impl Features {
     pub fn deepest(&self) -> Layer {
         Layer(self.layers.len() - 1)
     }
+}
+
+/// How tensors are laid out in the two buffers that they alternate between: operations need their
+/// input and output in different ones.
+#[derive(Clone, Copy)]
+enum MemoryLayout {
+    /// The tensors of a buffer lie one behind the other: all are kept.
+    KeepAll,
+    /// All tensors lie at the start of their buffer: each overwrites the one two before it.
+    PingPong,
 }
 
 /// The position of a tensor in the buffer that it shares with others, in elements.
@@ -284,7 +296,7 @@ impl Vgg {
 
     /// Tensors for the features of an image `[h, w, 3]` up to `deepest`, in the network's precision.
     pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
-        self.tensors(h, w, deepest, |start, len| start + len)
+        self.tensors(h, w, deepest, MemoryLayout::KeepAll)
     }
 
     /// Tensors for the gradients with respect to the features of an image `[h, w, 3]`.
@@ -294,35 +306,36 @@ impl Vgg {
         w: usize,
         deepest: Layer,
     ) -> candle_core::Result<Features> {
-        self.tensors(h, w, deepest, |_, _| 0)
+        self.tensors(h, w, deepest, MemoryLayout::PingPong)
     }
 
     /// The device memory that [`allocate`](Self::allocate) takes.
     pub fn feature_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
-        let (_, ends) = self.layout(h, w, deepest, |start, len| start + len);
+        let (_, ends) = self.slices(h, w, deepest, MemoryLayout::KeepAll);
         (ends[0] + ends[1]) * self.dtype.size_in_bytes()
     }
 
     /// The device memory that [`allocate_gradients`](Self::allocate_gradients) takes.
     pub fn gradient_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
-        let (_, ends) = self.layout(h, w, deepest, |_, _| 0);
+        let (_, ends) = self.slices(h, w, deepest, MemoryLayout::PingPong);
         (ends[0] + ends[1]) * self.dtype.size_in_bytes()
     }
 
     /// The device memory of one layer's features of an image `[h, w, 3]`.
     pub fn layer_bytes(&self, h: usize, w: usize, layer: Layer) -> usize {
         let channels = self.convs[layer.0].out_channels();
-        (h >> layer.block()) * (w >> layer.block()) * channels * self.dtype.size_in_bytes()
+        let pools = layer.pools_before();
+        (h >> pools) * (w >> pools) * channels * self.dtype.size_in_bytes()
     }
 
-    /// The layout of the tensors in two buffers, and the buffers' lengths; see
-    /// [`tensors`](Self::tensors).
-    fn layout(
+    /// The tensors' positions in the two buffers, alternating from the first one on, and the
+    /// buffers' lengths.
+    fn slices(
         &self,
         h: usize,
         w: usize,
         deepest: Layer,
-        next: impl Fn(usize, usize) -> usize,
+        layout: MemoryLayout,
     ) -> (Vec<TensorSlice>, [usize; 2]) {
         let (mut starts, mut ends) = ([0; 2], [0; 2]);
         let mut slices = Vec::new();
@@ -335,11 +348,14 @@ impl Vgg {
                 len,
             });
             ends[buffer] = ends[buffer].max(starts[buffer] + len);
-            starts[buffer] = next(starts[buffer], len);
+            match layout {
+                MemoryLayout::KeepAll => starts[buffer] += len,
+                MemoryLayout::PingPong => (),
+            }
         };
         for layer in Layer::all().take_while(|&layer| layer <= deepest) {
             let conv = &self.convs[layer.0];
-            let (h, w) = (h >> layer.block(), w >> layer.block());
+            let (h, w) = (h >> layer.pools_before(), w >> layer.pools_before());
             if layer.follows_pool() {
                 add(true, (h, w, conv.in_channels()));
             }
@@ -348,17 +364,15 @@ impl Vgg {
         (slices, ends)
     }
 
-    /// Tensors that alternate between two buffers: operations need their input and output in
-    /// different ones. In its buffer, a tensor at `start` of length `len` is followed by one at
-    /// `next(start, len)`.
+    /// Tensors for the features of an image `[h, w, 3]`, or for the gradients, in this layout.
     fn tensors(
         &self,
         h: usize,
         w: usize,
         deepest: Layer,
-        next: impl Fn(usize, usize) -> usize,
+        layout: MemoryLayout,
     ) -> candle_core::Result<Features> {
-        let (slices, ends) = self.layout(h, w, deepest, next);
+        let (slices, ends) = self.slices(h, w, deepest, layout);
         // At least one element, because a GPU cannot allocate zero bytes.
         let buffer = |len: usize| match self.dtype {
             // Zeroed integers come from calloc, and take no memory until they are written.

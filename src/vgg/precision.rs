@@ -69,6 +69,11 @@ pub(super) enum ResolvedPrecision {
 }
 
 impl Precision {
+    /// Whether finite f32 values can become infinite in it: only f16's range is narrower than f32's.
+    pub fn can_overflow(self) -> bool {
+        self == Self::F16
+    }
+
     /// Checks that `device` has it.
     pub fn check(self, device: &Device) -> Result<(), Error> {
         self.on(device).map(drop)

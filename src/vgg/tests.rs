@@ -61,7 +61,7 @@ fn names() {
 fn each_block_sees_half_of_the_one_before() {
     let features = vgg(16).allocate(17, 35, Layer::new(5, 4)).unwrap();
     for layer in Layer::all() {
-        let expected = [17 >> layer.block(), 35 >> layer.block(), 2];
+        let expected = [17 >> layer.pools_before(), 35 >> layer.pools_before(), 2];
         assert_eq!(features.layer(layer).dims(), expected, "{layer}");
     }
 }
@@ -72,7 +72,7 @@ fn forward_goes_no_further_than_asked() {
     for deepest in Layer::all() {
         let features = vgg.allocate(17, 35, deepest).unwrap();
         assert_eq!(features.deepest(), deepest);
-        assert_eq!(features.pooled.len(), deepest.block());
+        assert_eq!(features.pooled.len(), deepest.pools_before());
         for asked_for in Layer::all().take_while(|&layer| layer <= deepest) {
             let features = vgg.allocate(17, 35, deepest).unwrap();
             let (count, cancelled) = count_checks(usize::MAX, |cancel| {

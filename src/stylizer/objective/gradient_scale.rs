@@ -29,11 +29,12 @@ pub struct GradientScale {
 impl GradientScale {
     pub fn new(precision: Precision) -> Self {
         Self {
-            exponent: (precision == Precision::F16).then_some(0),
+            exponent: precision.can_overflow().then_some(0),
             ceiling: MAX_EXPONENT,
         }
     }
 
+    /// Whether gradients are scaled at all.
     pub fn is_needed(&self) -> bool {
         self.exponent.is_some()
     }

@@ -85,10 +85,10 @@ impl Network {
         for (layer, kernel) in Layer::all().zip(&self.0) {
             let input = match activations.last() {
                 None => image.clone(),
-                Some((_, before)) if layer.block() > block => pool(pooling, before),
+                Some((_, before)) if layer.pools_before() > block => pool(pooling, before),
                 Some((_, before)) => before.clone(),
             };
-            block = layer.block();
+            block = layer.pools_before();
             let output = kernel.forward(&input, Self::border(layer));
             activations.push((input, output));
         }

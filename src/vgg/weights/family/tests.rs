@@ -155,7 +155,7 @@ fn a_network_among_others() {
     assert_eq!(found.layers[0].kernel, "conv1_1.weight");
 
     let slim = Layer::all().flat_map(|layer| {
-        let module = format!("vgg_19/conv{}/{layer}", layer.block() + 1);
+        let module = format!("vgg_19/conv{}/{layer}", layer.pools_before() + 1);
         [
             (format!("{module}/weights"), vec![3, 3, 4, 4]),
             (format!("{module}/biases"), vec![4]),
