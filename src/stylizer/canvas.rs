@@ -17,10 +17,10 @@ use candle_core::{Device, Result, Tensor};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// The painting of a still picture has converged when its loss fell by less than this part of
-/// itself over a window of iterations, which spans frames.
-const STILL_CONVERGED: f64 = 1e-3;
-const STILL_WINDOW: u32 = 30;
+/// The painting of a still picture has converged when its loss has fallen by at most the fraction
+/// `STILL_TOLERANCE` over `STILL_ITERATIONS` iterations or more, counted across frames.
+const STILL_TOLERANCE: f64 = 1e-3;
+const STILL_ITERATIONS: u32 = 30;
 
 /// A frame at the size that is optimised, padded, on the CPU.
 pub struct PreparedFrame {
@@ -53,11 +53,11 @@ impl StillConvergence {
     fn update(&mut self, outcome: &Outcome, config: &Config) {
         let (loss, iterations) = self.window.take().unwrap_or((outcome.initial.total, 0));
         let iterations = iterations + outcome.iterations;
-        let stalled = loss - outcome.best.total <= STILL_CONVERGED * loss;
+        let stalled = loss - outcome.best.total <= STILL_TOLERANCE * loss;
         self.reached = config.init != Init::Previous
             || outcome.reason == Reason::Converged
-            || (iterations >= STILL_WINDOW && stalled);
-        self.window = (iterations < STILL_WINDOW).then_some((loss, iterations));
+            || (iterations >= STILL_ITERATIONS && stalled);
+        self.window = (iterations < STILL_ITERATIONS).then_some((loss, iterations));
     }
 }
 
@@ -219,7 +219,8 @@ impl Canvas {
         Ok(())
     }
 
-    /// Drops the frames painted so far: the next one is a first one.
+    /// Drops the history of the frames painted so far: the next frame is a first one. `content`,
+    /// `result`, the objective and the optimiser with its state survive.
     pub fn reset(&mut self) {
         self.history.clear();
     }
@@ -237,7 +238,8 @@ impl Canvas {
             self.still_convergence.update(outcome, config);
             self.history.invalidate_latest();
         } else {
-            // From the same start as before, the same picture would only be painted the same again.
+            // Unless `init=previous`, every frame of a still picture starts alike and ends alike: one
+            // suffices.
             self.still_convergence = StillConvergence {
                 window: None,
                 reached: config.init != Init::Previous,

@@ -22,8 +22,10 @@ pub enum LossScale {
     Paper,
 }
 
+/// How the objective is minimised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OptimizerKind {
+    /// Limited-memory BFGS with a line search.
     #[default]
     Lbfgs,
     Adam,
@@ -146,39 +148,62 @@ impl FromStr for LayerWeights {
     }
 }
 
-/// All settings. The fields have the names of the element's properties.
+/// All settings of a stylizer, each named like the element's property. [`validate`](Self::validate)
+/// checks the ranges given here; infinity and NaN are valid nowhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The longest side of the style image over that of the optimised image, above 0: smaller makes
+    /// finer strokes. A style image is enlarged to at most twice its own size.
     pub style_scale: f64,
+    /// The weight of the content loss, at least 0. Not both this and `beta` are 0.
     pub alpha: f64,
+    /// The weight of the style loss, at least 0.
     pub beta: f64,
+    /// The layers whose features make the content loss, and their weights in it.
     pub content_layers: LayerWeights,
+    /// The layers whose Gram matrices make the style loss, and their weights in it.
     pub style_layers: LayerWeights,
+    /// The largest number of evaluations of the objective for a frame, at least 1. The first one is
+    /// of the starting point, so 1 paints nothing.
     pub iterations: u32,
+    /// The same for the first frame and the first of a new scene, at least 1.
     pub initial_iterations: u32,
+    /// The time after which a frame's optimisation stops, though not before its second evaluation.
     /// None is unlimited.
     pub time_budget: Option<Duration>,
     pub optimizer: OptimizerKind,
+    /// Adam's step size, above 0, where pixels range over 0..1. L-BFGS does not use it.
     pub learning_rate: f64,
+    /// The number of steps that L-BFGS remembers, at least 1, each of which takes the memory of two
+    /// images.
     pub lbfgs_history: u32,
     pub init: Init,
+    /// The fraction of noise, 0 to 1, in a start from the frame itself.
     pub noise: f64,
+    /// The seed of the noise.
     pub seed: u64,
+    /// The weight of the [total variation](super::objective::Losses::variation), at least 0.
     pub tv_weight: f64,
+    /// The weight of the [temporal term](super::objective::Losses::temporal), at least 0. Without
+    /// effect unless `motion` is [`MotionKind::Flow`].
     pub temporal_weight: f64,
     pub motion: MotionKind,
-    /// The change from which a frame begins a new scene; 1 turns the detection off.
+    /// The [change](super::motion::scene::cut_score) from which a frame begins a new scene, 0 to 1; 1
+    /// turns the detection off.
     pub scene_cut: f64,
     /// Whether the painting of a still picture is repeated once it has converged.
     pub skip_still: bool,
+    /// How the network halves its features between blocks.
     pub pooling: Pooling,
-    /// None is the frame's own size.
+    /// The longest side of the optimised image in pixels: larger frames are scaled down, and their
+    /// results up again. None is the frame's own size.
     pub max_size: Option<u32>,
     pub color: Color,
     pub loss_scale: LossScale,
+    /// Of so many frames, at least 1, one is painted, and its result repeated for the others.
     pub frame_interval: u32,
-    /// 0 is the value of the environment variable `RAYON_NUM_THREADS` or, if that is unset, one for
-    /// each core that the process may use.
+    /// The number of CPU threads. 0 is the value of the environment variable `RAYON_NUM_THREADS` or,
+    /// if that is unset, one for each core that the process may use.
     pub n_threads: u32,
 }
 
@@ -241,83 +266,63 @@ pub enum ConfigError {
     },
 }
 
-impl Config {
-    /// Checks that the values are valid, and the layers part of this network.
-    pub fn validate(&self, vgg: &Vgg) -> Result<(), ConfigError> {
-        const NOT_NEGATIVE: &str = "of at least 0";
-        const POSITIVE: &str = "above 0";
-        for (name, value, expected, valid) in [
-            ("alpha", self.alpha, NOT_NEGATIVE, self.alpha >= 0.0),
-            ("beta", self.beta, NOT_NEGATIVE, self.beta >= 0.0),
-            (
-                "tv-weight",
-                self.tv_weight,
-                NOT_NEGATIVE,
-                self.tv_weight >= 0.0,
-            ),
-            (
-                "temporal-weight",
-                self.temporal_weight,
-                NOT_NEGATIVE,
-                self.temporal_weight >= 0.0,
-            ),
-            (
-                "style-scale",
-                self.style_scale,
-                POSITIVE,
-                self.style_scale > 0.0,
-            ),
-            (
-                "learning-rate",
-                self.learning_rate,
-                POSITIVE,
-                self.learning_rate > 0.0,
-            ),
-            (
-                "scene-cut",
-                self.scene_cut,
-                "from 0 to 1",
-                (0.0..=1.0).contains(&self.scene_cut),
-            ),
-            (
-                "noise",
-                self.noise,
-                "from 0 to 1",
-                (0.0..=1.0).contains(&self.noise),
-            ),
-            (
-                "iterations",
-                self.iterations.into(),
-                POSITIVE,
-                self.iterations > 0,
-            ),
-            (
-                "initial-iterations",
-                self.initial_iterations.into(),
-                POSITIVE,
-                self.initial_iterations > 0,
-            ),
-            (
-                "lbfgs-history",
-                self.lbfgs_history.into(),
-                POSITIVE,
-                self.lbfgs_history > 0,
-            ),
-            (
-                "frame-interval",
-                self.frame_interval.into(),
-                POSITIVE,
-                self.frame_interval > 0,
-            ),
-        ] {
-            if !valid || !value.is_finite() {
-                return Err(ConfigError::Range {
-                    name,
-                    value,
-                    expected,
-                });
+/// The finite values that a setting may have.
+#[derive(Clone, Copy)]
+enum ValidRange {
+    NotNegative,
+    Positive,
+    /// 0 to 1, both included.
+    Unit,
+}
+
+impl ValidRange {
+    fn contains(self, value: f64) -> bool {
+        value.is_finite()
+            && match self {
+                Self::NotNegative => value >= 0.0,
+                Self::Positive => value > 0.0,
+                Self::Unit => (0.0..=1.0).contains(&value),
             }
+    }
+
+    /// What the error message says of the number that is needed.
+    fn description(self) -> &'static str {
+        match self {
+            Self::NotNegative => "of at least 0",
+            Self::Positive => "above 0",
+            Self::Unit => "from 0 to 1",
         }
+    }
+}
+
+fn check(name: &'static str, value: impl Into<f64>, range: ValidRange) -> Result<(), ConfigError> {
+    let value = value.into();
+    match range.contains(value) {
+        true => Ok(()),
+        false => Err(ConfigError::Range {
+            name,
+            value,
+            expected: range.description(),
+        }),
+    }
+}
+
+impl Config {
+    /// Checks that the values are in range, and the layers part of this network.
+    pub fn validate(&self, vgg: &Vgg) -> Result<(), ConfigError> {
+        use ValidRange::{NotNegative, Positive, Unit};
+        check("alpha", self.alpha, NotNegative)?;
+        check("beta", self.beta, NotNegative)?;
+        check("tv-weight", self.tv_weight, NotNegative)?;
+        check("temporal-weight", self.temporal_weight, NotNegative)?;
+        check("style-scale", self.style_scale, Positive)?;
+        check("learning-rate", self.learning_rate, Positive)?;
+        check("scene-cut", self.scene_cut, Unit)?;
+        check("noise", self.noise, Unit)?;
+        check("iterations", self.iterations, Positive)?;
+        check("initial-iterations", self.initial_iterations, Positive)?;
+        check("lbfgs-history", self.lbfgs_history, Positive)?;
+        check("frame-interval", self.frame_interval, Positive)?;
         if self.alpha == 0.0 && self.beta == 0.0 {
             return Err(ConfigError::NoLoss);
         }

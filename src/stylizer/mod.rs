@@ -67,7 +67,10 @@ pub struct Report {
     pub losses: Losses,
     /// Whether the frame is the first of a new scene.
     pub scene_cut: bool,
-    /// The part of the frame's time that was spent on estimating the motion and following it.
+    /// The part of the frame's time from building its pyramid to loading its start, and from
+    /// downloading its result to remembering it: estimating the motion, moving the last result along
+    /// it, the transfers to and from a GPU, and setting up the canvas. Neither the optimisation nor
+    /// resizing is part of it.
     pub motion_time: Duration,
 }
 
@@ -185,8 +188,11 @@ impl Stylizer {
         }
     }
 
-    /// Paints a frame `[h, w, 3]`, RGB 0..1 on the CPU; the result has the same form. Fails with
-    /// [`Error::Cancelled`] before the next layer once `cancel` returns true.
+    /// Paints a frame `[h, w, 3]` on the CPU; the result has the same form. Values are the video's
+    /// own non-linear R'G'B', 0..1. Runs in the stylizer's own rayon pool.
+    ///
+    /// Fails with [`Error::Cancelled`] once `cancel` returns true. It is asked before every layer;
+    /// where a GPU replays a CUDA graph, only before the evaluation that the graph is of.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
         let (h, w, _) = frame.dims3()?;
         let thread_pool = self.thread_pool.clone();
@@ -202,12 +208,14 @@ impl Stylizer {
         let (h, w, _) = frame.dims3()?;
         let size = resize::fit((h, w), self.config.max_size);
         let mut content = resize::pad(&resize::resize(frame, size)?)?;
+        let stopwatch = Stopwatch::start();
         let pyramid = Pyramid::new(&content)?;
         if self.config.color == Color::Content {
             content = color::grey(&content)?;
         }
         let mut canvas = self.take_canvas(size, &content)?;
-        let painted = self.paint(&mut canvas, PreparedFrame { content, pyramid }, cancel);
+        let frame_to_paint = PreparedFrame { content, pyramid };
+        let painted = self.paint(&mut canvas, frame_to_paint, stopwatch, cancel);
         if painted.is_err() {
             canvas.reset();
         }
@@ -248,10 +256,10 @@ impl Stylizer {
         &mut self,
         canvas: &mut Canvas,
         frame: PreparedFrame,
+        mut stopwatch: Stopwatch,
         cancel: Cancel,
     ) -> Result<Report, Error> {
         self.motion = None;
-        let mut stopwatch = Stopwatch::start();
         let interval = u64::from(self.config.frame_interval);
         let due = self.frames_in_scene.is_multiple_of(interval);
         // A GPU takes the content while the CPU estimates the motion.

@@ -24,7 +24,8 @@ const MIN_ENERGY: f64 = 1e-12;
 pub struct Losses {
     pub content: f64,
     pub style: f64,
-    /// The mean squared difference between neighbours.
+    /// The mean squared difference between neighbours: the quadratic form that style transfer
+    /// programs call total variation.
     pub variation: f64,
     /// The mean squared difference to the last result moved along, where the motion is known.
     pub temporal: f64,
