@@ -196,7 +196,7 @@ pub struct Config {
     /// How the network halves its features between blocks.
     pub pooling: Pooling,
     /// The longest side of the optimised image in pixels: larger frames are scaled down, and their
-    /// results up again. None is the frame's own size.
+    /// results up again. None is the frame's own size, up to [`MAX_SIDE`](super::resize::MAX_SIDE).
     pub max_size: Option<u32>,
     pub color: Color,
     pub loss_scale: LossScale,
