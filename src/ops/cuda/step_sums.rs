@@ -2,11 +2,12 @@
 
 //! The sums over a trial step of L-BFGS's line search, which the host needs in each iteration.
 
+use super::transfer::copy_to_pinned;
 use super::vector::reduce;
 use super::{Arg, Gpu, arg};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice};
-use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 use std::sync::Arc;
 
 /// Σ (trial − image)² and Σ gradient (trial − image). Their copy to the host is enqueued with them: it
@@ -43,13 +44,8 @@ impl StepSums {
             let args = [arg(image)?, arg(trial)?, arg(gradient)?, partials, count];
             stream.launch_1d("lbfgs_step_sums", values, &args)
         })?;
-        let (storage, _) = self.sums.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            bail!("sums on a GPU are needed")
-        };
         let stream = self.gpu.device.cuda_stream();
-        let sums = storage.as_cuda_slice::<f64>()?;
-        stream.memcpy_dtoh(sums, &mut self.host).w()?;
+        copy_to_pinned(&self.sums, &stream, &mut self.host)?;
         self.copied.record(&stream).w()
     }
 

@@ -4,8 +4,10 @@
 
 use super::super::with_values;
 use super::Gpu;
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice};
-use candle_core::cuda_backend::{CudaStorage, WrapErr};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaStream, DeviceRepr, PinnedHostSlice,
+};
+use candle_core::cuda_backend::{CudaDType, CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Result, Storage, Tensor, bail};
 use std::sync::Arc;
@@ -90,20 +92,27 @@ impl Staging {
             _ => unsafe { main.context().alloc_pinned_with_flags(count, 0) }.w()?,
         };
         let pinned = self.download.insert(pinned);
-        {
-            let (storage, layout) = image.storage_and_layout();
-            let Storage::Cuda(storage) = &*storage else {
-                bail!("an image on a GPU is needed")
-            };
-            let Some((start, end)) = layout.contiguous_offsets() else {
-                bail!("a contiguous image is needed, not one of layout {layout:?}")
-            };
-            let values = storage.as_cuda_slice::<f32>()?.slice(start..end);
-            main.memcpy_dtoh(&values, pinned).w()?;
-        }
+        copy_to_pinned(image, &main, pinned)?;
         main.synchronize().w()?;
         Tensor::from_slice(pinned.as_slice().w()?, image.shape(), &Device::Cpu)
     }
+}
+
+/// Enqueues a copy of a contiguous tensor on a GPU to pinned memory of its length.
+pub(super) fn copy_to_pinned<T: CudaDType + DeviceRepr>(
+    tensor: &Tensor,
+    stream: &Arc<CudaStream>,
+    pinned: &mut PinnedHostSlice<T>,
+) -> Result<()> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        bail!("a tensor on a GPU is needed")
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a contiguous tensor is needed, not one of layout {layout:?}")
+    };
+    let values = storage.as_cuda_slice::<T>()?.slice(start..end);
+    stream.memcpy_dtoh(&values, pinned).w()
 }
 
 impl Drop for Staging {
