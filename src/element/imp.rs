@@ -50,7 +50,7 @@ struct StreamState {
     stylizer: Option<Stylizer>,
     /// Whether no frame has been painted since the stylizer was reset.
     first: bool,
-    /// Frames painted since the start.
+    /// Frames that came out since the start, repeated ones included.
     frames: u64,
     timeline: Timeline,
     latency: Latency,
