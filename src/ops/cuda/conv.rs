@@ -67,7 +67,7 @@ impl Conv {
             bias: Some(address(&self.rounded_bias)?),
             output: address(output)?,
         };
-        let convolution = CudnnConvolution::new(self.format, size, [self.n_in, self.n_out])?;
+        let convolution = CudnnConvolution::new(self.format, size, [self.n_in, self.n_out]);
         let bias = features_arg(&self.bias)?;
         let count = output.elem_count();
         let bias_relu = |stream: &StreamGuard| {
@@ -104,7 +104,7 @@ impl Conv {
             bias: None,
             output: address(gradient)?,
         };
-        let convolution = CudnnConvolution::new(self.format, size, [self.n_out, self.n_in])?;
+        let convolution = CudnnConvolution::new(self.format, size, [self.n_out, self.n_in]);
         let key = self.cache_key("backward", size, [self.n_out, self.n_in], &gpu)?;
         let stream = gpu.lock_stream()?;
         if !masked {
@@ -155,13 +155,12 @@ fn run_fastest(
             let (fastest, results) = convolution.find_fastest(stream, operands, &epilogue);
             note(Note::Info(format!("{key}{results}")));
             match fastest {
-                Some(algorithm) => Ok(algorithm.name()),
+                Some(algorithm) => Ok(algorithm.to_string()),
                 None => bail!("cuDNN has no such convolution{results}"),
             }
         })?;
-        let algorithm = ConvAlgorithm::all(Format::F32).find(|algorithm| algorithm.name() == name);
-        if let Some(algorithm) = algorithm {
-            match convolution.run(stream, algorithm, operands) {
+        if let Ok(algorithm) = name.parse::<ConvAlgorithm>() {
+            match convolution.run(stream, &algorithm, operands) {
                 Ok(()) if algorithm.is_fused() => return Ok(()),
                 Ok(()) => return epilogue(stream),
                 // The capture may be what failed, and during one nothing can be measured.

@@ -6,12 +6,14 @@
 //! All work of a device is enqueued on its main stream, in the order of the calls, whichever thread
 //! makes them. CUDA graphs are captured on a stream of their own and launched on the main stream.
 
+mod backend;
 pub mod conv;
 mod cudnn;
 pub mod diagnostics;
 pub mod gram;
 pub mod graph;
 pub mod pairs;
+mod plan;
 pub mod pool;
 pub mod step_sums;
 pub mod transfer;

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! cuDNN's plans of 3x3 convolutions: an operation graph says what is computed, an engine with its
+//! settings how, and a plan of both can be enqueued.
+
+use super::super::Format;
+use super::backend::{Address, BehaviorNote, Descriptor, Knob, NumericalNote};
+use super::cudnn::ConvOperands;
+use candle_core::cuda_backend::cudarc::cudnn::sys::{
+    cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behavior,
+    cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Heuristics,
+    cudnnBackendNumericalNote_t as Numerical, cudnnConvolutionMode_t, cudnnDataType_t,
+    cudnnHandle_t, cudnnPointwiseMode_t,
+};
+use candle_core::{Error, Result, bail};
+use std::fmt;
+use std::str::FromStr;
+
+/// What a plan computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// A convolution with bias and ReLU.
+    Fused,
+    /// A convolution.
+    Plain,
+    /// The input gradient ("backward data") of the convolution that this one is the adjoint of.
+    Data,
+}
+
+impl Operation {
+    pub const ALL: [Self; 3] = [Self::Fused, Self::Plain, Self::Data];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fused => "fused",
+            Self::Plain => "plain",
+            Self::Data => "data",
+        }
+    }
+}
+
+/// One of cuDNN's engines and its settings. Written as `62 2=3 13=1`: the engine's number, then those
+/// of the settings with their values.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Engine {
+    index: i64,
+    knobs: Vec<(Knob, i64)>,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", self.index)?;
+        let mut knobs = self.knobs.iter();
+        knobs.try_for_each(|(Knob(knob), value)| write!(f, " {knob}={value}"))
+    }
+}
+
+impl FromStr for Engine {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut words = text.split(' ');
+        let index = words.next().unwrap_or_default();
+        let knob = |word: &str| -> Result<(Knob, i64)> {
+            let Some((knob, value)) = word.split_once('=') else {
+                bail!("{word} is no setting of an engine");
+            };
+            let knob = knob.parse().map_err(Error::wrap)?;
+            Ok((Knob(knob), value.parse().map_err(Error::wrap)?))
+        };
+        Ok(Self {
+            index: index.parse().map_err(Error::wrap)?,
+            knobs: words.map(knob).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// The alignment of all operands in bytes.
+const ALIGNMENT: u64 = 16;
+
+/// More than cuDNN proposes for a convolution.
+const MAX_PROPOSALS: usize = 256;
+/// More than an engine has.
+const MAX_NOTES: usize = 64;
+const MAX_KNOBS: usize = 64;
+
+/// The numbers by which the tensors of a graph are told apart: the operands, and what is between the
+/// operations.
+mod tensor {
+    pub const INPUT: i64 = 1;
+    pub const KERNEL: i64 = 2;
+    pub const BIAS: i64 = 3;
+    pub const OUTPUT: i64 = 4;
+    pub const CONVOLVED: i64 = 5;
+    pub const BIASED: i64 = 6;
+}
+
+/// An operation on features of one size, on a handle's device.
+pub struct OperationGraph {
+    handle: cudnnHandle_t,
+    operation: Operation,
+    format: Format,
+    graph: Descriptor,
+}
+
+impl OperationGraph {
+    /// `dims` are h, w, n_in and n_out.
+    pub fn new(
+        handle: cudnnHandle_t,
+        operation: Operation,
+        format: Format,
+        dims: [usize; 4],
+    ) -> Result<Self> {
+        let [h, w, n_in, n_out] = dims.map(|dim| dim as i64);
+        let data_type = data_type(format);
+        let input = features(tensor::INPUT, [h, w, n_in], data_type)?.finalize()?;
+        let output = features(tensor::OUTPUT, [h, w, n_out], data_type)?.finalize()?;
+        let operations = match operation {
+            Operation::Plain => {
+                let kernel = kernel([n_out, n_in], data_type)?;
+                vec![convolution_forward(&input, &kernel, &output)?]
+            }
+            Operation::Data => {
+                let kernel = kernel([n_in, n_out], data_type)?;
+                vec![convolution_backward_data(&input, &kernel, &output)?]
+            }
+            Operation::Fused => {
+                let kernel = kernel([n_out, n_in], data_type)?;
+                let bias = features(tensor::BIAS, [1, 1, n_out], data_type)?.finalize()?;
+                let [convolved, biased] = [tensor::CONVOLVED, tensor::BIASED].map(|id| {
+                    let float = cudnnDataType_t::CUDNN_DATA_FLOAT;
+                    let mut between = features(id, [h, w, n_out], float)?;
+                    between.set(Name::CUDNN_ATTR_TENSOR_IS_VIRTUAL, &true)?;
+                    between.finalize()
+                });
+                let (convolved, biased) = (convolved?, biased?);
+                vec![
+                    convolution_forward(&input, &kernel, &convolved)?,
+                    add(&convolved, &bias, &biased)?,
+                    relu(&biased, &output)?,
+                ]
+            }
+        };
+        let mut graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?;
+        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, &handle)?;
+        graph.set_all(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &operations)?;
+        Ok(Self {
+            handle,
+            operation,
+            format,
+            graph: graph.finalize()?,
+        })
+    }
+
+    /// The engines that compute in the format with `f32` accumulation, deterministically and without
+    /// compiling kernels first; at most `count`, and those first that cuDNN expects to be the fastest.
+    pub fn engines(&self, count: usize) -> Result<Vec<Engine>> {
+        let mut engines = Vec::new();
+        for mode in [
+            Heuristics::CUDNN_HEUR_MODE_A,
+            Heuristics::CUDNN_HEUR_MODE_FALLBACK,
+        ] {
+            for config in self.proposals(mode)? {
+                if engines.len() == count {
+                    return Ok(engines);
+                }
+                if let Some(engine) = self.suitable_engine(&config)?
+                    && !engines.contains(&engine)
+                {
+                    engines.push(engine);
+                }
+            }
+        }
+        Ok(engines)
+    }
+
+    /// The engine configurations that cuDNN's heuristics propose.
+    fn proposals(&self, mode: Heuristics) -> Result<Vec<Descriptor>> {
+        let mut heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?;
+        heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, &self.graph)?;
+        heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &mode)?;
+        // A mode that knows nothing of such an operation leaves the others.
+        let Ok(heuristics) = heuristics.finalize() else {
+            return Ok(Vec::new());
+        };
+        heuristics.descriptors(
+            Name::CUDNN_ATTR_ENGINEHEUR_RESULTS,
+            Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
+            MAX_PROPOSALS,
+        )
+    }
+
+    /// The engine of a configuration, unless its notes say that it does not suit.
+    fn suitable_engine(&self, config: &Descriptor) -> Result<Option<Engine>> {
+        let engines = config.descriptors(
+            Name::CUDNN_ATTR_ENGINECFG_ENGINE,
+            Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR,
+            1,
+        )?;
+        let Some(engine) = engines.first() else {
+            return Ok(None);
+        };
+        let numerical = engine.values(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, MAX_NOTES)?;
+        let behavior = engine.values(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, MAX_NOTES)?;
+        if !notes_suit(self.format, &numerical, &behavior) {
+            return Ok(None);
+        }
+        let choices = config.descriptors(
+            Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+            Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR,
+            MAX_KNOBS,
+        )?;
+        let knobs = choices.iter().map(|choice| {
+            Ok((
+                choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE)?,
+                choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)?,
+            ))
+        });
+        Ok(Some(Engine {
+            index: engine.value(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX)?,
+            knobs: knobs.collect::<Result<_>>()?,
+        }))
+    }
+
+    /// The plan of this operation by an engine.
+    pub fn plan(&self, engine: &Engine) -> Result<Plan> {
+        let Engine { index, knobs } = engine;
+        let mut engine = Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
+        engine.set(Name::CUDNN_ATTR_ENGINE_OPERATION_GRAPH, &self.graph)?;
+        engine.set(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX, index)?;
+        let engine = engine.finalize()?;
+        let choices = knobs.iter().map(|(knob, value)| {
+            let mut choice = Descriptor::new(Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR)?;
+            choice.set(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, knob)?;
+            choice.set(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, value)?;
+            choice.finalize()
+        });
+        let choices = choices.collect::<Result<Vec<_>>>()?;
+        let mut config = Descriptor::new(Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR)?;
+        config.set(Name::CUDNN_ATTR_ENGINECFG_ENGINE, &engine)?;
+        config.set_all(Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, &choices)?;
+        let config = config.finalize()?;
+        let mut plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &self.handle)?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &config)?;
+        let plan = plan.finalize()?;
+        let bytes: i64 = plan.value(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
+        Ok(Plan {
+            operation: self.operation,
+            workspace_bytes: usize::try_from(bytes).map_err(Error::wrap)?,
+            plan,
+        })
+    }
+}
+
+/// An operation by an engine, which can be enqueued.
+pub struct Plan {
+    operation: Operation,
+    workspace_bytes: usize,
+    plan: Descriptor,
+}
+
+impl Plan {
+    /// The bytes of workspace that it needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace_bytes
+    }
+
+    /// Enqueues it with a workspace at a device address.
+    ///
+    /// # Safety
+    ///
+    /// The operands and the workspace lie on the handle's device and have the sizes of the operation's
+    /// features and of [`Self::workspace_bytes`], until the work is done.
+    pub unsafe fn execute(
+        &self,
+        handle: cudnnHandle_t,
+        operands: ConvOperands,
+        workspace: u64,
+    ) -> Result<()> {
+        let (kernel, bias) = match self.operation {
+            Operation::Fused => (Some(operands.kernel), operands.bias),
+            Operation::Plain => (Some(operands.kernel), None),
+            Operation::Data => (operands.adjoint, None),
+        };
+        let operands = [
+            (tensor::INPUT, Some(operands.input)),
+            (tensor::KERNEL, kernel),
+            (tensor::BIAS, bias),
+            (tensor::OUTPUT, Some(operands.output)),
+        ];
+        let operands = operands
+            .into_iter()
+            .filter_map(|(id, operand)| Some((id, Address(operand?))));
+        let (ids, addresses): (Vec<i64>, Vec<Address>) = operands.unzip();
+        if addresses.iter().any(|operand| operand.0 % ALIGNMENT != 0) {
+            bail!("an operand of a convolution is not aligned to {ALIGNMENT} bytes");
+        }
+        let mut pack = Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?;
+        pack.set_all(Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, &ids)?;
+        pack.set_all(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &addresses)?;
+        pack.set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &Address(workspace))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.plan.execute(handle, &pack.finalize()?) }
+    }
+}
+
+/// Whether an engine with these notes computes as [`OperationGraph::engines`] says. Winograd's transforms
+/// lose too much precision in all but `f32`, and tensor cores round `f32` to `tf32`.
+fn notes_suit(format: Format, numerical: &[NumericalNote], behavior: &[BehaviorNote]) -> bool {
+    let has = |note: Numerical| numerical.iter().any(|NumericalNote(n)| *n == note as u32);
+    let compiles = behavior
+        .iter()
+        .any(|BehaviorNote(n)| *n == Behavior::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32);
+    let unsuitable = compiles
+        || has(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
+        || has(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
+        || has(Numerical::CUDNN_NUMERICAL_NOTE_FFT)
+        || match format {
+            Format::F32 => {
+                has(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
+                    || has(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
+            }
+            Format::Tf32 | Format::Bf16 | Format::F16 => {
+                has(Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD)
+            }
+        };
+    !unsuitable
+}
+
+fn data_type(format: Format) -> cudnnDataType_t {
+    match format {
+        Format::F32 | Format::Tf32 => cudnnDataType_t::CUDNN_DATA_FLOAT,
+        Format::Bf16 => cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        Format::F16 => cudnnDataType_t::CUDNN_DATA_HALF,
+    }
+}
+
+/// Features `[h, w, n]`, in cuDNN's order of the dimensions `[1, n, h, w]`.
+fn features(id: i64, [h, w, n]: [i64; 3], data_type: cudnnDataType_t) -> Result<Descriptor> {
+    tensor([1, n, h, w], id, data_type)
+}
+
+/// Kernels `[n_out, 3, 3, n_in]`, in cuDNN's order of the dimensions `[n_out, n_in, 3, 3]`.
+fn kernel([n_out, n_in]: [i64; 2], data_type: cudnnDataType_t) -> Result<Descriptor> {
+    tensor([n_out, n_in, 3, 3], tensor::KERNEL, data_type)?.finalize()
+}
+
+/// A tensor with the second dimension last in memory. It is to be finalized.
+fn tensor(dims: [i64; 4], id: i64, data_type: cudnnDataType_t) -> Result<Descriptor> {
+    let [_, n, h, w] = dims;
+    let mut tensor = Descriptor::new(Kind::CUDNN_BACKEND_TENSOR_DESCRIPTOR)?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_DATA_TYPE, &data_type)?;
+    tensor.set_all(Name::CUDNN_ATTR_TENSOR_DIMENSIONS, &dims)?;
+    tensor.set_all(Name::CUDNN_ATTR_TENSOR_STRIDES, &[h * w * n, 1, w * n, n])?;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, &id)?;
+    let alignment = ALIGNMENT as i64;
+    tensor.set(Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &alignment)?;
+    Ok(tensor)
+}
+
+/// Stride 1 and zero padding, `f32` accumulation.
+fn convolution() -> Result<Descriptor> {
+    let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+    let accumulator = cudnnDataType_t::CUDNN_DATA_FLOAT;
+    let mut convolution = Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &2i64)?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, &accumulator)?;
+    convolution.set(Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, &mode)?;
+    for name in [
+        Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS,
+        Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
+        Name::CUDNN_ATTR_CONVOLUTION_DILATIONS,
+        Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES,
+    ] {
+        convolution.set_all(name, &[1i64, 1])?;
+    }
+    convolution.finalize()
+}
+
+fn convolution_forward(
+    input: &Descriptor,
+    kernel: &Descriptor,
+    output: &Descriptor,
+) -> Result<Descriptor> {
+    let kind = Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR;
+    let mut operation = Descriptor::new(kind)?;
+    operation.set(
+        Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+        &convolution()?,
+    )?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, input)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, kernel)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, output)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, &1f32)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, &0f32)?;
+    operation.finalize()
+}
+
+/// `upstream` is the gradient with respect to the output of the convolution by `kernel`.
+fn convolution_backward_data(
+    upstream: &Descriptor,
+    kernel: &Descriptor,
+    gradient: &Descriptor,
+) -> Result<Descriptor> {
+    let kind = Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR;
+    let mut operation = Descriptor::new(kind)?;
+    operation.set(
+        Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
+        &convolution()?,
+    )?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, upstream)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, kernel)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, gradient)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, &1f32)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, &0f32)?;
+    operation.finalize()
+}
+
+/// `output = input + bias`
+fn add(input: &Descriptor, bias: &Descriptor, output: &Descriptor) -> Result<Descriptor> {
+    let mut operation = pointwise(cudnnPointwiseMode_t::CUDNN_POINTWISE_ADD, input, output)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_POINTWISE_BDESC, bias)?;
+    operation.finalize()
+}
+
+fn relu(input: &Descriptor, output: &Descriptor) -> Result<Descriptor> {
+    pointwise(
+        cudnnPointwiseMode_t::CUDNN_POINTWISE_RELU_FWD,
+        input,
+        output,
+    )?
+    .finalize()
+}
+
+/// An operation on each value, in `f32`. It is to be finalized.
+fn pointwise(
+    mode: cudnnPointwiseMode_t,
+    input: &Descriptor,
+    output: &Descriptor,
+) -> Result<Descriptor> {
+    let precision = cudnnDataType_t::CUDNN_DATA_FLOAT;
+    let mut pointwise = Descriptor::new(Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?;
+    pointwise.set(Name::CUDNN_ATTR_POINTWISE_MODE, &mode)?;
+    pointwise.set(Name::CUDNN_ATTR_POINTWISE_MATH_PREC, &precision)?;
+    let mut operation = Descriptor::new(Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?;
+    operation.set(
+        Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR,
+        &pointwise.finalize()?,
+    )?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_POINTWISE_XDESC, input)?;
+    operation.set(Name::CUDNN_ATTR_OPERATION_POINTWISE_YDESC, output)?;
+    Ok(operation)
+}
