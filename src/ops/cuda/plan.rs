@@ -156,11 +156,17 @@ impl OperationGraph {
     /// compiling kernels first; at most `count`, and those first that cuDNN expects to be the fastest.
     pub fn engines(&self, count: usize) -> Result<Vec<Engine>> {
         let mut engines = Vec::new();
+        let mut failure = None;
         for mode in [
             Heuristics::CUDNN_HEUR_MODE_A,
             Heuristics::CUDNN_HEUR_MODE_FALLBACK,
         ] {
-            for config in self.proposals(mode)? {
+            // A mode that knows nothing of such an operation leaves the other.
+            let proposals = self.proposals(mode).unwrap_or_else(|error| {
+                failure = Some(error);
+                Vec::new()
+            });
+            for config in proposals {
                 if engines.len() == count {
                     return Ok(engines);
                 }
@@ -171,7 +177,10 @@ impl OperationGraph {
                 }
             }
         }
-        Ok(engines)
+        match failure {
+            Some(error) if engines.is_empty() => Err(error),
+            _ => Ok(engines),
+        }
     }
 
     /// The engine configurations that cuDNN's heuristics propose.
@@ -179,11 +188,7 @@ impl OperationGraph {
         let mut heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?;
         heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, &self.graph)?;
         heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &mode)?;
-        // A mode that knows nothing of such an operation leaves the others.
-        let Ok(heuristics) = heuristics.finalize() else {
-            return Ok(Vec::new());
-        };
-        heuristics.descriptors(
+        heuristics.finalize()?.descriptors(
             Name::CUDNN_ATTR_ENGINEHEUR_RESULTS,
             Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
             MAX_PROPOSALS,
