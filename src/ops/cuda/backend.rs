@@ -35,7 +35,7 @@ pub unsafe trait Attribute {
     const TYPE: Type;
 }
 
-/// A kind of setting of an engine. As are the notes, it is a number here, since cuDNN may be of a
+/// A knob of an engine. As are the notes, it is a number here, since cuDNN may be of a
 /// version with more of them than the bindings know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]

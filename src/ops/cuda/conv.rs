@@ -4,8 +4,9 @@
 
 use super::super::Format;
 use super::super::algorithm_cache::{AlgorithmCache, default_file};
-use super::cudnn::{ConvAlgorithm, ConvOperands, CudnnConvolution};
+use super::cudnn::{ConvAlgorithm, CudnnConvolution};
 use super::diagnostics::{Note, note};
+use super::plan::ConvOperands;
 use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, lock, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! 3x3 convolutions of features `[h, w, channels]` with `f32` accumulation, by the
-//! fastest of cuDNN's engines that are deterministic.
+//! 3x3 convolutions of features `[h, w, channels]` with `f32` accumulation, by the fastest
+//! of cuDNN's engines that are deterministic.
 
 use super::super::Format;
-use super::plan::{Engine, Operation, OperationGraph, Plan};
+use super::plan::{ConvOperands, EngineConfig, Operation, OperationGraph, Plan};
 use super::{Arg, StreamGuard, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result;
@@ -26,8 +26,8 @@ const FALLBACK_TILE: usize = 64;
 /// How often an algorithm is timed; the minimum counts.
 const TIMING_ROUNDS: usize = 5;
 
-/// The engines that are timed for an operation, at most.
-const MAX_ENGINES: usize = 10;
+/// The engine configurations that are timed for an operation, at most.
+const MAX_CONFIGS: usize = 10;
 
 /// The name of [`ConvAlgorithm::Fallback`].
 const FALLBACK: &str = "own";
@@ -77,7 +77,7 @@ impl Drop for CudnnHandle {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ConvAlgorithm {
     /// By an engine of cuDNN's.
-    Cudnn(Operation, Engine),
+    Cudnn(Operation, EngineConfig),
     /// The kernel in `kernels/convolution.cuh`, which takes any size and format.
     Fallback,
 }
@@ -93,7 +93,7 @@ impl ConvAlgorithm {
 impl fmt::Display for ConvAlgorithm {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Cudnn(operation, engine) => write!(f, "{} {engine}", operation.name()),
+            Self::Cudnn(operation, config) => write!(f, "{} {config}", operation.name()),
             Self::Fallback => write!(f, "{FALLBACK}"),
         }
     }
@@ -106,26 +106,13 @@ impl FromStr for ConvAlgorithm {
         if name == FALLBACK {
             return Ok(Self::Fallback);
         }
-        let (operation, engine) = name.split_once(' ').unwrap_or((name, ""));
+        let (operation, config) = name.split_once(' ').unwrap_or((name, ""));
         let named = |candidate: &Operation| candidate.name() == operation;
         match Operation::ALL.into_iter().find(named) {
-            Some(operation) => Ok(Self::Cudnn(operation, engine.parse()?)),
+            Some(operation) => Ok(Self::Cudnn(operation, config.parse()?)),
             None => bail!("{name} is no algorithm of a convolution"),
         }
     }
-}
-
-/// The device addresses of a convolution's operands.
-#[derive(Clone, Copy)]
-pub struct ConvOperands {
-    pub input: u64,
-    /// `[n_out, 3, 3, n_in]`
-    pub kernel: u64,
-    /// The kernel of the convolution that this one is the adjoint of, `[n_in, 3, 3, n_out]`.
-    pub adjoint: Option<u64>,
-    /// `[n_out]`, in the format of the features.
-    pub bias: Option<u64>,
-    pub output: u64,
 }
 
 /// A 3x3 convolution of features of one size, stride 1, zero padding.
@@ -175,7 +162,7 @@ impl CudnnConvolution {
         (fastest.map(|(_, algorithm)| algorithm), results)
     }
 
-    /// The engines that cuDNN proposes for the operations that these operands allow, and a report of
+    /// What cuDNN proposes for the operations that these operands allow, and a report of
     /// the operations that it proposes none for.
     fn candidates(
         &self,
@@ -184,21 +171,16 @@ impl CudnnConvolution {
     ) -> (Vec<ConvAlgorithm>, String) {
         let (mut algorithms, mut failures) = (Vec::new(), String::new());
         for operation in Operation::ALL {
-            let applies = match operation {
-                Operation::Fused => operands.bias.is_some(),
-                Operation::Plain => true,
-                Operation::Data => operands.adjoint.is_some(),
-            };
-            if !applies {
+            if operands.of(operation).is_none() {
                 continue;
             }
-            let engines = OperationGraph::new(handle.raw, operation, self.format, self.dims)
-                .and_then(|graph| graph.engines(MAX_ENGINES));
-            match engines {
-                Ok(engines) => algorithms.extend(
-                    engines
+            let configs = OperationGraph::new(handle.raw, operation, self.format, self.dims)
+                .and_then(|graph| graph.configs(MAX_CONFIGS));
+            match configs {
+                Ok(configs) => algorithms.extend(
+                    configs
                         .into_iter()
-                        .map(|engine| ConvAlgorithm::Cudnn(operation, engine)),
+                        .map(|config| ConvAlgorithm::Cudnn(operation, config)),
                 ),
                 Err(error) => failures += &format!("; {}: {error}", operation.name()),
             }
@@ -255,7 +237,7 @@ impl CudnnConvolution {
         algorithm: &ConvAlgorithm,
         operands: ConvOperands,
     ) -> Result<()> {
-        let ConvAlgorithm::Cudnn(operation, engine) = algorithm else {
+        let ConvAlgorithm::Cudnn(operation, config) = algorithm else {
             return self.run_fallback(stream, operands);
         };
         let CudnnHandle { raw, plans } = &stream.handles.cudnn;
@@ -264,7 +246,7 @@ impl CudnnConvolution {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let graph = OperationGraph::new(*raw, *operation, self.format, self.dims)?;
-                entry.insert(graph.plan(engine)?)
+                entry.insert(graph.plan(config)?)
             }
         };
         if plan.workspace_bytes() > WORKSPACE_BYTES {

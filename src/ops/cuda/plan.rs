@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! cuDNN's plans of 3x3 convolutions: an operation graph says what is computed, an engine with its
-//! settings how, and a plan of both can be enqueued.
+//! cuDNN's plans of 3x3 convolutions: an operation graph says what is computed, an engine configuration
+//! how, and a plan of both can be enqueued.
 
 use super::super::Format;
 use super::backend::{Address, BehaviorNote, Descriptor, Knob, NumericalNote};
-use super::cudnn::ConvOperands;
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behavior,
     cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Heuristics,
@@ -39,15 +38,15 @@ impl Operation {
     }
 }
 
-/// One of cuDNN's engines and its settings. Written as `62 2=3 13=1`: the engine's number, then those
-/// of the settings with their values.
+/// One of cuDNN's engines and the choice of its knobs. Written as `62 2=3 13=1`: the engine's number, then
+/// those of the knobs with their values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Engine {
+pub struct EngineConfig {
     index: i64,
     knobs: Vec<(Knob, i64)>,
 }
 
-impl fmt::Display for Engine {
+impl fmt::Display for EngineConfig {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}", self.index)?;
         let mut knobs = self.knobs.iter();
@@ -55,7 +54,7 @@ impl fmt::Display for Engine {
     }
 }
 
-impl FromStr for Engine {
+impl FromStr for EngineConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -63,7 +62,7 @@ impl FromStr for Engine {
         let index = words.next().unwrap_or_default();
         let knob = |word: &str| -> Result<(Knob, i64)> {
             let Some((knob, value)) = word.split_once('=') else {
-                bail!("{word} is no setting of an engine");
+                bail!("{word} is no knob of an engine");
             };
             let knob = knob.parse().map_err(Error::wrap)?;
             Ok((Knob(knob), value.parse().map_err(Error::wrap)?))
@@ -80,19 +79,51 @@ const ALIGNMENT: u64 = 16;
 
 /// More than cuDNN proposes for a convolution.
 const MAX_PROPOSALS: usize = 256;
-/// More than an engine has.
+/// More notes than an engine has.
 const MAX_NOTES: usize = 64;
+/// More knobs than an engine has.
 const MAX_KNOBS: usize = 64;
 
-/// The numbers by which the tensors of a graph are told apart: the operands, and what is between the
-/// operations.
-mod tensor {
+/// The unique numbers of a graph's tensors: the operands, and what is between the operations.
+mod uid {
     pub const INPUT: i64 = 1;
     pub const KERNEL: i64 = 2;
     pub const BIAS: i64 = 3;
     pub const OUTPUT: i64 = 4;
     pub const CONVOLVED: i64 = 5;
     pub const BIASED: i64 = 6;
+}
+
+/// The device addresses of a convolution's operands.
+#[derive(Clone, Copy)]
+pub struct ConvOperands {
+    pub input: u64,
+    /// `[n_out, 3, 3, n_in]`
+    pub kernel: u64,
+    /// The kernel of the convolution that this one is the adjoint of, `[n_in, 3, 3, n_out]`.
+    pub adjoint: Option<u64>,
+    /// `[n_out]`, in the format of the features.
+    pub bias: Option<u64>,
+    pub output: u64,
+}
+
+impl ConvOperands {
+    /// Those that an operation takes, with the numbers of their tensors. None if one is missing.
+    pub fn of(&self, operation: Operation) -> Option<Vec<(i64, Address)>> {
+        let kernel = match operation {
+            Operation::Fused | Operation::Plain => self.kernel,
+            Operation::Data => self.adjoint?,
+        };
+        let mut tensors = vec![
+            (uid::INPUT, Address(self.input)),
+            (uid::KERNEL, Address(kernel)),
+            (uid::OUTPUT, Address(self.output)),
+        ];
+        if operation == Operation::Fused {
+            tensors.push((uid::BIAS, Address(self.bias?)));
+        }
+        Some(tensors)
+    }
 }
 
 /// An operation on features of one size, on a handle's device.
@@ -113,8 +144,8 @@ impl OperationGraph {
     ) -> Result<Self> {
         let [h, w, n_in, n_out] = dims.map(|dim| dim as i64);
         let data_type = data_type(format);
-        let input = features(tensor::INPUT, [h, w, n_in], data_type)?.finalize()?;
-        let output = features(tensor::OUTPUT, [h, w, n_out], data_type)?.finalize()?;
+        let input = features(uid::INPUT, [h, w, n_in], data_type)?.finalize()?;
+        let output = features(uid::OUTPUT, [h, w, n_out], data_type)?.finalize()?;
         let operations = match operation {
             Operation::Plain => {
                 let kernel = kernel([n_out, n_in], data_type)?;
@@ -126,8 +157,8 @@ impl OperationGraph {
             }
             Operation::Fused => {
                 let kernel = kernel([n_out, n_in], data_type)?;
-                let bias = features(tensor::BIAS, [1, 1, n_out], data_type)?.finalize()?;
-                let [convolved, biased] = [tensor::CONVOLVED, tensor::BIASED].map(|id| {
+                let bias = features(uid::BIAS, [1, 1, n_out], data_type)?.finalize()?;
+                let [convolved, biased] = [uid::CONVOLVED, uid::BIASED].map(|id| {
                     let float = cudnnDataType_t::CUDNN_DATA_FLOAT;
                     let mut between = features(id, [h, w, n_out], float)?;
                     between.set(Name::CUDNN_ATTR_TENSOR_IS_VIRTUAL, &true)?;
@@ -152,10 +183,11 @@ impl OperationGraph {
         })
     }
 
-    /// The engines that compute in the format with `f32` accumulation, deterministically and without
-    /// compiling kernels first; at most `count`, and those first that cuDNN expects to be the fastest.
-    pub fn engines(&self, count: usize) -> Result<Vec<Engine>> {
-        let mut engines = Vec::new();
+    /// The engine configurations that compute in the format with `f32` accumulation, deterministically
+    /// and without compiling kernels first; at most `count`, and those first that cuDNN expects to be the
+    /// fastest.
+    pub fn configs(&self, count: usize) -> Result<Vec<EngineConfig>> {
+        let mut configs = Vec::new();
         let mut failure = None;
         for mode in [
             Heuristics::CUDNN_HEUR_MODE_A,
@@ -166,20 +198,20 @@ impl OperationGraph {
                 failure = Some(error);
                 Vec::new()
             });
-            for config in proposals {
-                if engines.len() == count {
-                    return Ok(engines);
+            for proposal in proposals {
+                if configs.len() == count {
+                    return Ok(configs);
                 }
-                if let Some(engine) = self.suitable_engine(&config)?
-                    && !engines.contains(&engine)
+                if let Some(config) = self.suitable_config(&proposal)?
+                    && !configs.contains(&config)
                 {
-                    engines.push(engine);
+                    configs.push(config);
                 }
             }
         }
         match failure {
-            Some(error) if engines.is_empty() => Err(error),
-            _ => Ok(engines),
+            Some(error) if configs.is_empty() => Err(error),
+            _ => Ok(configs),
         }
     }
 
@@ -195,9 +227,9 @@ impl OperationGraph {
         )
     }
 
-    /// The engine of a configuration, unless its notes say that it does not suit.
-    fn suitable_engine(&self, config: &Descriptor) -> Result<Option<Engine>> {
-        let engines = config.descriptors(
+    /// What a proposal configures, unless the engine's notes say that it does not suit.
+    fn suitable_config(&self, proposal: &Descriptor) -> Result<Option<EngineConfig>> {
+        let engines = proposal.descriptors(
             Name::CUDNN_ATTR_ENGINECFG_ENGINE,
             Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR,
             1,
@@ -210,7 +242,7 @@ impl OperationGraph {
         if !notes_suit(self.format, &numerical, &behavior) {
             return Ok(None);
         }
-        let choices = config.descriptors(
+        let choices = proposal.descriptors(
             Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
             Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR,
             MAX_KNOBS,
@@ -221,15 +253,15 @@ impl OperationGraph {
                 choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)?,
             ))
         });
-        Ok(Some(Engine {
+        Ok(Some(EngineConfig {
             index: engine.value(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX)?,
             knobs: knobs.collect::<Result<_>>()?,
         }))
     }
 
-    /// The plan of this operation by an engine.
-    pub fn plan(&self, engine: &Engine) -> Result<Plan> {
-        let Engine { index, knobs } = engine;
+    /// The plan of this operation by an engine so configured.
+    pub fn plan(&self, config: &EngineConfig) -> Result<Plan> {
+        let EngineConfig { index, knobs } = config;
         let mut engine = Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
         engine.set(Name::CUDNN_ATTR_ENGINE_OPERATION_GRAPH, &self.graph)?;
         engine.set(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX, index)?;
@@ -258,7 +290,7 @@ impl OperationGraph {
     }
 }
 
-/// An operation by an engine, which can be enqueued.
+/// An operation by a configured engine, which can be enqueued.
 pub struct Plan {
     operation: Operation,
     workspace_bytes: usize,
@@ -283,21 +315,10 @@ impl Plan {
         operands: ConvOperands,
         workspace: u64,
     ) -> Result<()> {
-        let (kernel, bias) = match self.operation {
-            Operation::Fused => (Some(operands.kernel), operands.bias),
-            Operation::Plain => (Some(operands.kernel), None),
-            Operation::Data => (operands.adjoint, None),
+        let Some(tensors) = operands.of(self.operation) else {
+            bail!("an operand of a convolution is missing");
         };
-        let operands = [
-            (tensor::INPUT, Some(operands.input)),
-            (tensor::KERNEL, kernel),
-            (tensor::BIAS, bias),
-            (tensor::OUTPUT, Some(operands.output)),
-        ];
-        let operands = operands
-            .into_iter()
-            .filter_map(|(id, operand)| Some((id, Address(operand?))));
-        let (ids, addresses): (Vec<i64>, Vec<Address>) = operands.unzip();
+        let (ids, addresses): (Vec<i64>, Vec<Address>) = tensors.into_iter().unzip();
         if addresses.iter().any(|operand| operand.0 % ALIGNMENT != 0) {
             bail!("an operand of a convolution is not aligned to {ALIGNMENT} bytes");
         }
@@ -310,7 +331,7 @@ impl Plan {
     }
 }
 
-/// Whether an engine with these notes computes as [`OperationGraph::engines`] says. Winograd's transforms
+/// Whether an engine with these notes computes as [`OperationGraph::configs`] says. Winograd's transforms
 /// lose too much precision in all but `f32`, and tensor cores round `f32` to `tf32`.
 fn notes_suit(format: Format, numerical: &[NumericalNote], behavior: &[BehaviorNote]) -> bool {
     let has = |note: Numerical| numerical.iter().any(|NumericalNote(n)| *n == note as u32);
@@ -348,7 +369,7 @@ fn features(id: i64, [h, w, n]: [i64; 3], data_type: cudnnDataType_t) -> Result<
 
 /// Kernels `[n_out, 3, 3, n_in]`, in cuDNN's order of the dimensions `[n_out, n_in, 3, 3]`.
 fn kernel([n_out, n_in]: [i64; 2], data_type: cudnnDataType_t) -> Result<Descriptor> {
-    tensor([n_out, n_in, 3, 3], tensor::KERNEL, data_type)?.finalize()
+    tensor([n_out, n_in, 3, 3], uid::KERNEL, data_type)?.finalize()
 }
 
 /// A tensor with the second dimension last in memory. It is to be finalized.
