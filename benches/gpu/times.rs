@@ -303,7 +303,8 @@ fn operations(
     }
 }
 
-/// Prints the cache of the fastest convolution algorithms.
+/// Prints the cache of the fastest convolution algorithms. A convolution that is missing there went by the
+/// fallback, which is not kept.
 fn print_algorithms(report: &Report) {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
@@ -311,7 +312,9 @@ fn print_algorithms(report: &Report) {
     let Some(text) = file.and_then(|file| std::fs::read_to_string(file).ok()) else {
         return;
     };
-    report.section("cuDNN's algorithms");
+    report.section(
+        "cuDNN's algorithms (a convolution that is missing fell back to the project's kernel)",
+    );
     report.head(&["convolution", "fastest"]);
     for line in text.lines() {
         let (of, which) = line.split_once('\t').unwrap_or((line, ""));

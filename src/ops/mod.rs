@@ -35,6 +35,9 @@ pub mod amx;
 #[path = "no_amx.rs"]
 pub mod amx;
 pub mod conv;
+#[cfg(any(feature = "cudnn", test))]
+#[path = "cuda/conv_algorithm.rs"]
+mod conv_algorithm;
 #[cfg(feature = "cudnn")]
 pub mod cuda;
 pub mod elementwise;

@@ -3,6 +3,7 @@
 //! The fastest algorithm of each convolution, measured once and kept in a file, so that later runs
 //! need not measure and compute the same, bit for bit.
 
+use super::conv_algorithm::ConvAlgorithm;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -20,19 +21,22 @@ pub fn default_file() -> Option<PathBuf> {
 }
 
 /// A map that is kept in a file with lines of a key, a tab and an algorithm's name. The last line of a
-/// key counts.
+/// key counts; lines that name no algorithm do not.
 pub struct AlgorithmCache {
     file: Option<PathBuf>,
-    algorithms: HashMap<String, String>,
+    algorithms: HashMap<String, ConvAlgorithm>,
 }
 
 impl AlgorithmCache {
     pub fn open(file: Option<PathBuf>) -> Self {
         let text = file.as_ref().and_then(|path| fs::read_to_string(path).ok());
         let text = text.unwrap_or_default();
-        let lines = text.lines().filter_map(|line| line.split_once('\t'));
+        let entry = |line: &str| {
+            let (key, name) = line.split_once('\t')?;
+            Some((key.to_string(), name.parse().ok()?))
+        };
         Self {
-            algorithms: lines.map(|(key, name)| (key.into(), name.into())).collect(),
+            algorithms: text.lines().filter_map(entry).collect(),
             file,
         }
     }
@@ -41,16 +45,19 @@ impl AlgorithmCache {
     pub fn get_or_measure<E>(
         &mut self,
         key: &str,
-        measure: impl FnOnce() -> Result<String, E>,
-    ) -> Result<String, E> {
-        if let Some(name) = self.algorithms.get(key) {
-            return Ok(name.clone());
+        measure: impl FnOnce() -> Result<ConvAlgorithm, E>,
+    ) -> Result<ConvAlgorithm, E> {
+        if let Some(algorithm) = self.algorithms.get(key) {
+            return Ok(algorithm.clone());
         }
-        let name = measure()?;
-        self.algorithms.insert(key.into(), name.clone());
-        // If it cannot be written, the next run measures again.
-        let _ = self.append(key, &name);
-        Ok(name)
+        let algorithm = measure()?;
+        self.algorithms.insert(key.into(), algorithm.clone());
+        // What keeps cuDNN from computing, such as a want of memory, may be over in the next run.
+        if algorithm != ConvAlgorithm::Fallback {
+            // If it cannot be written, the next run measures again.
+            let _ = self.append(key, &algorithm);
+        }
+        Ok(algorithm)
     }
 
     /// Drops an algorithm that does not work.
@@ -59,7 +66,7 @@ impl AlgorithmCache {
     }
 
     /// Appends a line with a single write, as other processes may append at the same time.
-    fn append(&self, key: &str, name: &str) -> io::Result<()> {
+    fn append(&self, key: &str, algorithm: &ConvAlgorithm) -> io::Result<()> {
         let Some(path) = &self.file else {
             return Ok(());
         };
@@ -70,7 +77,7 @@ impl AlgorithmCache {
             .create(true)
             .append(true)
             .open(path)?;
-        file.write_all(format!("{key}\t{name}\n").as_bytes())
+        file.write_all(format!("{key}\t{algorithm}\n").as_bytes())
     }
 }
 
@@ -79,12 +86,17 @@ mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    fn measured(name: &str) -> impl FnOnce() -> Result<String, Infallible> {
-        let name = name.to_string();
-        || Ok(name)
+    type Measured = Result<ConvAlgorithm, Infallible>;
+
+    fn engine(number: u32) -> ConvAlgorithm {
+        format!("plain {number} 2=3").parse().unwrap()
     }
 
-    fn not_measured() -> Result<String, Infallible> {
+    fn measured(algorithm: ConvAlgorithm) -> impl FnOnce() -> Measured {
+        || Ok(algorithm)
+    }
+
+    fn not_measured() -> Measured {
         panic!("it is cached")
     }
 
@@ -93,22 +105,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = Some(folder.path().join("a folder").join("convolutions"));
         let mut first = AlgorithmCache::open(file.clone());
-        let one = first.get_or_measure("one 3x4", measured("fused"));
-        assert_eq!(one.unwrap(), "fused");
-        let two = first.get_or_measure("two", measured("plain"));
-        assert_eq!(two.unwrap(), "plain");
+        let one = first.get_or_measure("one 3x4", measured(engine(1)));
+        assert_eq!(one.unwrap(), engine(1));
+        let two = first.get_or_measure("two", measured(engine(2)));
+        assert_eq!(two.unwrap(), engine(2));
         let one = first.get_or_measure("one 3x4", not_measured);
-        assert_eq!(one.unwrap(), "fused");
+        assert_eq!(one.unwrap(), engine(1));
         let mut second = AlgorithmCache::open(file.clone());
         let one = second.get_or_measure("one 3x4", not_measured);
-        assert_eq!(one.unwrap(), "fused");
+        assert_eq!(one.unwrap(), engine(1));
         // What was removed is measured again, for later runs too.
         second.remove("one 3x4");
-        let one = second.get_or_measure("one 3x4", measured("own"));
-        assert_eq!(one.unwrap(), "own");
+        let one = second.get_or_measure("one 3x4", measured(engine(3)));
+        assert_eq!(one.unwrap(), engine(3));
         let mut third = AlgorithmCache::open(file);
         let one = third.get_or_measure("one 3x4", not_measured);
-        assert_eq!(one.unwrap(), "own");
+        assert_eq!(one.unwrap(), engine(3));
+    }
+
+    #[test]
+    fn the_next_run_looks_again_for_better_than_the_fallback() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Some(folder.path().join("convolutions"));
+        let mut first = AlgorithmCache::open(file.clone());
+        let one = first.get_or_measure("one", measured(ConvAlgorithm::Fallback));
+        assert_eq!(one.unwrap(), ConvAlgorithm::Fallback);
+        let one = first.get_or_measure("one", not_measured);
+        assert_eq!(one.unwrap(), ConvAlgorithm::Fallback);
+        let mut second = AlgorithmCache::open(file);
+        let one = second.get_or_measure("one", measured(engine(1)));
+        assert_eq!(one.unwrap(), engine(1));
+    }
+
+    #[test]
+    fn lines_that_name_no_algorithm_do_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("convolutions");
+        fs::write(&file, "one\tplain 1 2=3\none\tsoon\ntwo\town\nthree\n\n").unwrap();
+        let mut cache = AlgorithmCache::open(Some(file));
+        let one = cache.get_or_measure("one", not_measured);
+        assert_eq!(one.unwrap(), engine(1));
+        for key in ["two", "three"] {
+            let measured = cache.get_or_measure(key, measured(engine(2)));
+            assert_eq!(measured.unwrap(), engine(2));
+        }
     }
 
     #[test]
@@ -118,21 +158,18 @@ mod tests {
         fs::write(&blocked, "no line of ours\n").unwrap();
         for file in [None, Some(blocked.join("below"))] {
             let mut cache = AlgorithmCache::open(file);
-            let one = cache.get_or_measure("one", measured("fused"));
-            assert_eq!(one.unwrap(), "fused");
+            let one = cache.get_or_measure("one", measured(engine(1)));
+            assert_eq!(one.unwrap(), engine(1));
             let one = cache.get_or_measure("one", not_measured);
-            assert_eq!(one.unwrap(), "fused");
+            assert_eq!(one.unwrap(), engine(1));
         }
-        let mut cache = AlgorithmCache::open(Some(blocked));
-        let one = cache.get_or_measure("one", measured("fused"));
-        assert_eq!(one.unwrap(), "fused");
     }
 
     #[test]
     fn failed_measurements_are_not_cached() {
         let mut cache = AlgorithmCache::open(None);
         assert_eq!(cache.get_or_measure("one", || Err(7)), Err(7));
-        let one = cache.get_or_measure("one", measured("own"));
-        assert_eq!(one.unwrap(), "own");
+        let one = cache.get_or_measure("one", measured(engine(1)));
+        assert_eq!(one.unwrap(), engine(1));
     }
 }

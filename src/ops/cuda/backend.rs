@@ -3,16 +3,54 @@
 //! Descriptors of cuDNN's graph interface (its "backend"): objects with attributes, which are set
 //! before an object is finalized and can be read after.
 
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cudnn::result;
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type,
     cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t, cudnnBackendDescriptorType_t as Kind,
     cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize,
     cudnnBackendGetAttribute, cudnnBackendHeurMode_t, cudnnBackendSetAttribute,
-    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnPointwiseMode_t,
+    cudnnConvolutionMode_t, cudnnDataType_t, cudnnGetLastErrorString, cudnnHandle_t,
+    cudnnPointwiseMode_t, cudnnStatus_t,
 };
-use candle_core::{Error, Result};
+use candle_core::cuda_backend::cudarc::driver::CudaStream;
+use candle_core::{Error, Result, bail};
+use std::ffi::CStr;
 use std::ptr::null_mut;
 use std::slice::{from_mut, from_ref};
+
+/// A library handle, which enqueues on one stream. It outlives the descriptors that it is set in.
+#[repr(transparent)]
+pub struct Handle(cudnnHandle_t);
+
+impl Handle {
+    pub fn new(stream: &CudaStream) -> Result<Self> {
+        stream.context().bind_to_thread().w()?;
+        let handle = Self(result::create_handle().map_err(Error::wrap)?);
+        // SAFETY: the handle was made just now.
+        unsafe { result::set_stream(handle.0, stream.cu_stream().cast()) }.map_err(Error::wrap)?;
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: it is owned, and nothing uses it any more.
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}
+
+/// An error that says what cuDNN says of it.
+fn check(status: cudnnStatus_t) -> Result<()> {
+    if status == cudnnStatus_t::CUDNN_STATUS_SUCCESS {
+        return Ok(());
+    }
+    let mut message = [0; 1024];
+    // SAFETY: it writes at most so many bytes.
+    unsafe { cudnnGetLastErrorString(message.as_mut_ptr().cast(), message.len()) };
+    let message = CStr::from_bytes_until_nul(&message).unwrap_or_default();
+    bail!("{status:?} {}", message.to_string_lossy())
+}
 
 /// A descriptor, of whichever kind.
 #[repr(transparent)]
@@ -69,7 +107,7 @@ macro_rules! attributes {
 }
 
 attributes!(
-    cudnnHandle_t: CUDNN_TYPE_HANDLE,
+    Handle: CUDNN_TYPE_HANDLE,
     cudnnDataType_t: CUDNN_TYPE_DATA_TYPE,
     bool: CUDNN_TYPE_BOOLEAN,
     i64: CUDNN_TYPE_INT64,
@@ -88,18 +126,16 @@ impl Descriptor {
     pub fn new(kind: Kind) -> Result<Self> {
         let mut raw = null_mut();
         // SAFETY: it writes the new descriptor.
-        unsafe { cudnnBackendCreateDescriptor(kind, &mut raw) }
-            .result()
-            .map_err(Error::wrap)?;
+        check(unsafe { cudnnBackendCreateDescriptor(kind, &mut raw) })?;
         Ok(Self(raw))
     }
 
     pub fn set_all<T: Attribute>(&mut self, name: Name, values: &[T]) -> Result<()> {
         let count = values.len() as i64;
         // SAFETY: it reads `count` values of the type, by that type's promise.
-        unsafe { cudnnBackendSetAttribute(self.0, name, T::TYPE, count, values.as_ptr().cast()) }
-            .result()
-            .map_err(Error::wrap)
+        check(unsafe {
+            cudnnBackendSetAttribute(self.0, name, T::TYPE, count, values.as_ptr().cast())
+        })
     }
 
     pub fn set<T: Attribute>(&mut self, name: Name, value: &T) -> Result<()> {
@@ -108,9 +144,7 @@ impl Descriptor {
 
     pub fn finalize(self) -> Result<Self> {
         // SAFETY: the descriptor is alive.
-        unsafe { cudnnBackendFinalize(self.0) }
-            .result()
-            .map_err(Error::wrap)?;
+        check(unsafe { cudnnBackendFinalize(self.0) })?;
         Ok(self)
     }
 
@@ -120,9 +154,7 @@ impl Descriptor {
         let (room, mut count) = (values.len() as i64, 0);
         let out = values.as_mut_ptr().cast();
         // SAFETY: it writes at most `room` values of the type, by that type's promise.
-        unsafe { cudnnBackendGetAttribute(self.0, name, T::TYPE, room, &mut count, out) }
-            .result()
-            .map_err(Error::wrap)?;
+        check(unsafe { cudnnBackendGetAttribute(self.0, name, T::TYPE, room, &mut count, out) })?;
         Ok(count.clamp(0, room) as usize)
     }
 
@@ -138,11 +170,13 @@ impl Descriptor {
         Ok(values)
     }
 
-    /// The value of an attribute that has one, 0 if it has none.
+    /// The value of an attribute that has one.
     pub fn value<T: Attribute + Default>(&self, name: Name) -> Result<T> {
         let mut value = T::default();
-        self.get_all(name, from_mut(&mut value))?;
-        Ok(value)
+        match self.get_all(name, from_mut(&mut value))? {
+            1 => Ok(value),
+            _ => bail!("{name:?} has no value"),
+        }
     }
 
     /// The descriptors of a kind that an attribute has, at most `room`.
@@ -158,12 +192,10 @@ impl Descriptor {
     ///
     /// # Safety
     ///
-    /// The operands and the workspace lie on the handle's device and have the sizes that the plan
-    /// takes, until the work is done.
-    pub unsafe fn execute(&self, handle: cudnnHandle_t, variant_pack: &Self) -> Result<()> {
+    /// The handle is the plan's. The operands and the workspace lie on its device and have the sizes that
+    /// the plan takes, until the work is done.
+    pub unsafe fn execute(&self, handle: &Handle, variant_pack: &Self) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { cudnnBackendExecute(handle, self.0, variant_pack.0) }
-            .result()
-            .map_err(Error::wrap)
+        check(unsafe { cudnnBackendExecute(handle.0, self.0, variant_pack.0) })
     }
 }

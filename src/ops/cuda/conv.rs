@@ -4,7 +4,7 @@
 
 use super::super::Format;
 use super::super::algorithm_cache::{AlgorithmCache, default_file};
-use super::cudnn::{ConvAlgorithm, CudnnConvolution};
+use super::cudnn::CudnnConvolution;
 use super::diagnostics::{Note, note};
 use super::plan::ConvOperands;
 use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, lock, suffix};
@@ -152,25 +152,22 @@ fn run_fastest(
 ) -> Result<()> {
     let mut algorithms = lock(&ALGORITHMS);
     for _ in 0..2 {
-        let name = algorithms.get_or_measure(key, || {
+        let algorithm = algorithms.get_or_measure(key, || {
             let (fastest, results) = convolution.find_fastest(stream, operands, &epilogue);
             note(Note::Info(format!("{key}{results}")));
             match fastest {
-                Some(algorithm) => Ok(algorithm.to_string()),
+                Some(algorithm) => Ok(algorithm),
                 None => bail!("cuDNN has no such convolution{results}"),
             }
         })?;
-        if let Ok(algorithm) = name.parse::<ConvAlgorithm>() {
-            match convolution.run(stream, &algorithm, operands) {
-                Ok(()) if algorithm.is_fused() => return Ok(()),
-                Ok(()) => return epilogue(stream),
-                // The capture may be what failed, and during one nothing can be measured.
-                Err(error) if stream.is_capturing()? => return Err(error),
-                Err(_) => (),
-            }
+        match convolution.run(stream, &algorithm, operands) {
+            Ok(()) if algorithm.is_fused() => return Ok(()),
+            Ok(()) => return epilogue(stream),
+            // The capture may be what failed, and during one nothing can be measured.
+            Err(error) if stream.is_capturing()? => return Err(error),
+            // It does not work here: the cache's file may be foreign.
+            Err(_) => algorithms.remove(key),
         }
-        // The name is unknown, or the algorithm does not work here: the cache's file may be foreign.
-        algorithms.remove(key);
     }
     bail!("none of cuDNN's algorithms can be relied on for {key}")
 }

@@ -4,21 +4,16 @@
 //! of cuDNN's engines that are deterministic.
 
 use super::super::Format;
-use super::plan::{ConvOperands, EngineConfig, Operation, OperationGraph, Plan};
+use super::super::conv_algorithm::{ConvAlgorithm, Operation};
+use super::backend::Handle;
+use super::plan::{ConvOperands, OperationGraph, Plan, WORKSPACE_BYTES};
 use super::{Arg, StreamGuard, suffix};
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::cudnn::result;
-use candle_core::cuda_backend::cudarc::cudnn::sys::cudnnHandle_t;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
-use candle_core::{Error, Result, bail};
+use candle_core::{Error, Result};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt;
-use std::str::FromStr;
-
-/// The workspace of an algorithm, at most.
-pub const WORKSPACE_BYTES: usize = 256 << 20;
 
 /// Positions and channels of a block of the fallback kernel: `TILE` in `kernels/convolution.cuh`.
 const FALLBACK_TILE: usize = 64;
@@ -29,9 +24,6 @@ const TIMING_ROUNDS: usize = 5;
 /// The engine configurations that are timed for an operation, at most.
 const MAX_CONFIGS: usize = 10;
 
-/// The name of [`ConvAlgorithm::Fallback`].
-const FALLBACK: &str = "own";
-
 /// Runs that are timed together: as many as take about so long in milliseconds, and at most so many.
 /// The host launches later ones while the GPU computes, so that launches count less.
 const ROUND_MS: f32 = 1.0;
@@ -40,78 +32,22 @@ const MAX_ROUND_RUNS: usize = 10;
 /// A plan's format, h, w, n_in and n_out, and algorithm.
 type PlanKey = (Format, [usize; 4], ConvAlgorithm);
 
-/// A cuDNN handle that enqueues on one stream, for one thread at a time, and the plans of the
-/// convolutions that were enqueued on it.
-pub struct CudnnHandle {
-    raw: cudnnHandle_t,
+/// cuDNN on one stream, for one thread at a time.
+pub struct Cudnn {
+    /// Of the convolutions that were enqueued. They are dropped before the handle.
     plans: RefCell<HashMap<PlanKey, Plan>>,
+    handle: Handle,
 }
 
 // SAFETY: any thread may use a handle and its plans, one at a time; they are never shared.
-unsafe impl Send for CudnnHandle {}
+unsafe impl Send for Cudnn {}
 
-impl CudnnHandle {
+impl Cudnn {
     pub fn new(stream: &CudaStream) -> Result<Self> {
-        stream.context().bind_to_thread().w()?;
-        let handle = Self {
-            raw: result::create_handle().map_err(Error::wrap)?,
+        Ok(Self {
             plans: RefCell::default(),
-        };
-        // SAFETY: the handle was made just now.
-        unsafe { result::set_stream(handle.raw, stream.cu_stream().cast()) }
-            .map_err(Error::wrap)?;
-        Ok(handle)
-    }
-}
-
-impl Drop for CudnnHandle {
-    fn drop(&mut self) {
-        // Before the handle that they were made with.
-        self.plans.get_mut().clear();
-        // SAFETY: nothing uses the handle any more.
-        let _ = unsafe { result::destroy_handle(self.raw) };
-    }
-}
-
-/// How a convolution is computed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ConvAlgorithm {
-    /// By an engine of cuDNN's.
-    Cudnn(Operation, EngineConfig),
-    /// The kernel in `kernels/convolution.cuh`, which takes any size and format.
-    Fallback,
-}
-
-impl ConvAlgorithm {
-    /// Whether it includes bias and ReLU.
-    pub fn is_fused(&self) -> bool {
-        matches!(self, Self::Cudnn(Operation::Fused, _))
-    }
-}
-
-/// The name in the cache's file and in reports.
-impl fmt::Display for ConvAlgorithm {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Cudnn(operation, config) => write!(f, "{} {config}", operation.name()),
-            Self::Fallback => write!(f, "{FALLBACK}"),
-        }
-    }
-}
-
-impl FromStr for ConvAlgorithm {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        if name == FALLBACK {
-            return Ok(Self::Fallback);
-        }
-        let (operation, config) = name.split_once(' ').unwrap_or((name, ""));
-        let named = |candidate: &Operation| candidate.name() == operation;
-        match Operation::ALL.into_iter().find(named) {
-            Some(operation) => Ok(Self::Cudnn(operation, config.parse()?)),
-            None => bail!("{name} is no algorithm of a convolution"),
-        }
+            handle: Handle::new(stream)?,
+        })
     }
 }
 
@@ -138,7 +74,7 @@ impl CudnnConvolution {
         operands: ConvOperands,
         mut epilogue: impl FnMut(&StreamGuard) -> Result<()>,
     ) -> (Option<ConvAlgorithm>, String) {
-        let (mut algorithms, mut results) = self.candidates(&stream.handles.cudnn, operands);
+        let (mut algorithms, mut results) = self.candidates(&stream.handles.cudnn.handle, operands);
         // It is slow: only for what no other algorithm computes.
         algorithms.push(ConvAlgorithm::Fallback);
         let mut fastest: Option<(f32, ConvAlgorithm)> = None;
@@ -164,17 +100,13 @@ impl CudnnConvolution {
 
     /// What cuDNN proposes for the operations that these operands allow, and a report of
     /// the operations that it proposes none for.
-    fn candidates(
-        &self,
-        handle: &CudnnHandle,
-        operands: ConvOperands,
-    ) -> (Vec<ConvAlgorithm>, String) {
+    fn candidates(&self, handle: &Handle, operands: ConvOperands) -> (Vec<ConvAlgorithm>, String) {
         let (mut algorithms, mut failures) = (Vec::new(), String::new());
         for operation in Operation::ALL {
             if operands.of(operation).is_none() {
                 continue;
             }
-            let configs = OperationGraph::new(handle.raw, operation, self.format, self.dims)
+            let configs = OperationGraph::new(handle, operation, self.format, self.dims)
                 .and_then(|graph| graph.configs(MAX_CONFIGS));
             match configs {
                 Ok(configs) => algorithms.extend(
@@ -240,22 +172,19 @@ impl CudnnConvolution {
         let ConvAlgorithm::Cudnn(operation, config) = algorithm else {
             return self.run_fallback(stream, operands);
         };
-        let CudnnHandle { raw, plans } = &stream.handles.cudnn;
+        let Cudnn { plans, handle } = &stream.handles.cudnn;
         let mut plans = plans.borrow_mut();
         let plan = match plans.entry(self.plan_key(algorithm)) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let graph = OperationGraph::new(*raw, *operation, self.format, self.dims)?;
+                let graph = OperationGraph::new(handle, *operation, self.format, self.dims)?;
                 entry.insert(graph.plan(config)?)
             }
         };
-        if plan.workspace_bytes() > WORKSPACE_BYTES {
-            bail!("it needs {} bytes of memory", plan.workspace_bytes());
-        }
         let workspace = stream.scratch("workspace", WORKSPACE_BYTES)?;
         // SAFETY: the operands lie on the handle's device and have the sizes in the graph, which `Conv`
         // sees to; the workspace is large enough.
-        unsafe { plan.execute(*raw, operands, workspace) }
+        unsafe { plan.execute(handle, operands, workspace) }
     }
 
     fn plan_key(&self, algorithm: &ConvAlgorithm) -> PlanKey {

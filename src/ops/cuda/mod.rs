@@ -26,7 +26,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
-use cudnn::CudnnHandle;
+use cudnn::Cudnn;
 use once_cell::sync::Lazy;
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -47,7 +47,7 @@ static KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// A stream and the library handles that enqueue on it, for one thread at a time.
 pub(super) struct StreamHandles {
     stream: Arc<CudaStream>,
-    cudnn: CudnnHandle,
+    cudnn: Cudnn,
     blas: CudaBlas,
 }
 
@@ -93,9 +93,8 @@ pub(super) enum Arg {
 }
 
 /// Upper bound of the scratch memory of all operations, in bytes.
-pub const SCRATCH_BYTES: usize = cudnn::WORKSPACE_BYTES
-    + gram::WORKSPACE_BYTES
-    + 5 * gram::MAX_PARTIAL_VALUES * size_of::<f32>();
+pub const SCRATCH_BYTES: usize =
+    plan::WORKSPACE_BYTES + gram::WORKSPACE_BYTES + 5 * gram::MAX_PARTIAL_VALUES * size_of::<f32>();
 
 /// Bytes of a vectorised load or store.
 const VECTOR_BYTES: usize = 16;
@@ -103,7 +102,7 @@ const VECTOR_BYTES: usize = 16;
 impl StreamHandles {
     fn new(stream: Arc<CudaStream>) -> Result<Self> {
         Ok(Self {
-            cudnn: CudnnHandle::new(&stream)?,
+            cudnn: Cudnn::new(&stream)?,
             blas: CudaBlas::new(stream.clone()).map_err(Error::wrap)?,
             stream,
         })

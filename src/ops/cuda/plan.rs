@@ -4,75 +4,18 @@
 //! how, and a plan of both can be enqueued.
 
 use super::super::Format;
-use super::backend::{Address, BehaviorNote, Descriptor, Knob, NumericalNote};
+use super::super::conv_algorithm::{EngineConfig, Operation};
+use super::backend::{Address, BehaviorNote, Descriptor, Handle, Knob, NumericalNote};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behavior,
     cudnnBackendDescriptorType_t as Kind, cudnnBackendHeurMode_t as Heuristics,
     cudnnBackendNumericalNote_t as Numerical, cudnnConvolutionMode_t, cudnnDataType_t,
-    cudnnHandle_t, cudnnPointwiseMode_t,
+    cudnnPointwiseMode_t,
 };
-use candle_core::{Error, Result, bail};
-use std::fmt;
-use std::str::FromStr;
+use candle_core::{Result, bail};
 
-/// What a plan computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Operation {
-    /// A convolution with bias and ReLU.
-    Fused,
-    /// A convolution.
-    Plain,
-    /// The input gradient ("backward data") of the convolution that this one is the adjoint of.
-    Data,
-}
-
-impl Operation {
-    pub const ALL: [Self; 3] = [Self::Fused, Self::Plain, Self::Data];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fused => "fused",
-            Self::Plain => "plain",
-            Self::Data => "data",
-        }
-    }
-}
-
-/// One of cuDNN's engines and the choice of its knobs. Written as `62 2=3 13=1`: the engine's number, then
-/// those of the knobs with their values.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct EngineConfig {
-    index: i64,
-    knobs: Vec<(Knob, i64)>,
-}
-
-impl fmt::Display for EngineConfig {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}", self.index)?;
-        let mut knobs = self.knobs.iter();
-        knobs.try_for_each(|(Knob(knob), value)| write!(f, " {knob}={value}"))
-    }
-}
-
-impl FromStr for EngineConfig {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let mut words = text.split(' ');
-        let index = words.next().unwrap_or_default();
-        let knob = |word: &str| -> Result<(Knob, i64)> {
-            let Some((knob, value)) = word.split_once('=') else {
-                bail!("{word} is no knob of an engine");
-            };
-            let knob = knob.parse().map_err(Error::wrap)?;
-            Ok((Knob(knob), value.parse().map_err(Error::wrap)?))
-        };
-        Ok(Self {
-            index: index.parse().map_err(Error::wrap)?,
-            knobs: words.map(knob).collect::<Result<_>>()?,
-        })
-    }
-}
+/// The workspace of a plan, at most.
+pub const WORKSPACE_BYTES: usize = 256 << 20;
 
 /// The alignment of all operands in bytes.
 const ALIGNMENT: u64 = 16;
@@ -127,17 +70,17 @@ impl ConvOperands {
 }
 
 /// An operation on features of one size, on a handle's device.
-pub struct OperationGraph {
-    handle: cudnnHandle_t,
+pub struct OperationGraph<'a> {
+    handle: &'a Handle,
     operation: Operation,
     format: Format,
     graph: Descriptor,
 }
 
-impl OperationGraph {
+impl<'a> OperationGraph<'a> {
     /// `dims` are h, w, n_in and n_out.
     pub fn new(
-        handle: cudnnHandle_t,
+        handle: &'a Handle,
         operation: Operation,
         format: Format,
         dims: [usize; 4],
@@ -173,7 +116,7 @@ impl OperationGraph {
             }
         };
         let mut graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?;
-        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, &handle)?;
+        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle)?;
         graph.set_all(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &operations)?;
         Ok(Self {
             handle,
@@ -183,9 +126,9 @@ impl OperationGraph {
         })
     }
 
-    /// The engine configurations that compute in the format with `f32` accumulation, deterministically
-    /// and without compiling kernels first; at most `count`, and those first that cuDNN expects to be the
-    /// fastest.
+    /// The engine configurations that compute in the format with `f32` accumulation, deterministically,
+    /// without compiling kernels first and within [`WORKSPACE_BYTES`]; at most `count`, and those first
+    /// that cuDNN expects to be the fastest. An error if there is none.
     pub fn configs(&self, count: usize) -> Result<Vec<EngineConfig>> {
         let mut configs = Vec::new();
         let mut failure = None;
@@ -193,7 +136,8 @@ impl OperationGraph {
             Heuristics::CUDNN_HEUR_MODE_A,
             Heuristics::CUDNN_HEUR_MODE_FALLBACK,
         ] {
-            // A mode that knows nothing of such an operation leaves the other.
+            // A mode that knows nothing of such an operation leaves the other, and so do proposals that
+            // cannot be read.
             let proposals = self.proposals(mode).unwrap_or_else(|error| {
                 failure = Some(error);
                 Vec::new()
@@ -202,16 +146,17 @@ impl OperationGraph {
                 if configs.len() == count {
                     return Ok(configs);
                 }
-                if let Some(config) = self.suitable_config(&proposal)?
-                    && !configs.contains(&config)
-                {
-                    configs.push(config);
+                match self.suitable_config(&proposal) {
+                    Ok(Some(config)) if !configs.contains(&config) => configs.push(config),
+                    Ok(_) => (),
+                    Err(error) => failure = Some(error),
                 }
             }
         }
         match failure {
-            Some(error) if configs.is_empty() => Err(error),
-            _ => Ok(configs),
+            _ if !configs.is_empty() => Ok(configs),
+            Some(error) => Err(error),
+            None => bail!("cuDNN has no suitable engine"),
         }
     }
 
@@ -227,7 +172,7 @@ impl OperationGraph {
         )
     }
 
-    /// What a proposal configures, unless the engine's notes say that it does not suit.
+    /// What a proposal configures, unless it does not suit.
     fn suitable_config(&self, proposal: &Descriptor) -> Result<Option<EngineConfig>> {
         let engines = proposal.descriptors(
             Name::CUDNN_ATTR_ENGINECFG_ENGINE,
@@ -237,9 +182,10 @@ impl OperationGraph {
         let Some(engine) = engines.first() else {
             return Ok(None);
         };
-        let numerical = engine.values(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, MAX_NOTES)?;
-        let behavior = engine.values(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, MAX_NOTES)?;
-        if !notes_suit(self.format, &numerical, &behavior) {
+        // Before cuDNN 9.2 only a plan tells.
+        let bytes = proposal.value(Name::CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE);
+        let too_large = bytes.is_ok_and(|bytes: i64| bytes > WORKSPACE_BYTES as i64);
+        if too_large || !self.suits(engine)? {
             return Ok(None);
         }
         let choices = proposal.descriptors(
@@ -248,10 +194,8 @@ impl OperationGraph {
             MAX_KNOBS,
         )?;
         let knobs = choices.iter().map(|choice| {
-            Ok((
-                choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE)?,
-                choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)?,
-            ))
+            let Knob(knob) = choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE)?;
+            Ok((knob, choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)?))
         });
         Ok(Some(EngineConfig {
             index: engine.value(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX)?,
@@ -259,16 +203,27 @@ impl OperationGraph {
         }))
     }
 
-    /// The plan of this operation by an engine so configured.
+    /// Whether an engine computes as [`Self::configs`] says.
+    fn suits(&self, engine: &Descriptor) -> Result<bool> {
+        let numerical = engine.values(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, MAX_NOTES)?;
+        let behavior = engine.values(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, MAX_NOTES)?;
+        Ok(notes_suit(self.format, &numerical, &behavior))
+    }
+
+    /// The plan of this operation by an engine so configured. An error if that does not suit, as a
+    /// configuration that is not one of [`Self::configs`] may not.
     pub fn plan(&self, config: &EngineConfig) -> Result<Plan> {
         let EngineConfig { index, knobs } = config;
         let mut engine = Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
         engine.set(Name::CUDNN_ATTR_ENGINE_OPERATION_GRAPH, &self.graph)?;
         engine.set(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX, index)?;
         let engine = engine.finalize()?;
+        if !self.suits(&engine)? {
+            bail!("cuDNN's engine {index} is not suitable");
+        }
         let choices = knobs.iter().map(|(knob, value)| {
             let mut choice = Descriptor::new(Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR)?;
-            choice.set(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, knob)?;
+            choice.set(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, &Knob(*knob))?;
             choice.set(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, value)?;
             choice.finalize()
         });
@@ -278,13 +233,15 @@ impl OperationGraph {
         config.set_all(Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, &choices)?;
         let config = config.finalize()?;
         let mut plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?;
-        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &self.handle)?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, self.handle)?;
         plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &config)?;
         let plan = plan.finalize()?;
         let bytes: i64 = plan.value(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
+        if bytes > WORKSPACE_BYTES as i64 {
+            bail!("it needs a workspace of {bytes} bytes");
+        }
         Ok(Plan {
             operation: self.operation,
-            workspace_bytes: usize::try_from(bytes).map_err(Error::wrap)?,
             plan,
         })
     }
@@ -293,25 +250,19 @@ impl OperationGraph {
 /// An operation by a configured engine, which can be enqueued.
 pub struct Plan {
     operation: Operation,
-    workspace_bytes: usize,
     plan: Descriptor,
 }
 
 impl Plan {
-    /// The bytes of workspace that it needs.
-    pub fn workspace_bytes(&self) -> usize {
-        self.workspace_bytes
-    }
-
     /// Enqueues it with a workspace at a device address.
     ///
     /// # Safety
     ///
-    /// The operands and the workspace lie on the handle's device and have the sizes of the operation's
-    /// features and of [`Self::workspace_bytes`], until the work is done.
+    /// The handle is the graph's. The operands and the workspace lie on its device and have the sizes of
+    /// the operation's features and of [`WORKSPACE_BYTES`], until the work is done.
     pub unsafe fn execute(
         &self,
-        handle: cudnnHandle_t,
+        handle: &Handle,
         operands: ConvOperands,
         workspace: u64,
     ) -> Result<()> {
@@ -332,26 +283,27 @@ impl Plan {
 }
 
 /// Whether an engine with these notes computes as [`OperationGraph::configs`] says. Winograd's transforms
-/// lose too much precision in all but `f32`, and tensor cores round `f32` to `tf32`.
+/// lose too much precision in all but `f32`, and tensor cores round `f32` to `tf32`. What a note that is
+/// not named here stands for is not known to do no harm.
 fn notes_suit(format: Format, numerical: &[NumericalNote], behavior: &[BehaviorNote]) -> bool {
-    let has = |note: Numerical| numerical.iter().any(|NumericalNote(n)| *n == note as u32);
-    let compiles = behavior
-        .iter()
-        .any(|BehaviorNote(n)| *n == Behavior::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32);
-    let unsuitable = compiles
-        || has(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
-        || has(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
-        || has(Numerical::CUDNN_NUMERICAL_NOTE_FFT)
-        || match format {
-            Format::F32 => {
-                has(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
-                    || has(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
-            }
-            Format::Tf32 | Format::Bf16 | Format::F16 => {
-                has(Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD)
-            }
-        };
-    !unsuitable
+    let harmless: &[Numerical] = match format {
+        Format::F32 => &[
+            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD,
+            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4,
+            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6,
+            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13,
+            Numerical::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP,
+        ],
+        Format::Tf32 | Format::Bf16 | Format::F16 => &[
+            Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE,
+            Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
+            Numerical::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP,
+        ],
+    };
+    let is_harmless =
+        |NumericalNote(note): &NumericalNote| harmless.iter().any(|known| *known as u32 == *note);
+    let compiles = Behavior::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32;
+    numerical.iter().all(is_harmless) && behavior.iter().all(|BehaviorNote(note)| *note != compiles)
 }
 
 fn data_type(format: Format) -> cudnnDataType_t {
