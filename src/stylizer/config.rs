@@ -155,9 +155,9 @@ pub struct Config {
     /// The longest side of the style image over that of the optimised image, above 0: smaller makes
     /// finer strokes. A style image is enlarged to at most twice its own size.
     pub style_scale: f64,
-    /// The weight of the content loss, at least 0. Not both this and `beta` are 0.
+    /// The weight of the content loss, 0 to [`MAX_WEIGHT`]. Not both this and `beta` are 0.
     pub alpha: f64,
-    /// The weight of the style loss, at least 0.
+    /// The weight of the style loss, 0 to [`MAX_WEIGHT`].
     pub beta: f64,
     /// The layers whose features make the content loss, and their weights in it.
     pub content_layers: LayerWeights,
@@ -182,10 +182,10 @@ pub struct Config {
     pub noise: f64,
     /// The seed of the noise.
     pub seed: u64,
-    /// The weight of the [total variation](super::objective::Losses::variation), at least 0.
+    /// The weight of the [total variation](super::objective::Losses::variation), 0 to [`MAX_WEIGHT`].
     pub tv_weight: f64,
-    /// The weight of the [temporal term](super::objective::Losses::temporal), at least 0. Without
-    /// effect unless `motion` is [`MotionKind::Flow`].
+    /// The weight of the [temporal term](super::objective::Losses::temporal), 0 to [`MAX_WEIGHT`].
+    /// Without effect unless `motion` is [`MotionKind::Flow`].
     pub temporal_weight: f64,
     pub motion: MotionKind,
     /// The [change](super::motion::scene::cut_score) from which a frame begins a new scene, 0 to 1; 1
@@ -256,7 +256,7 @@ pub enum ConfigError {
     Range {
         name: &'static str,
         value: f64,
-        expected: &'static str,
+        expected: String,
     },
     #[error("{property}: {layer} is not in the weights, which end at {deepest}")]
     TooDeep {
@@ -269,7 +269,8 @@ pub enum ConfigError {
 /// The finite values that a setting may have.
 #[derive(Clone, Copy)]
 enum ValidRange {
-    NotNegative,
+    /// 0 to [`MAX_WEIGHT`], both included.
+    Weight,
     Positive,
     /// 0 to 1, both included.
     Unit,
@@ -279,18 +280,18 @@ impl ValidRange {
     fn contains(self, value: f64) -> bool {
         value.is_finite()
             && match self {
-                Self::NotNegative => value >= 0.0,
+                Self::Weight => (0.0..=MAX_WEIGHT).contains(&value),
                 Self::Positive => value > 0.0,
                 Self::Unit => (0.0..=1.0).contains(&value),
             }
     }
 
     /// What the error message says of the number that is needed.
-    fn description(self) -> &'static str {
+    fn description(self) -> String {
         match self {
-            Self::NotNegative => "of at least 0",
-            Self::Positive => "above 0",
-            Self::Unit => "from 0 to 1",
+            Self::Weight => format!("from 0 to {MAX_WEIGHT:e}"),
+            Self::Positive => "above 0".into(),
+            Self::Unit => "from 0 to 1".into(),
         }
     }
 }
@@ -310,11 +311,11 @@ fn check(name: &'static str, value: impl Into<f64>, range: ValidRange) -> Result
 impl Config {
     /// Checks that the values are in range, and the layers part of this network.
     pub fn validate(&self, vgg: &Vgg) -> Result<(), ConfigError> {
-        use ValidRange::{NotNegative, Positive, Unit};
-        check("alpha", self.alpha, NotNegative)?;
-        check("beta", self.beta, NotNegative)?;
-        check("tv-weight", self.tv_weight, NotNegative)?;
-        check("temporal-weight", self.temporal_weight, NotNegative)?;
+        use ValidRange::{Positive, Unit, Weight};
+        check("alpha", self.alpha, Weight)?;
+        check("beta", self.beta, Weight)?;
+        check("tv-weight", self.tv_weight, Weight)?;
+        check("temporal-weight", self.temporal_weight, Weight)?;
         check("style-scale", self.style_scale, Positive)?;
         check("learning-rate", self.learning_rate, Positive)?;
         check("scene-cut", self.scene_cut, Unit)?;

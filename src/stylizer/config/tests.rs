@@ -99,7 +99,9 @@ fn the_defaults_are_valid() {
 fn the_bounds_themselves_are_valid() {
     let config = Config {
         alpha: 0.0,
+        beta: MAX_WEIGHT,
         tv_weight: 0.0,
+        temporal_weight: MAX_WEIGHT,
         style_scale: f64::MIN_POSITIVE,
         learning_rate: f64::MIN_POSITIVE,
         noise: 1.0,
@@ -122,13 +124,20 @@ fn the_bounds_themselves_are_valid() {
 #[test]
 fn each_number_has_bounds() {
     type Set = fn(&mut Config, f64);
-    let doubles: [(&str, Set, &[f64]); 6] = [
-        ("alpha", |config, value| config.alpha = value, &[-1e-9]),
-        ("beta", |config, value| config.beta = value, &[-1e-9]),
+    let not_a_weight = &[-1e-9, 1.1e12];
+    let not_in_unit = &[-1e-9, 1.0 + 1e-9];
+    let doubles: [(&str, Set, &[f64]); 8] = [
+        ("alpha", |config, value| config.alpha = value, not_a_weight),
+        ("beta", |config, value| config.beta = value, not_a_weight),
         (
             "tv-weight",
             |config, value| config.tv_weight = value,
-            &[-1e-9],
+            not_a_weight,
+        ),
+        (
+            "temporal-weight",
+            |config, value| config.temporal_weight = value,
+            not_a_weight,
         ),
         (
             "style-scale",
@@ -140,10 +149,11 @@ fn each_number_has_bounds() {
             |config, value| config.learning_rate = value,
             &[0.0, -1.0],
         ),
+        ("noise", |config, value| config.noise = value, not_in_unit),
         (
-            "noise",
-            |config, value| config.noise = value,
-            &[-1e-9, 1.0 + 1e-9],
+            "scene-cut",
+            |config, value| config.scene_cut = value,
+            not_in_unit,
         ),
     ];
     let vgg = vgg();
