@@ -176,14 +176,18 @@ fn stylize_says_what_it_cannot_do() {
     refuses(
         [video, style, &output],
         &["iterations=many"],
-        &["iterations=many"],
+        &["iterations=many", "1 to 100000"],
     );
     refuses(
         [video, style, &output],
         &["iterations=0"],
         &["iterations=0", "1 to 100000"],
     );
-    refuses([video, style, &output], &["pooling=min"], &["pooling=min"]);
+    refuses(
+        [video, style, &output],
+        &["pooling=min"],
+        &["pooling=min", "avg, max"],
+    );
     refuses(
         [video, style, &output],
         &["iterations"],

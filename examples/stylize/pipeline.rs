@@ -103,34 +103,58 @@ fn set_property(element: &gst::Element, name: &str, text: &str) -> Result<(), Fa
             "no property {name} can be set; there are {known}"
         )));
     };
-    let value = glib::Value::deserialize_with_pspec(text, &spec);
-    let value = value.map_err(|_| {
-        let kind = spec.value_type();
-        error(format_args!("{name}={text}: not a value of type {kind}"))
-    })?;
-    if let Some(range) = range_missed(&spec, &value) {
-        return Err(error(format_args!("{name}={text}: not within {range}")));
-    }
+    let value = glib::Value::deserialize_with_pspec(text, &spec).ok();
+    let Some(value) = value.filter(|value| is_in_range(&spec, value)) else {
+        let allowed = allowed(&spec);
+        return Err(error(format_args!("{name}={text}: it must be {allowed}")));
+    };
     element.set_property_from_value(name, &value);
     Ok(())
 }
 
-fn range_missed(spec: &glib::ParamSpec, value: &glib::Value) -> Option<String> {
-    macro_rules! check {
-        ($kind:ident, $number:ty) => {
-            if let Some(spec) = spec.downcast_ref::<glib::$kind>() {
-                let (least, most) = (spec.minimum(), spec.maximum());
-                let number = value.get::<$number>().ok()?;
-                return (!(least..=most).contains(&number)).then(|| format!("{least} to {most}"));
-            }
+/// The least and the greatest number that a property takes. None if it takes no numbers.
+fn range(spec: &glib::ParamSpec) -> Option<(f64, f64)> {
+    macro_rules! bounds {
+        ($($kind:ident),*) => {
+            $(if let Some(spec) = spec.downcast_ref::<glib::$kind>() {
+                return Some((spec.minimum() as f64, spec.maximum() as f64));
+            })*
         };
     }
-    check!(ParamSpecUInt, u32);
-    check!(ParamSpecUInt64, u64);
-    check!(ParamSpecInt, i32);
-    check!(ParamSpecInt64, i64);
-    check!(ParamSpecDouble, f64);
+    bounds!(
+        ParamSpecUInt,
+        ParamSpecUInt64,
+        ParamSpecInt,
+        ParamSpecInt64,
+        ParamSpecDouble
+    );
     None
+}
+
+fn is_in_range(spec: &glib::ParamSpec, value: &glib::Value) -> bool {
+    let number = value.transform::<f64>().ok();
+    match (range(spec), number.and_then(|number| number.get().ok())) {
+        (Some((least, most)), Some(number)) => (least..=most).contains(&number),
+        _ => true,
+    }
+}
+
+/// What a property takes.
+fn allowed(spec: &glib::ParamSpec) -> String {
+    match range(spec) {
+        Some((least, most)) if most == u64::MAX as f64 => return format!("at least {least}"),
+        Some((least, most)) => return format!("{least} to {most}"),
+        None => (),
+    }
+    if let Some(spec) = spec.downcast_ref::<glib::ParamSpecEnum>() {
+        let class = spec.enum_class();
+        let nicks: Vec<_> = class.values().iter().map(|value| value.nick()).collect();
+        return format!("one of {}", nicks.join(", "));
+    }
+    match spec.value_type() {
+        glib::Type::BOOL => "true or false".into(),
+        kind => format!("a {kind}"),
+    }
 }
 
 /// Gives the output the colorimetry of the decoded video; by default `videoconvert` chooses it by size.
