@@ -13,11 +13,11 @@ use candle_core::cuda_backend::set_gemm_reduced_precision_f32;
 use candle_core::{Device, Tensor};
 use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
+use gstgatys::ops::cuda::conv::cached_algorithms;
 use gstgatys::ops::cuda::graph::CapturedGraph;
 use gstgatys::ops::elementwise as vector;
 use gstgatys::ops::gram::{gram_backward, gram_residual};
 use gstgatys::ops::pool::Pooling;
-use std::path::PathBuf;
 
 /// The first convolution of each shape: its block, its input and output channels, and the number of
 /// convolutions of the shape up to conv5_1.
@@ -303,21 +303,12 @@ fn operations(
     }
 }
 
-/// Prints the cache of the fastest convolution algorithms. A convolution that is missing there went by the
-/// fallback, which is not kept.
 fn print_algorithms(report: &Report) {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    let file = cache.map(|cache| cache.join("gst-plugin-gatys/convolutions"));
-    let Some(text) = file.and_then(|file| std::fs::read_to_string(file).ok()) else {
-        return;
-    };
-    report.section(
-        "cuDNN's algorithms (a convolution that is missing fell back to the project's kernel)",
-    );
+    let mut algorithms = cached_algorithms();
+    algorithms.sort();
+    report.section("cuDNN's algorithms; \"own\" is this project's kernel");
     report.head(&["convolution", "fastest"]);
-    for line in text.lines() {
-        let (of, which) = line.split_once('\t').unwrap_or((line, ""));
+    for (of, which) in &algorithms {
         report.row(&[of, which]);
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! The fastest algorithm of each convolution, measured once and kept in a file, so that later runs
-//! need not measure and compute the same, bit for bit.
+//! need not measure and compute the same, bit for bit. The fallback is not kept there: what keeps cuDNN from
+//! computing, such as a want of memory, may be over in the next run.
 
 use super::conv_algorithm::ConvAlgorithm;
 use std::collections::HashMap;
@@ -52,12 +53,16 @@ impl AlgorithmCache {
         }
         let algorithm = measure()?;
         self.algorithms.insert(key.into(), algorithm.clone());
-        // What keeps cuDNN from computing, such as a want of memory, may be over in the next run.
         if algorithm != ConvAlgorithm::Fallback {
             // If it cannot be written, the next run measures again.
             let _ = self.append(key, &algorithm);
         }
         Ok(algorithm)
+    }
+
+    /// All keys and algorithms, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &ConvAlgorithm)> {
+        self.algorithms.iter()
     }
 
     /// Drops an algorithm that does not work.
@@ -143,8 +148,8 @@ mod tests {
         let file = folder.path().join("convolutions");
         fs::write(&file, "one\tplain 1 2=3\none\tsoon\ntwo\town\nthree\n\n").unwrap();
         let mut cache = AlgorithmCache::open(Some(file));
-        let one = cache.get_or_measure("one", not_measured);
-        assert_eq!(one.unwrap(), engine(1));
+        let one = ("one".to_string(), engine(1));
+        assert_eq!(cache.iter().collect::<Vec<_>>(), [(&one.0, &one.1)]);
         for key in ["two", "three"] {
             let measured = cache.get_or_measure(key, measured(engine(2)));
             assert_eq!(measured.unwrap(), engine(2));
@@ -155,7 +160,7 @@ mod tests {
     fn without_a_usable_file_it_caches_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let blocked = folder.path().join("file");
-        fs::write(&blocked, "no line of ours\n").unwrap();
+        fs::write(&blocked, "").unwrap();
         for file in [None, Some(blocked.join("below"))] {
             let mut cache = AlgorithmCache::open(file);
             let one = cache.get_or_measure("one", measured(engine(1)));

@@ -10,16 +10,15 @@ use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t, cudnnBackendDescriptorType_t as Kind,
     cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize,
     cudnnBackendGetAttribute, cudnnBackendHeurMode_t, cudnnBackendSetAttribute,
-    cudnnConvolutionMode_t, cudnnDataType_t, cudnnGetLastErrorString, cudnnHandle_t,
-    cudnnPointwiseMode_t, cudnnStatus_t,
+    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnPointwiseMode_t,
 };
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{Error, Result, bail};
-use std::ffi::CStr;
 use std::ptr::null_mut;
 use std::slice::{from_mut, from_ref};
 
-/// A library handle, which enqueues on one stream. It outlives the descriptors that it is set in.
+/// A library handle, which enqueues on one stream. It and the stream outlive the descriptors that it is set
+/// in.
 #[repr(transparent)]
 pub struct Handle(cudnnHandle_t);
 
@@ -38,18 +37,6 @@ impl Drop for Handle {
         // SAFETY: it is owned, and nothing uses it any more.
         let _ = unsafe { result::destroy_handle(self.0) };
     }
-}
-
-/// An error that says what cuDNN says of it.
-fn check(status: cudnnStatus_t) -> Result<()> {
-    if status == cudnnStatus_t::CUDNN_STATUS_SUCCESS {
-        return Ok(());
-    }
-    let mut message = [0; 1024];
-    // SAFETY: it writes at most so many bytes.
-    unsafe { cudnnGetLastErrorString(message.as_mut_ptr().cast(), message.len()) };
-    let message = CStr::from_bytes_until_nul(&message).unwrap_or_default();
-    bail!("{status:?} {}", message.to_string_lossy())
 }
 
 /// A descriptor, of whichever kind.
@@ -75,7 +62,7 @@ pub unsafe trait Attribute {
 
 /// A knob of an engine. As are the notes, it is a number here, since cuDNN may be of a
 /// version with more of them than the bindings know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default)]
 #[repr(transparent)]
 pub struct Knob(pub u32);
 
@@ -126,16 +113,18 @@ impl Descriptor {
     pub fn new(kind: Kind) -> Result<Self> {
         let mut raw = null_mut();
         // SAFETY: it writes the new descriptor.
-        check(unsafe { cudnnBackendCreateDescriptor(kind, &mut raw) })?;
+        unsafe { cudnnBackendCreateDescriptor(kind, &mut raw) }
+            .result()
+            .map_err(Error::wrap)?;
         Ok(Self(raw))
     }
 
     pub fn set_all<T: Attribute>(&mut self, name: Name, values: &[T]) -> Result<()> {
         let count = values.len() as i64;
         // SAFETY: it reads `count` values of the type, by that type's promise.
-        check(unsafe {
-            cudnnBackendSetAttribute(self.0, name, T::TYPE, count, values.as_ptr().cast())
-        })
+        unsafe { cudnnBackendSetAttribute(self.0, name, T::TYPE, count, values.as_ptr().cast()) }
+            .result()
+            .map_err(Error::wrap)
     }
 
     pub fn set<T: Attribute>(&mut self, name: Name, value: &T) -> Result<()> {
@@ -144,7 +133,9 @@ impl Descriptor {
 
     pub fn finalize(self) -> Result<Self> {
         // SAFETY: the descriptor is alive.
-        check(unsafe { cudnnBackendFinalize(self.0) })?;
+        unsafe { cudnnBackendFinalize(self.0) }
+            .result()
+            .map_err(Error::wrap)?;
         Ok(self)
     }
 
@@ -154,7 +145,9 @@ impl Descriptor {
         let (room, mut count) = (values.len() as i64, 0);
         let out = values.as_mut_ptr().cast();
         // SAFETY: it writes at most `room` values of the type, by that type's promise.
-        check(unsafe { cudnnBackendGetAttribute(self.0, name, T::TYPE, room, &mut count, out) })?;
+        unsafe { cudnnBackendGetAttribute(self.0, name, T::TYPE, room, &mut count, out) }
+            .result()
+            .map_err(Error::wrap)?;
         Ok(count.clamp(0, room) as usize)
     }
 
@@ -196,6 +189,8 @@ impl Descriptor {
     /// the plan takes, until the work is done.
     pub unsafe fn execute(&self, handle: &Handle, variant_pack: &Self) -> Result<()> {
         // SAFETY: the caller's promise.
-        check(unsafe { cudnnBackendExecute(handle.0, self.0, variant_pack.0) })
+        unsafe { cudnnBackendExecute(handle.0, self.0, variant_pack.0) }
+            .result()
+            .map_err(Error::wrap)
     }
 }

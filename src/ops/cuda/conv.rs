@@ -4,6 +4,7 @@
 
 use super::super::Format;
 use super::super::algorithm_cache::{AlgorithmCache, default_file};
+use super::super::conv_algorithm::ConvAlgorithm;
 use super::cudnn::CudnnConvolution;
 use super::diagnostics::{Note, note};
 use super::plan::ConvOperands;
@@ -141,6 +142,14 @@ impl Conv {
 static ALGORITHMS: Lazy<Mutex<AlgorithmCache>> =
     Lazy::new(|| Mutex::new(AlgorithmCache::open(default_file())));
 
+/// The algorithms of the convolutions that were computed, now or in earlier runs: what of, on which GPU, and
+/// the algorithm's name.
+pub fn cached_algorithms() -> Vec<(String, String)> {
+    let algorithms = lock(&ALGORITHMS);
+    let entry = |(key, algorithm): (&String, &ConvAlgorithm)| (key.clone(), algorithm.to_string());
+    algorithms.iter().map(entry).collect()
+}
+
 /// Computes a convolution by its fastest algorithm, which is searched for if it is not cached.
 /// `epilogue` enqueues what algorithms without a fused one must be followed by.
 fn run_fastest(
@@ -151,6 +160,7 @@ fn run_fastest(
     epilogue: impl Fn(&StreamGuard) -> Result<()>,
 ) -> Result<()> {
     let mut algorithms = lock(&ALGORITHMS);
+    let mut failures = String::new();
     for _ in 0..2 {
         let algorithm = algorithms.get_or_measure(key, || {
             let (fastest, results) = convolution.find_fastest(stream, operands, &epilogue);
@@ -166,10 +176,15 @@ fn run_fastest(
             // The capture may be what failed, and during one nothing can be measured.
             Err(error) if stream.is_capturing()? => return Err(error),
             // It does not work here: the cache's file may be foreign.
-            Err(_) => algorithms.remove(key),
+            Err(error) => {
+                let failure = format!("; {algorithm}: {error}");
+                note(Note::Info(format!("{key}{failure}")));
+                failures += &failure;
+                algorithms.remove(key);
+            }
         }
     }
-    bail!("none of cuDNN's algorithms can be relied on for {key}")
+    bail!("none of cuDNN's algorithms can be relied on for {key}{failures}")
 }
 
 /// 3x3 convolution of an image `[h, w, 3]`, `f32`, to features, with bias and ReLU, stride 1. The image

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! How a convolution on a GPU is computed, and the names of that.
+//! How a convolution on a GPU is computed: the names of that, and which of cuDNN's engines may.
 
+use super::Format;
 use candle_core::{Error, Result, bail};
 use std::fmt;
 use std::str::FromStr;
@@ -65,7 +66,8 @@ impl FromStr for EngineConfig {
     }
 }
 
-/// How a convolution is computed. Written as the operation's name and the engine's configuration.
+/// How a convolution is computed. Written as the operation's name and the engine's configuration, or as
+/// `own`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ConvAlgorithm {
     /// By an engine of cuDNN's.
@@ -74,7 +76,6 @@ pub enum ConvAlgorithm {
     Fallback,
 }
 
-#[cfg(feature = "cudnn")]
 impl ConvAlgorithm {
     /// Whether it includes bias and ReLU.
     pub fn is_fused(&self) -> bool {
@@ -91,7 +92,7 @@ impl fmt::Display for ConvAlgorithm {
     }
 }
 
-/// Of cuDNN's algorithms: the others are not kept in a file.
+/// Of cuDNN's algorithms: the fallback is not kept in a file.
 impl FromStr for ConvAlgorithm {
     type Err = Error;
 
@@ -105,9 +106,49 @@ impl FromStr for ConvAlgorithm {
     }
 }
 
+/// What an engine says of its arithmetic, as `cudnnBackendNumericalNote_t`.
+pub mod numerical_note {
+    pub const TENSOR_CORE: u32 = 0;
+    pub const DOWN_CONVERT_INPUTS: u32 = 1;
+    pub const WINOGRAD: u32 = 5;
+    pub const WINOGRAD_TILE_4X4: u32 = 6;
+    pub const WINOGRAD_TILE_6X6: u32 = 7;
+    pub const WINOGRAD_TILE_13X13: u32 = 8;
+    pub const STRICT_NAN_PROP: u32 = 9;
+}
+
+/// What an engine says of how it runs, as `cudnnBackendBehaviorNote_t`.
+pub mod behavior_note {
+    pub const RUNTIME_COMPILATION: u32 = 0;
+}
+
+/// Whether an engine with these notes computes in a format with `f32` accumulation, deterministically, and
+/// without compiling kernels first. Winograd's transforms lose too much precision in all but `f32`, and
+/// tensor cores round `f32` to `tf32`. Any other numerical note may stand for something that does harm.
+pub fn notes_suit(format: Format, numerical: &[u32], behavior: &[u32]) -> bool {
+    use numerical_note::*;
+    let harmless: &[u32] = match format {
+        Format::F32 => &[
+            WINOGRAD,
+            WINOGRAD_TILE_4X4,
+            WINOGRAD_TILE_6X6,
+            WINOGRAD_TILE_13X13,
+            STRICT_NAN_PROP,
+        ],
+        Format::Tf32 | Format::Bf16 | Format::F16 => {
+            &[TENSOR_CORE, DOWN_CONVERT_INPUTS, STRICT_NAN_PROP]
+        }
+    };
+    numerical.iter().all(|note| harmless.contains(note))
+        && !behavior.contains(&behavior_note::RUNTIME_COMPILATION)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::numerical_note::*;
     use super::*;
+
+    const FORMATS: [Format; 4] = [Format::F32, Format::Tf32, Format::Bf16, Format::F16];
 
     #[test]
     fn a_written_algorithm_is_read_again() {
@@ -117,6 +158,8 @@ mod tests {
         };
         let fused = ConvAlgorithm::Cudnn(Operation::Fused, config);
         assert_eq!(fused.to_string(), "fused 62 2=3 13=-1");
+        assert!(fused.is_fused());
+        assert_eq!(ConvAlgorithm::Fallback.to_string(), "own");
         for operation in Operation::ALL {
             for knobs in [vec![], vec![(0, i64::MAX), (u32::MAX, 0)]] {
                 let config = EngineConfig { index: 7, knobs };
@@ -148,6 +191,30 @@ mod tests {
             "Data 1",
         ] {
             assert!(name.parse::<ConvAlgorithm>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn engines_that_compute_otherwise_are_refused() {
+        for format in FORMATS {
+            assert!(notes_suit(format, &[], &[]), "{format:?}");
+            assert!(notes_suit(format, &[STRICT_NAN_PROP], &[1, 2, 3]));
+            // Reduced-precision sums, FFT, not deterministic, and what later versions may say.
+            for note in [2, 3, 4, 10, u32::MAX] {
+                assert!(!notes_suit(format, &[note], &[]), "{format:?} {note}");
+                assert!(!notes_suit(format, &[STRICT_NAN_PROP, note], &[]));
+            }
+            let compiles = behavior_note::RUNTIME_COMPILATION;
+            assert!(!notes_suit(format, &[], &[3, compiles]), "{format:?}");
+        }
+        for note in [TENSOR_CORE, DOWN_CONVERT_INPUTS] {
+            assert!(
+                FORMATS.map(|format| notes_suit(format, &[note], &[])) == [false, true, true, true]
+            );
+        }
+        for tile in [WINOGRAD_TILE_4X4, WINOGRAD_TILE_6X6, WINOGRAD_TILE_13X13] {
+            let suits = FORMATS.map(|format| notes_suit(format, &[WINOGRAD, tile], &[]));
+            assert_eq!(suits, [true, false, false, false]);
         }
     }
 }

@@ -14,6 +14,7 @@ use candle_core::{Error, Result};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::rc::Rc;
 
 /// Positions and channels of a block of the fallback kernel: `TILE` in `kernels/convolution.cuh`.
 const FALLBACK_TILE: usize = 64;
@@ -32,21 +33,22 @@ const MAX_ROUND_RUNS: usize = 10;
 /// A plan's format, h, w, n_in and n_out, and algorithm.
 type PlanKey = (Format, [usize; 4], ConvAlgorithm);
 
-/// cuDNN on one stream, for one thread at a time.
-pub struct Cudnn {
-    /// Of the convolutions that were enqueued. They are dropped before the handle.
+/// cuDNN on one stream, for one thread at a time: a handle, and the plans of the convolutions that were
+/// enqueued.
+pub struct CudnnStream {
+    handle: Rc<Handle>,
     plans: RefCell<HashMap<PlanKey, Plan>>,
-    handle: Handle,
 }
 
-// SAFETY: any thread may use a handle and its plans, one at a time; they are never shared.
-unsafe impl Send for Cudnn {}
+// SAFETY: any thread may use a handle and its plans, one at a time. All that share the handle are plans in
+// here, or graphs that a function makes and drops while it borrows this.
+unsafe impl Send for CudnnStream {}
 
-impl Cudnn {
+impl CudnnStream {
     pub fn new(stream: &CudaStream) -> Result<Self> {
         Ok(Self {
+            handle: Rc::new(Handle::new(stream)?),
             plans: RefCell::default(),
-            handle: Handle::new(stream)?,
         })
     }
 }
@@ -100,7 +102,11 @@ impl CudnnConvolution {
 
     /// What cuDNN proposes for the operations that these operands allow, and a report of
     /// the operations that it proposes none for.
-    fn candidates(&self, handle: &Handle, operands: ConvOperands) -> (Vec<ConvAlgorithm>, String) {
+    fn candidates(
+        &self,
+        handle: &Rc<Handle>,
+        operands: ConvOperands,
+    ) -> (Vec<ConvAlgorithm>, String) {
         let (mut algorithms, mut failures) = (Vec::new(), String::new());
         for operation in Operation::ALL {
             if operands.of(operation).is_none() {
@@ -172,7 +178,7 @@ impl CudnnConvolution {
         let ConvAlgorithm::Cudnn(operation, config) = algorithm else {
             return self.run_fallback(stream, operands);
         };
-        let Cudnn { plans, handle } = &stream.handles.cudnn;
+        let CudnnStream { handle, plans } = &stream.handles.cudnn;
         let mut plans = plans.borrow_mut();
         let plan = match plans.entry(self.plan_key(algorithm)) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -184,7 +190,7 @@ impl CudnnConvolution {
         let workspace = stream.scratch("workspace", WORKSPACE_BYTES)?;
         // SAFETY: the operands lie on the handle's device and have the sizes in the graph, which `Conv`
         // sees to; the workspace is large enough.
-        unsafe { plan.execute(handle, operands, workspace) }
+        unsafe { plan.execute(operands, workspace) }
     }
 
     fn plan_key(&self, algorithm: &ConvAlgorithm) -> PlanKey {

@@ -26,7 +26,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
-use cudnn::Cudnn;
+use cudnn::CudnnStream;
 use once_cell::sync::Lazy;
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -46,9 +46,10 @@ static KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
 /// A stream and the library handles that enqueue on it, for one thread at a time.
 pub(super) struct StreamHandles {
-    stream: Arc<CudaStream>,
-    cudnn: Cudnn,
+    cudnn: CudnnStream,
     blas: CudaBlas,
+    /// It outlives the handles.
+    stream: Arc<CudaStream>,
 }
 
 /// A device and what is set up on it once per process.
@@ -102,7 +103,7 @@ const VECTOR_BYTES: usize = 16;
 impl StreamHandles {
     fn new(stream: Arc<CudaStream>) -> Result<Self> {
         Ok(Self {
-            cudnn: Cudnn::new(&stream)?,
+            cudnn: CudnnStream::new(&stream)?,
             blas: CudaBlas::new(stream.clone()).map_err(Error::wrap)?,
             stream,
         })

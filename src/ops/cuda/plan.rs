@@ -4,7 +4,9 @@
 //! how, and a plan of both can be enqueued.
 
 use super::super::Format;
-use super::super::conv_algorithm::{EngineConfig, Operation};
+use super::super::conv_algorithm::{
+    EngineConfig, Operation, behavior_note, notes_suit, numerical_note,
+};
 use super::backend::{Address, BehaviorNote, Descriptor, Handle, Knob, NumericalNote};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendBehaviorNote_t as Behavior,
@@ -13,6 +15,7 @@ use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnPointwiseMode_t,
 };
 use candle_core::{Result, bail};
+use std::rc::Rc;
 
 /// The workspace of a plan, at most.
 pub const WORKSPACE_BYTES: usize = 256 << 20;
@@ -70,17 +73,17 @@ impl ConvOperands {
 }
 
 /// An operation on features of one size, on a handle's device.
-pub struct OperationGraph<'a> {
-    handle: &'a Handle,
+pub struct OperationGraph {
     operation: Operation,
     format: Format,
     graph: Descriptor,
+    handle: Rc<Handle>,
 }
 
-impl<'a> OperationGraph<'a> {
+impl OperationGraph {
     /// `dims` are h, w, n_in and n_out.
     pub fn new(
-        handle: &'a Handle,
+        handle: &Rc<Handle>,
         operation: Operation,
         format: Format,
         dims: [usize; 4],
@@ -116,30 +119,29 @@ impl<'a> OperationGraph<'a> {
             }
         };
         let mut graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?;
-        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle)?;
+        graph.set(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, &**handle)?;
         graph.set_all(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &operations)?;
         Ok(Self {
-            handle,
             operation,
             format,
             graph: graph.finalize()?,
+            handle: handle.clone(),
         })
     }
 
-    /// The engine configurations that compute in the format with `f32` accumulation, deterministically,
-    /// without compiling kernels first and within [`WORKSPACE_BYTES`]; at most `count`, and those first
-    /// that cuDNN expects to be the fastest. An error if there is none.
+    /// The engine configurations that [suit](notes_suit) and need no more than [`WORKSPACE_BYTES`]; at most
+    /// `count`, and those first that cuDNN expects to be the fastest. If there is none, an error that says
+    /// why the last one is not.
     pub fn configs(&self, count: usize) -> Result<Vec<EngineConfig>> {
         let mut configs = Vec::new();
-        let mut failure = None;
+        let mut refused = None;
         for mode in [
             Heuristics::CUDNN_HEUR_MODE_A,
             Heuristics::CUDNN_HEUR_MODE_FALLBACK,
         ] {
-            // A mode that knows nothing of such an operation leaves the other, and so do proposals that
-            // cannot be read.
+            // A mode that knows nothing of such an operation leaves the other.
             let proposals = self.proposals(mode).unwrap_or_else(|error| {
-                failure = Some(error);
+                refused = Some(error);
                 Vec::new()
             });
             for proposal in proposals {
@@ -147,16 +149,16 @@ impl<'a> OperationGraph<'a> {
                     return Ok(configs);
                 }
                 match self.suitable_config(&proposal) {
-                    Ok(Some(config)) if !configs.contains(&config) => configs.push(config),
-                    Ok(_) => (),
-                    Err(error) => failure = Some(error),
+                    Ok(config) if configs.contains(&config) => (),
+                    Ok(config) => configs.push(config),
+                    Err(error) => refused = Some(error),
                 }
             }
         }
-        match failure {
+        match refused {
             _ if !configs.is_empty() => Ok(configs),
             Some(error) => Err(error),
-            None => bail!("cuDNN has no suitable engine"),
+            None => bail!("cuDNN proposes no engine"),
         }
     }
 
@@ -172,22 +174,18 @@ impl<'a> OperationGraph<'a> {
         )
     }
 
-    /// What a proposal configures, unless it does not suit.
-    fn suitable_config(&self, proposal: &Descriptor) -> Result<Option<EngineConfig>> {
+    /// What a proposal configures. An error if that does not suit.
+    fn suitable_config(&self, proposal: &Descriptor) -> Result<EngineConfig> {
         let engines = proposal.descriptors(
             Name::CUDNN_ATTR_ENGINECFG_ENGINE,
             Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR,
             1,
         )?;
         let Some(engine) = engines.first() else {
-            return Ok(None);
+            bail!("cuDNN proposes a configuration of no engine");
         };
-        // Before cuDNN 9.2 only a plan tells.
-        let bytes = proposal.value(Name::CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE);
-        let too_large = bytes.is_ok_and(|bytes: i64| bytes > WORKSPACE_BYTES as i64);
-        if too_large || !self.suits(engine)? {
-            return Ok(None);
-        }
+        self.check_notes(engine)?;
+        check_workspace(proposal.value(Name::CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE)?)?;
         let choices = proposal.descriptors(
             Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
             Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR,
@@ -195,19 +193,25 @@ impl<'a> OperationGraph<'a> {
         )?;
         let knobs = choices.iter().map(|choice| {
             let Knob(knob) = choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE)?;
-            Ok((knob, choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)?))
+            let value = choice.value(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE)?;
+            Ok((knob, value))
         });
-        Ok(Some(EngineConfig {
+        Ok(EngineConfig {
             index: engine.value(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX)?,
             knobs: knobs.collect::<Result<_>>()?,
-        }))
+        })
     }
 
-    /// Whether an engine computes as [`Self::configs`] says.
-    fn suits(&self, engine: &Descriptor) -> Result<bool> {
+    /// An error if the engine's notes do not [suit](notes_suit).
+    fn check_notes(&self, engine: &Descriptor) -> Result<()> {
         let numerical = engine.values(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, MAX_NOTES)?;
+        let numerical: Vec<_> = numerical.iter().map(|NumericalNote(note)| *note).collect();
         let behavior = engine.values(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, MAX_NOTES)?;
-        Ok(notes_suit(self.format, &numerical, &behavior))
+        let behavior: Vec<_> = behavior.iter().map(|BehaviorNote(note)| *note).collect();
+        if !notes_suit(self.format, &numerical, &behavior) {
+            bail!("the engine's notes {numerical:?} and {behavior:?} do not suit");
+        }
+        Ok(())
     }
 
     /// The plan of this operation by an engine so configured. An error if that does not suit, as a
@@ -218,9 +222,7 @@ impl<'a> OperationGraph<'a> {
         engine.set(Name::CUDNN_ATTR_ENGINE_OPERATION_GRAPH, &self.graph)?;
         engine.set(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX, index)?;
         let engine = engine.finalize()?;
-        if !self.suits(&engine)? {
-            bail!("cuDNN's engine {index} is not suitable");
-        }
+        self.check_notes(&engine)?;
         let choices = knobs.iter().map(|(knob, value)| {
             let mut choice = Descriptor::new(Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR)?;
             choice.set(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, &Knob(*knob))?;
@@ -233,16 +235,14 @@ impl<'a> OperationGraph<'a> {
         config.set_all(Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, &choices)?;
         let config = config.finalize()?;
         let mut plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?;
-        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, self.handle)?;
+        plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, &*self.handle)?;
         plan.set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &config)?;
         let plan = plan.finalize()?;
-        let bytes: i64 = plan.value(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
-        if bytes > WORKSPACE_BYTES as i64 {
-            bail!("it needs a workspace of {bytes} bytes");
-        }
+        check_workspace(plan.value(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?)?;
         Ok(Plan {
             operation: self.operation,
             plan,
+            handle: self.handle.clone(),
         })
     }
 }
@@ -251,6 +251,7 @@ impl<'a> OperationGraph<'a> {
 pub struct Plan {
     operation: Operation,
     plan: Descriptor,
+    handle: Rc<Handle>,
 }
 
 impl Plan {
@@ -258,14 +259,9 @@ impl Plan {
     ///
     /// # Safety
     ///
-    /// The handle is the graph's. The operands and the workspace lie on its device and have the sizes of
-    /// the operation's features and of [`WORKSPACE_BYTES`], until the work is done.
-    pub unsafe fn execute(
-        &self,
-        handle: &Handle,
-        operands: ConvOperands,
-        workspace: u64,
-    ) -> Result<()> {
+    /// The operands and the workspace lie on the handle's device and have the sizes of the operation's
+    /// features and of [`WORKSPACE_BYTES`], until the work is done.
+    pub unsafe fn execute(&self, operands: ConvOperands, workspace: u64) -> Result<()> {
         let Some(tensors) = operands.of(self.operation) else {
             bail!("an operand of a convolution is missing");
         };
@@ -278,32 +274,29 @@ impl Plan {
         pack.set_all(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &addresses)?;
         pack.set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &Address(workspace))?;
         // SAFETY: the caller's promise.
-        unsafe { self.plan.execute(handle, &pack.finalize()?) }
+        unsafe { self.plan.execute(&self.handle, &pack.finalize()?) }
     }
 }
 
-/// Whether an engine with these notes computes as [`OperationGraph::configs`] says. Winograd's transforms
-/// lose too much precision in all but `f32`, and tensor cores round `f32` to `tf32`. What a note that is
-/// not named here stands for is not known to do no harm.
-fn notes_suit(format: Format, numerical: &[NumericalNote], behavior: &[BehaviorNote]) -> bool {
-    let harmless: &[Numerical] = match format {
-        Format::F32 => &[
-            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD,
-            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4,
-            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6,
-            Numerical::CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13,
-            Numerical::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP,
-        ],
-        Format::Tf32 | Format::Bf16 | Format::F16 => &[
-            Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE,
-            Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS,
-            Numerical::CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP,
-        ],
-    };
-    let is_harmless =
-        |NumericalNote(note): &NumericalNote| harmless.iter().any(|known| *known as u32 == *note);
+const _: () = {
+    use Numerical::*;
+    assert!(numerical_note::TENSOR_CORE == CUDNN_NUMERICAL_NOTE_TENSOR_CORE as u32);
+    assert!(numerical_note::DOWN_CONVERT_INPUTS == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS as u32);
+    assert!(numerical_note::WINOGRAD == CUDNN_NUMERICAL_NOTE_WINOGRAD as u32);
+    assert!(numerical_note::WINOGRAD_TILE_4X4 == CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4 as u32);
+    assert!(numerical_note::WINOGRAD_TILE_6X6 == CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6 as u32);
+    assert!(numerical_note::WINOGRAD_TILE_13X13 == CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13 as u32);
+    assert!(numerical_note::STRICT_NAN_PROP == CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP as u32);
     let compiles = Behavior::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32;
-    numerical.iter().all(is_harmless) && behavior.iter().all(|BehaviorNote(note)| *note != compiles)
+    assert!(behavior_note::RUNTIME_COMPILATION == compiles);
+};
+
+/// An error if an engine needs more than [`WORKSPACE_BYTES`].
+fn check_workspace(bytes: i64) -> Result<()> {
+    match usize::try_from(bytes) {
+        Ok(0..=WORKSPACE_BYTES) => Ok(()),
+        _ => bail!("the engine needs a workspace of {bytes} bytes"),
+    }
 }
 
 fn data_type(format: Format) -> cudnnDataType_t {
