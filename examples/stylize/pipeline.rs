@@ -57,8 +57,10 @@ pub fn build(job: &Job, muxer: &str, output: &Path) -> Result<gst::Pipeline, Fai
     if job.beside {
         beside::show(&gatys, &named(&pipeline, "box"));
     }
+    let demuxer = named(&pipeline, "demuxer");
+    read_once_plugged(&demuxer);
     let weak = pipeline.downgrade();
-    named(&pipeline, "demuxer").connect_pad_added(move |_, pad| {
+    demuxer.connect_pad_added(move |_, pad| {
         let Some(pipeline) = weak.upgrade() else {
             return;
         };
@@ -78,6 +80,27 @@ pub fn named(pipeline: &gst::Pipeline, name: &str) -> gst::Element {
 pub fn pad(element: &gst::Element, name: &str) -> gst::Pad {
     let pad = element.static_pad(name);
     pad.expect("filters and encoders have both pads")
+}
+
+/// Lets a demuxer read only once `parsebin` has plugged it.
+///
+/// Until then `parsebin` drops its errors: the demuxer of a broken file could stop unnoticed, and the
+/// pipeline would wait for ever. A demuxer reads in a thread of its own, through the sink pad of the
+/// element before it: `typefind` or a reader of tags, whose thread plugs it and holds that pad's lock.
+fn read_once_plugged(parsebin: &gst::Element) {
+    let reads = gst::PadProbeType::PULL | gst::PadProbeType::BLOCK;
+    let watch = move |element: &gst::Element| {
+        for sink in element.sink_pads() {
+            sink.add_probe(reads, |sink, _| {
+                drop(sink.stream_lock());
+                gst::PadProbeReturn::Pass
+            });
+        }
+    };
+    let parsebin = parsebin.downcast_ref::<gst::Bin>();
+    let parsebin = parsebin.expect("parsebin is a bin");
+    parsebin.children().iter().for_each(watch);
+    parsebin.connect_element_added(move |_, element| watch(element));
 }
 
 /// Counts the buffers that pass a pad; the result reads the count.
