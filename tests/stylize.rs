@@ -219,9 +219,9 @@ fn stylize_says_what_it_cannot_do() {
         &["style-image", "text.mp4", "not a PNG"],
     );
     refuses([folder.path(), style, &output], &[], &["folder"]);
-    refuses([&text, style, &output], &[], &[]);
-    refuses([&empty, style, &output], &[], &[]);
-    refuses([&cut, style, &output], &[], &[]);
+    refuses([&text, style, &output], &[], &["text.mp4"]);
+    refuses([&empty, style, &output], &[], &["empty.mp4"]);
+    refuses([&cut, style, &output], &[], &["cut.mp4"]);
     refuses(
         [video, style, &folder.path().join("out.avi")],
         &[],

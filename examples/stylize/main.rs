@@ -52,6 +52,10 @@ fn error(what: impl Display) -> Failure {
     Failure::Error(what.to_string())
 }
 
+fn fault(path: &Path, what: &dyn Display) -> Failure {
+    error(format_args!("{}: {what}", path.display()))
+}
+
 /// Like `eprintln!`, but does not panic if standard error is closed.
 fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
@@ -112,7 +116,7 @@ fn stylize(job: &Job) -> Result<(), Failure> {
     let entered = pipeline::count_buffers(&gatys, "sink");
     let encoded = pipeline::count_buffers(&pipeline::named(&pipeline, "encoder"), "src");
 
-    let result = run(&pipeline, Progress::new(&gatys));
+    let result = run(&pipeline, &job.input, Progress::new(&gatys));
     let _ = pipeline.set_state(gst::State::Null);
     result?;
 
@@ -134,7 +138,6 @@ fn stylize(job: &Job) -> Result<(), Failure> {
 /// Checks the files before anything starts; returns the muxer for OUTPUT's extension.
 fn check_files(job: &Job) -> Result<&'static str, Failure> {
     let [input, style, output] = [&job.input, &job.style, &job.output].map(PathBuf::as_path);
-    let fault = |path: &Path, what: &dyn Display| error(format_args!("{}: {what}", path.display()));
     let meta = fs::metadata(input).map_err(|err| fault(input, &err))?;
     if meta.is_dir() {
         return Err(fault(input, &"is a folder, not a video"));
@@ -188,7 +191,7 @@ impl Drop for PartialFile {
 }
 
 /// Runs the pipeline until its end, an error or a signal.
-fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> {
+fn run(pipeline: &gst::Pipeline, input: &Path, mut progress: Progress) -> Result<(), Failure> {
     let bus = pipeline.bus().expect("a pipeline has a bus");
     for (signal, number) in [("interrupt", 2), ("terminate", 15)] {
         let bus = bus.clone();
@@ -202,10 +205,16 @@ fn run(pipeline: &gst::Pipeline, mut progress: Progress) -> Result<(), Failure> 
     let main_loop = glib::MainLoop::new(None, false);
     let ending = Rc::new(RefCell::new(None));
     let (quit, end) = (main_loop.clone(), ending.clone());
+    let (demuxer, input) = (pipeline::named(pipeline, "demuxer"), input.to_owned());
     let watch = bus.add_watch_local(move |_, message| {
-        let Some(result) = handle(message, &mut progress) else {
+        let Some(mut result) = handle(message, &mut progress) else {
             return glib::ControlFlow::Continue;
         };
+        // GStreamer does not say which file "contains no playable streams".
+        let from_demuxer = message.src().map(|src| src.has_as_ancestor(&demuxer));
+        if let (Err(Failure::Error(what)), Some(true)) = (&result, from_demuxer) {
+            result = Err(fault(&input, what));
+        }
         progress.end_line();
         end.replace(Some(result));
         quit.quit();
