@@ -367,7 +367,7 @@ fn the_same_input_gives_the_same_output() {
 }
 
 #[test]
-fn latency_is_the_largest_frame_time() {
+fn latency_covers_the_longest_frame_time() {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));
     let latency = |painter: &Painter| painter.harness.query_latency().unwrap_or_default();
@@ -380,19 +380,16 @@ fn latency_is_the_largest_frame_time() {
     assert!(painter.messages(gst::MessageType::Latency).is_empty());
     painter.reports();
 
-    let (mut largest, mut announced) = (gst::ClockTime::ZERO, gst::ClockTime::ZERO);
+    let (mut longest, mut before) = (gst::ClockTime::ZERO, gst::ClockTime::ZERO);
     for number in 0..20 {
         let time = painter.report().get::<u64>("time").unwrap();
-        largest = largest.max(gst::ClockTime::from_nseconds(time));
+        longest = longest.max(gst::ClockTime::from_nseconds(time));
         let own = latency(&painter) - upstream - gst::ClockTime::SECOND;
-        assert_eq!(own, largest, "{number}");
-        // A change by more than a tenth is posted.
-        let moved = largest > announced + announced / 10;
+        assert!((longest..=2 * longest).contains(&own), "{number}: {own}");
+        // Each change is posted.
         let posted = painter.messages(gst::MessageType::Latency).len();
-        assert_eq!(posted, usize::from(moved), "{number}");
-        if moved {
-            announced = largest;
-        }
+        assert_eq!(posted, usize::from(own != before), "{number}");
+        before = own;
     }
 }
 

@@ -55,10 +55,49 @@ fn a_flush_starts_anew() {
 }
 
 #[test]
-fn a_new_segment_starts_anew() {
+fn a_segment_at_another_time_starts_anew() {
     check_anew(&Files::new(), |painter| {
-        assert!(painter.harness.push_event(segment()));
+        let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        segment.set_time(10 * gst::ClockTime::SECOND);
+        let event = gst::event::Segment::new(&segment);
+        assert!(painter.harness.push_event(event));
     });
+}
+
+/// One comes after relinking, and with a pad's offset.
+#[test]
+fn a_segment_at_the_same_time_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    assert!(painter.harness.push_event(segment()));
+    assert_eq!(painter.iterations(), LATER);
+    let mut moved = gst::FormattedSegment::<gst::ClockTime>::new();
+    moved.set_base(gst::ClockTime::MSECOND);
+    let event = gst::event::Segment::new(&moved);
+    assert!(painter.harness.push_event(event));
+    assert_eq!(painter.iterations(), LATER);
+}
+
+/// Frames that are two seconds apart follow each other four times a second.
+#[test]
+fn key_frames_of_a_fast_playback_go_on() {
+    let files = Files::new();
+    let element = element(&files);
+    // The picture changes so much meanwhile that it may be taken for another scene.
+    element.set_property("scene-cut", 1.0);
+    let mut painter = Painter::new(&element);
+    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    segment.set_rate(8.0);
+    let event = gst::event::Segment::new(&segment);
+    assert!(painter.harness.push_event(event));
+    assert_eq!(painter.iterations(), FIRST);
+    for _ in 0..3 {
+        painter.jump(2);
+        assert_eq!(painter.iterations(), LATER);
+    }
+    painter.jump(20);
+    assert_eq!(painter.iterations(), FIRST);
 }
 
 #[test]
@@ -147,6 +186,17 @@ fn new_caps_start_anew() {
 }
 
 #[test]
+fn another_frame_rate_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.iterations();
+    let mut caps = painter.info.to_caps().unwrap();
+    caps.make_mut().set("framerate", gst::Fraction::new(7, 2));
+    assert!(painter.harness.push_event(gst::event::Caps::new(&caps)));
+    assert_eq!(painter.iterations(), LATER);
+}
+
+#[test]
 fn a_discontinuity_alone_goes_on() {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));
@@ -165,7 +215,13 @@ fn a_discontinuity_alone_goes_on() {
 /// Sends a QoS event from downstream: the last frame was late by `lateness`.
 fn say_late(painter: &mut Painter, lateness: gst::ClockTime) {
     let timestamp = painter.index * DURATION;
-    let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness.nseconds() as i64)
+    say(painter, timestamp, lateness.nseconds() as i64);
+}
+
+/// Sends a QoS event from downstream: the frame at running time `timestamp` was late by `lateness`
+/// nanoseconds, or early.
+fn say(painter: &mut Painter, timestamp: gst::ClockTime, lateness: i64) {
+    let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness)
         .timestamp(timestamp)
         .build();
     painter.harness.push_upstream_event(event);
@@ -200,6 +256,73 @@ fn late_frames_are_dropped_and_the_next_goes_on() {
     assert!(dropped >= 4, "{dropped}");
     assert_eq!(painter.reports().len(), 1);
     assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
+}
+
+/// Pushes the next frame with a time stamp. True if it comes out, false if it is dropped.
+fn comes_out(painter: &mut Painter, pts: gst::ClockTime) -> bool {
+    let mut frame = painter.next_frame();
+    frame.get_mut().unwrap().set_pts(pts);
+    let before = painter.harness.buffers_received();
+    painter.harness.push(frame).unwrap();
+    painter.harness.buffers_received() > before
+}
+
+/// A sink shows no late frames, so those that it cannot show are not painted.
+#[test]
+fn frames_that_cannot_be_in_time_are_dropped() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let mut pts = gst::ClockTime::ZERO;
+    let mut times = Vec::new();
+    for _ in 0..6 {
+        // Each frame takes longer than the next one is away.
+        pts += gst::ClockTime::USECOND;
+        assert!(comes_out(&mut painter, pts));
+        times.push(painter.stats().get::<u64>("time").unwrap());
+    }
+    for lateness in [-1, 0, 500] {
+        let mut later = times[1..].to_vec();
+        later.sort();
+        let expected = gst::ClockTime::from_nseconds(later[later.len() / 2]);
+        say(&mut painter, pts, lateness);
+        pts += expected + gst::ClockTime::from_nseconds(lateness.max(0) as u64);
+        assert!(!comes_out(&mut painter, pts), "{lateness}");
+        pts += gst::ClockTime::NSECOND;
+        assert!(comes_out(&mut painter, pts), "{lateness}");
+        times.push(painter.stats().get::<u64>("time").unwrap());
+    }
+}
+
+/// With a queue before the sink, the sink's QoS events come while the next frame is being painted.
+#[test]
+fn frames_that_cannot_be_in_time_after_another_are_dropped() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let us = gst::ClockTime::USECOND;
+    for number in 1..6 {
+        assert!(comes_out(&mut painter, number * us));
+    }
+    // The clock of the harness stands still until it is set.
+    let second = gst::ClockTime::SECOND;
+    assert!(comes_out(&mut painter, second / 2));
+    say(&mut painter, second / 2, 0);
+    painter.harness.set_time(second).unwrap();
+    assert!(comes_out(&mut painter, second / 2 + us));
+    assert!(!comes_out(&mut painter, second + 5 * us));
+    // Nothing takes as long as that here.
+    assert!(comes_out(&mut painter, 2 * second));
+}
+
+#[test]
+fn a_fast_machine_drops_none_unless_one_was_late() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    // Nothing takes as long as that here.
+    let interval = 900 * gst::ClockTime::MSECOND;
+    for number in 1..7 {
+        assert!(comes_out(&mut painter, number * interval), "{number}");
+        say(&mut painter, number * interval, -1);
+    }
 }
 
 /// Starting anew would only increase the delay.

@@ -9,18 +9,39 @@ use std::time::Instant;
 /// A gap between frames beyond this is a jump.
 const JUMP: ClockTime = ClockTime::SECOND;
 
+/// A frame's place in time.
 #[derive(Clone, Copy)]
-struct LastFrame {
-    pts: ClockTime,
-    end: ClockTime,
+pub struct FrameTime {
+    /// Its stream time or, if it lies outside the segment, its time stamp.
+    position: ClockTime,
+    duration: Option<ClockTime>,
     running_time: Option<ClockTime>,
-    arrived: Instant,
+    /// The segment's rate of playback.
+    rate: f64,
+}
+
+impl FrameTime {
+    pub fn new(
+        pts: ClockTime,
+        duration: Option<ClockTime>,
+        segment: Option<&gst::FormattedSegment<ClockTime>>,
+    ) -> Self {
+        let stream_time = segment.and_then(|segment| segment.to_stream_time(pts));
+        Self {
+            position: stream_time.unwrap_or(pts),
+            duration,
+            running_time: segment.and_then(|segment| segment.to_running_time(pts)),
+            rate: segment.map_or(1.0, |segment| segment.rate()),
+        }
+    }
 }
 
 /// The times of the frames that arrive.
 #[derive(Default)]
 pub struct Timeline {
-    last: Option<LastFrame>,
+    last: Option<(FrameTime, Instant)>,
+    /// The running time between the last two frames.
+    interval: Option<ClockTime>,
     /// The running time before which frames are too late for downstream, by its last QoS event.
     earliest: Option<ClockTime>,
 }
@@ -41,32 +62,36 @@ impl Jump {
 
 impl Timeline {
     /// Takes the next frame's times; the jump to it, if it is one. No jump is made by the frames that
-    /// a decoder upstream dropped as too late.
-    pub fn advance(
-        &mut self,
-        pts: ClockTime,
-        duration: Option<ClockTime>,
-        running_time: Option<ClockTime>,
-    ) -> Option<Jump> {
-        let last = self.last.replace(LastFrame {
-            pts,
-            end: pts.saturating_add(duration.unwrap_or_default()),
-            running_time,
-            arrived: Instant::now(),
-        })?;
-        let gap = pts.absdiff(last.pts).min(pts.absdiff(last.end));
-        let is_later = running_time > last.running_time;
-        let were_dropped =
-            is_later && running_time <= self.earliest.map(|time| time.saturating_add(JUMP));
-        let elapsed = elapsed(last.arrived);
+    /// a decoder upstream dropped as too late, or left out as the rate of playback is high.
+    pub fn advance(&mut self, frame: FrameTime) -> Option<Jump> {
+        let (last, arrived) = self.last.replace((frame, Instant::now()))?;
+        self.interval = frame
+            .running_time
+            .zip(last.running_time)
+            .and_then(|(now, before)| now.checked_sub(before));
+        let end = last.position + last.duration.unwrap_or_default();
+        let gap = [last.position, end].map(|before| frame.position.absdiff(before));
+        let gap = at_rate(gap[0].min(gap[1]), frame.rate);
+        let were_dropped = self.interval.is_some_and(|interval| gap <= interval + JUMP)
+            && frame.running_time <= self.earliest.map(|time| time.saturating_add(JUMP));
+        let elapsed = elapsed(arrived);
         (gap > JUMP && !were_dropped).then_some(Jump { gap, elapsed })
     }
 
-    /// Takes a QoS event: the frame at running time `timestamp` was late by `lateness`. As in
-    /// GStreamer's decoders, frames before `timestamp` + 2 · `lateness` are then dropped.
-    pub fn add_lateness(&mut self, timestamp: ClockTime, lateness: ClockTime) {
-        self.earliest = Some(timestamp.saturating_add(lateness).saturating_add(lateness));
+    /// The running time between the last two frames.
+    pub fn interval(&self) -> Option<ClockTime> {
+        self.interval
     }
+
+    /// Takes the running time before which frames are too late for downstream.
+    pub fn set_earliest(&mut self, earliest: ClockTime) {
+        self.earliest = Some(earliest);
+    }
+}
+
+/// The time that a span of stream time takes at a rate of playback.
+fn at_rate(span: ClockTime, rate: f64) -> ClockTime {
+    ClockTime::from_nseconds((span.nseconds() as f64 / rate.abs()) as u64)
 }
 
 /// Whether `sink` is fed by a live source, which loses frames while one is painted: that is no jump.

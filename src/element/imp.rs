@@ -12,14 +12,15 @@
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! gatys style-image=starry_night.jpg ! videoconvert ! autovideosink sync=false
  * ]|
  */
-use super::clock::{Timeline, elapsed, is_live};
+use super::clock::{FrameTime, elapsed, is_live};
 use super::controls::{Controls, Pending};
 use super::dump::MotionDump;
 use super::frame::{self, to_image, write_image};
-use super::latency::Latency;
 use super::load;
+use super::qos::Report;
 use super::report;
 use super::settings::{PROPERTIES, Settings, property};
+use super::stream::StreamState;
 use crate::stylizer::{self, Stylizer, device};
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
@@ -41,23 +42,6 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
         Some("Gatys style transfer"),
     )
 });
-
-/// What belongs to the stream, from start to stop.
-#[derive(Default)]
-struct StreamState {
-    info: Option<VideoInfo>,
-    /// Absent while the streaming thread has taken it to paint a frame.
-    stylizer: Option<Stylizer>,
-    /// Whether no frame has been painted since the stylizer was reset.
-    first: bool,
-    /// Frames that came out since the start, repeated ones included.
-    frames: u64,
-    timeline: Timeline,
-    latency: Latency,
-    dump: MotionDump,
-    /// What is wrong with the settings in use: each of these has been warned of.
-    warned: Vec<String>,
-}
 
 #[derive(Default)]
 pub struct Gatys {
@@ -177,11 +161,7 @@ impl BaseTransformImpl for Gatys {
         gst::info!(CAT, imp = self, "Weights: {weights_info}");
         self.controls.set_weights_info(weights_info);
         self.flushing.store(false, Ordering::SeqCst);
-        *lock(&self.stream) = StreamState {
-            stylizer: Some(stylizer),
-            first: true,
-            ..StreamState::default()
-        };
+        *lock(&self.stream) = StreamState::new(stylizer);
         Ok(())
     }
 
@@ -199,25 +179,24 @@ impl BaseTransformImpl for Gatys {
             EventView::FlushStart(_) => self.flushing.store(true, Ordering::SeqCst),
             EventView::FlushStop(_) => {
                 self.flushing.store(false, Ordering::SeqCst);
-                self.reset();
+                lock(&self.stream).reset();
             }
-            EventView::Segment(_) => self.reset(),
             _ => (),
         }
         self.parent_sink_event(event)
     }
 
     fn src_event(&self, event: gst::Event) -> bool {
-        if let gst::EventView::Qos(qos) = event.view()
-            && let (_, _, lateness, Some(timestamp)) = qos.get()
-            && let Ok(lateness) = u64::try_from(lateness)
-        {
-            let lateness = gst::ClockTime::from_nseconds(lateness);
-            lock(&self.stream)
-                .timeline
-                .add_lateness(timestamp, lateness);
+        let report = match event.view() {
+            gst::EventView::Qos(event) => Report::new(event, self.now()),
+            _ => None,
+        };
+        let handled = self.parent_src_event(event);
+        if let Some(report) = report {
+            lock(&self.stream).set_qos(report);
+            self.skip_late_frames();
         }
-        self.parent_src_event(event)
+        handled
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
@@ -226,7 +205,7 @@ impl BaseTransformImpl for Gatys {
             && direction == gst::PadDirection::Src
             && let gst::QueryViewMut::Latency(query) = query.view_mut()
         {
-            let own = lock(&self.stream).latency.largest();
+            let own = lock(&self.stream).pace.latency();
             let (live, min, max) = query.result();
             query.set(live, min + own, max.map(|max| max + own));
         }
@@ -267,6 +246,8 @@ impl BaseTransformImpl for Gatys {
             self.sync_controlled_properties(pts);
         }
         let (info, mut stylizer, first) = self.take_stylizer()?;
+        let now = self.now();
+        lock(&self.stream).begun = Some(now);
         let begun = Instant::now();
         // Computed without a lock, so that properties, queries and state changes do not wait.
         let result = self.paint(&info, &mut stylizer, input, output);
@@ -276,7 +257,11 @@ impl BaseTransformImpl for Gatys {
         }
         let device = device::name(stylizer.device());
         let precision = stylizer.vgg().precision();
-        lock(&self.stream).stylizer = Some(stylizer);
+        {
+            let mut stream = lock(&self.stream);
+            stream.stylizer = Some(stylizer);
+            stream.begun = None;
+        }
         let report = result?;
         let frame = {
             let mut stream = lock(&self.stream);
@@ -292,12 +277,11 @@ impl BaseTransformImpl for Gatys {
             &device,
             precision,
         ));
-        if !first && !report.scene_cut && report.reason.is_some() {
-            let has_changed = lock(&self.stream).latency.add(time);
-            if has_changed {
-                self.post(gst::message::Latency::builder().src(&*self.obj()).build());
-            }
+        if !first && !report.scene_cut {
+            self.add_time(time, report.reason.is_some());
         }
+        self.skip_late_frames();
+        lock(&self.stream).qos = None;
         Ok(gst::FlowSuccess::Ok)
     }
 }
@@ -312,10 +296,10 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        let stylizer = {
+        let (before, stylizer) = {
             let mut stream = lock(&self.stream);
-            stream.info = Some(in_info.clone());
-            stream.stylizer.take()
+            let before = stream.info.replace(in_info.clone());
+            (before, stream.stylizer.take())
         };
         let fits = stylizer
             .as_ref()
@@ -325,7 +309,18 @@ impl VideoFilterImpl for Gatys {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));
         }
-        self.reset();
+        let pixels = |info: &VideoInfo| {
+            (
+                info.width(),
+                info.height(),
+                info.format(),
+                info.colorimetry(),
+            )
+        };
+        // Not for another frame rate.
+        if before.is_none_or(|before| pixels(&before) != pixels(in_info)) {
+            lock(&self.stream).reset();
+        }
         Ok(())
     }
 }
@@ -347,32 +342,46 @@ impl Gatys {
         );
     }
 
-    /// Drops all that lasts from frame to frame: the next frame is a first one, whatever its time.
-    fn reset(&self) {
-        lock(&self.stream).timeline = Timeline::default();
-        self.reset_stylizer();
+    /// Takes the time of a frame, which was painted or repeats a painting.
+    fn add_time(&self, time: gst::ClockTime, painted: bool) {
+        let (has_changed, latency) = {
+            let mut stream = lock(&self.stream);
+            (stream.pace.add(time, painted), stream.pace.latency())
+        };
+        if has_changed && is_live(self.obj().sink_pad()) {
+            gst::debug!(CAT, imp = self, "latency is {latency}");
+            self.post(gst::message::Latency::builder().src(&*self.obj()).build());
+        }
     }
 
-    fn reset_stylizer(&self) {
-        let mut stream = lock(&self.stream);
-        stream.first = true;
-        if let Some(stylizer) = &mut stream.stylizer {
-            stylizer.reset();
+    /// Has the base class drop the next frames up to the first that can be in time.
+    ///
+    /// By itself, the base class drops frames for the lateness of the last one alone. Where painting one
+    /// takes longer than the next is away, each would be late again, and most sinks show no late frames.
+    fn skip_late_frames(&self) {
+        let now = self.now();
+        let skip = lock(&self.stream).first_in_time(now);
+        if let Some((proportion, first)) = skip {
+            gst::log!(CAT, imp = self, "frames before {first} would be late");
+            self.obj().update_qos(proportion, 0, first);
         }
+    }
+
+    /// The clock's running time; always 0 without a clock.
+    fn now(&self) -> gst::ClockTime {
+        self.obj().current_running_time().unwrap_or_default()
     }
 
     /// Resets the stylizer where a frame does not follow the last one in time.
     fn reset_after_jump(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
         let segment = self.time_segment();
-        let running_time = segment.and_then(|segment| segment.to_running_time(pts));
-        let jump = lock(&self.stream)
-            .timeline
-            .advance(pts, duration, running_time);
+        let frame = FrameTime::new(pts, duration, segment.as_ref());
+        let jump = lock(&self.stream).timeline.advance(frame);
         if let Some(jump) = jump
             && !(jump.passed_in_real_time() && is_live(self.obj().sink_pad()))
         {
             gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
-            self.reset_stylizer();
+            lock(&self.stream).reset_stylizer();
         }
     }
 

@@ -7,10 +7,12 @@ mod controls;
 mod dump;
 mod frame;
 mod imp;
-mod latency;
 mod load;
+mod pace;
+mod qos;
 mod report;
 mod settings;
+mod stream;
 
 use crate::stylizer::config;
 use gst::glib;
