@@ -5,7 +5,10 @@
 
 use super::settings::{Property, Settings};
 use crate::stylizer::style::StyleImage;
+use gst::PARAM_FLAG_MUTABLE_READY;
 use gst::glib::Value;
+use gst::prelude::*;
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +26,8 @@ pub enum Pending {
 #[derive(Default)]
 struct Values {
     settings: Settings,
+    /// What the element was started with.
+    started_with: Settings,
     /// Whether they may differ from the stylizer's.
     changed: bool,
     /// Whether the element is between start and stop.
@@ -59,13 +64,11 @@ impl Controls {
             if values.started && !std::mem::replace(&mut values.style_loading, true) {
                 return Pending::LoadStyle;
             }
-        } else if values.started
-            && property
-                .spec
-                .flags()
-                .contains(gst::PARAM_FLAG_MUTABLE_READY)
-        {
-            return Pending::Restart;
+        } else if values.started && property.spec.flags().contains(PARAM_FLAG_MUTABLE_READY) {
+            let [set, in_use] = [&values.settings, &values.started_with].map(property.get);
+            if set.compare(&in_use) != Some(Ordering::Equal) {
+                return Pending::Restart;
+            }
         }
         Pending::Nothing
     }
@@ -97,6 +100,7 @@ impl Controls {
         values.next_style = None;
         values.stats = None;
         values.started = true;
+        values.started_with = values.settings.clone();
         values.settings.clone()
     }
 
@@ -185,7 +189,10 @@ mod tests {
         let controls = Controls::default();
         assert_eq!(set(&controls, "device", "cpu"), Pending::Nothing);
         controls.start();
-        assert_eq!(set(&controls, "device", "cpu"), Pending::Restart);
+        assert_eq!(set(&controls, "device", "cuda"), Pending::Restart);
+        assert_eq!(set(&controls, "device", "cpu"), Pending::Nothing);
+        assert_eq!(set(&controls, "weights", None::<&str>), Pending::Nothing);
+        assert_eq!(set(&controls, "weights", "other"), Pending::Restart);
         assert_eq!(set(&controls, "alpha", 2.0), Pending::Nothing);
         assert_eq!(controls.take_changes().0.unwrap().alpha, 2.0);
         assert!(controls.take_changes().0.is_none());
