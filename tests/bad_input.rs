@@ -9,11 +9,12 @@ mod common;
 mod files;
 
 use candle_core::Device;
-use common::NARROW;
+use common::{Files, NARROW, painter};
 use files::{
     Tensors, by_layer, filled, gstreamer, picture, png_header, run, safetensors, stored, tensors,
     with_header,
 };
+use gst::prelude::*;
 use gstgatys::vgg::Precision;
 use image::ImageFormat;
 use std::ffi::OsStr;
@@ -482,5 +483,36 @@ fn values_of_another_type() {
         let ended = folder.launch(&[(property, OsStr::new(value))]);
         ended.assert_refused(&case);
         assert!(ended.stderr.contains(property), "{case}: {ended}");
+    }
+}
+
+/// Applications tell errors apart by these.
+#[test]
+fn errors_have_codes() {
+    use gst::ResourceError::{NotFound, OpenRead, Settings};
+    let files = Files::new();
+    let missing = files.style.with_file_name("missing");
+    let [missing, weights] = [&missing, &files.weights].map(|path| path.to_str());
+    for (property, value, code) in [
+        ("style-image", None, NotFound),
+        ("style-image", missing, NotFound),
+        ("style-image", weights, OpenRead),
+        ("weights", missing, NotFound),
+        ("weights", files.style.to_str(), OpenRead),
+        ("device", Some("gpu"), Settings),
+    ] {
+        let element = painter::element(&files);
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        element.set_property(property, value);
+        assert!(element.set_state(gst::State::Paused).is_err());
+        let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
+        let gst::MessageView::Error(error) = message.view() else {
+            unreachable!();
+        };
+        let error = error.error();
+        assert_eq!(error.kind(), Some(code), "{property}: {error}");
+        element.set_state(gst::State::Null).unwrap();
+        element.set_bus(None);
     }
 }

@@ -20,11 +20,17 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
     let invalid = |error: InvalidSetting| error_msg!(ResourceError::Settings, ("{error}"));
     let config = settings.config().map_err(invalid)?;
     let choice = settings.device().map_err(invalid)?;
-    let style =
-        style(settings).map_err(|error| error_msg!(ResourceError::OpenRead, ("{error}")))?;
+    let style = style(settings).map_err(|error| {
+        let code = unreadable(settings.style_path().as_deref());
+        error_msg!(code, ("{error}"))
+    })?;
     let (device, fallback) = choice.open().map_err(|error| {
         let name = settings.device.as_deref().unwrap_or_default();
-        error_msg!(ResourceError::OpenRead, ("device={name}: {error}"))
+        let code = match error {
+            device::Error::Cuda(..) => ResourceError::NotFound,
+            device::Error::Unknown(_) | device::Error::NoCuda => ResourceError::Settings,
+        };
+        error_msg!(code, ("device={name}: {error}"))
     })?;
     let source = settings.weights();
     let precision = Precision::from(settings.precision);
@@ -32,16 +38,27 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
         shared::Error::Precision(error) => {
             error_msg!(ResourceError::Settings, ("precision={precision}: {error}"))
         }
-        error => error_msg!(
-            ResourceError::OpenRead,
-            ("{}", weights_error(&source, &error))
-        ),
+        error => {
+            let code = match &source {
+                WeightsSource::BuiltIn => ResourceError::OpenRead,
+                WeightsSource::File(path) => unreadable(Some(path)),
+            };
+            error_msg!(code, ("{}", weights_error(&source, &error)))
+        }
     })?;
     let stylizer = Stylizer::new(vgg, style, config)
         .map_err(|error| error_msg!(ResourceError::Settings, ("{error}")))?;
     let fallback =
         fallback.map(|reason| format!("device=auto takes {}: {reason}", device::name(&device)));
     Ok((stylizer, fallback))
+}
+
+/// The code of the error of a file that cannot be used, or was not named.
+fn unreadable(path: Option<&Path>) -> ResourceError {
+    match path.is_some_and(Path::exists) {
+        true => ResourceError::OpenRead,
+        false => ResourceError::NotFound,
+    }
 }
 
 fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
