@@ -483,7 +483,14 @@ impl Gatys {
     }
 
     fn fail(&self, what: &str, cause: &str) -> gst::FlowError {
-        gst::element_imp_error!(self, gst::StreamError::Failed, ("{what}: {cause}"));
+        // With RUST_BACKTRACE set, more lines follow in candle's errors.
+        let line = cause.lines().next().unwrap_or_default();
+        gst::element_imp_error!(
+            self,
+            gst::StreamError::Failed,
+            ("{what}: {line}"),
+            ["{cause}"]
+        );
         gst::FlowError::Error
     }
 
