@@ -69,10 +69,14 @@ impl Timeline {
             .running_time
             .zip(last.running_time)
             .and_then(|(now, before)| now.checked_sub(before));
-        let end = last.position + last.duration.unwrap_or_default();
+        let end = last
+            .position
+            .saturating_add(last.duration.unwrap_or_default());
         let gap = [last.position, end].map(|before| frame.position.absdiff(before));
         let gap = at_rate(gap[0].min(gap[1]), frame.rate);
-        let were_dropped = self.interval.is_some_and(|interval| gap <= interval + JUMP)
+        let were_dropped = self
+            .interval
+            .is_some_and(|interval| gap <= interval.saturating_add(JUMP))
             && frame.running_time <= self.earliest.map(|time| time.saturating_add(JUMP));
         let elapsed = elapsed(arrived);
         (gap > JUMP && !were_dropped).then_some(Jump { gap, elapsed })
@@ -91,7 +95,8 @@ impl Timeline {
 
 /// The time that a span of stream time takes at a rate of playback.
 fn at_rate(span: ClockTime, rate: f64) -> ClockTime {
-    ClockTime::from_nseconds((span.nseconds() as f64 / rate.abs()) as u64)
+    let time = (span.nseconds() as f64 / rate.abs()) as u64;
+    ClockTime::from_nseconds(time.min(ClockTime::MAX.nseconds()))
 }
 
 /// Whether `sink` is fed by a live source, which loses frames while one is painted: that is no jump.

@@ -27,7 +27,7 @@ impl Report {
             proportion,
             timestamp: timestamp?,
             lateness,
-            due: now.into_positive() - lateness,
+            due: now.into_positive().saturating_sub_unsigned(lateness),
         })
     }
 
@@ -58,8 +58,9 @@ impl Report {
         if self.lateness == ClockTime::ZERO && !is_slow {
             return None;
         }
-        let end = (begin + expected).into_positive();
-        let frame = self.timestamp.into_positive() + (end - self.due);
+        let end = begin.saturating_add(expected).into_positive();
+        let since_due = end.saturating_sub(self.due);
+        let frame = self.timestamp.into_positive().saturating_add(since_due);
         Some(frame.positive().unwrap_or_default())
     }
 }
@@ -100,6 +101,26 @@ mod tests {
             assert_eq!(in_time.first_in_time(ms(300), ms(60), None), None);
             assert_eq!(first(&in_time, 300, 60), Some(ms(310)));
             assert_eq!(first(&in_time, 0, 41), Some(ms(0)));
+        }
+    }
+
+    #[test]
+    fn absurd_times_overflow_nothing() {
+        gst::init().unwrap();
+        for lateness in [i64::MAX, 0, -1] {
+            for timestamp in [ClockTime::from_nseconds(1), ClockTime::MAX] {
+                let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness);
+                let event = event.timestamp(timestamp).build();
+                let gst::EventView::Qos(event) = event.view() else {
+                    unreachable!();
+                };
+                for now in [ClockTime::ZERO, ClockTime::MAX] {
+                    let report = Report::new(event, now).unwrap();
+                    report.earliest();
+                    report.first_in_time(now, ClockTime::MAX, Some(ClockTime::ZERO));
+                    report.first_in_time(ClockTime::ZERO, ClockTime::ZERO, None);
+                }
+            }
         }
     }
 }

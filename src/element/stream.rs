@@ -67,7 +67,9 @@ impl StreamState {
     pub fn first_in_time(&self, now: ClockTime) -> Option<(f64, ClockTime)> {
         let report = self.qos.as_ref()?;
         let expected = self.pace.expected();
-        let begin = self.begun.map_or(now, |begun| now.max(begun + expected));
+        let begin = self
+            .begun
+            .map_or(now, |begun| now.max(begun.saturating_add(expected)));
         let first = report.first_in_time(begin, expected, self.timeline.interval())?;
         Some((report.proportion(), first))
     }
