@@ -79,21 +79,41 @@ fn a_segment_at_the_same_time_goes_on() {
     assert_eq!(painter.iterations(), LATER);
 }
 
-/// Frames that are two seconds apart follow each other four times a second.
+#[test]
+fn another_stream_starts_anew() {
+    check_anew(&Files::new(), |painter| {
+        for id in ["one", "another"] {
+            let event = gst::event::StreamStart::new(id);
+            assert!(painter.harness.push_event(event));
+        }
+        assert!(painter.harness.push_event(segment()));
+    });
+}
+
+/// Frames that are two seconds apart follow each other four times a second, also where the source applies
+/// the rate.
 #[test]
 fn key_frames_of_a_fast_playback_go_on() {
+    let mut fast = gst::FormattedSegment::<gst::ClockTime>::new();
+    fast.set_rate(8.0);
+    check_key_frames(&fast, 20);
+    let mut applied = gst::FormattedSegment::<gst::ClockTime>::new();
+    applied.set_applied_rate(8.0);
+    check_key_frames(&applied, 2);
+}
+
+/// Leaves out `frames` frames before each that is painted.
+fn check_key_frames(segment: &gst::FormattedSegment<gst::ClockTime>, frames: u64) {
     let files = Files::new();
     let element = element(&files);
     // The picture changes so much meanwhile that it may be taken for another scene.
     element.set_property("scene-cut", 1.0);
     let mut painter = Painter::new(&element);
-    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
-    segment.set_rate(8.0);
-    let event = gst::event::Segment::new(&segment);
+    let event = gst::event::Segment::new(segment);
     assert!(painter.harness.push_event(event));
     assert_eq!(painter.iterations(), FIRST);
     for _ in 0..3 {
-        painter.jump(2);
+        painter.index += frames;
         assert_eq!(painter.iterations(), LATER);
     }
     painter.jump(20);
@@ -210,159 +230,6 @@ fn a_discontinuity_alone_goes_on() {
         painter.paint(frame);
         assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
     }
-}
-
-/// Sends a QoS event from downstream: the last frame was late by `lateness`.
-fn say_late(painter: &mut Painter, lateness: gst::ClockTime) {
-    let timestamp = painter.index * DURATION;
-    say(painter, timestamp, lateness.nseconds() as i64);
-}
-
-/// Sends a QoS event from downstream: the frame at running time `timestamp` was late by `lateness`
-/// nanoseconds, or early.
-fn say(painter: &mut Painter, timestamp: gst::ClockTime, lateness: i64) {
-    let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness)
-        .timestamp(timestamp)
-        .build();
-    painter.harness.push_upstream_event(event);
-}
-
-/// Sends a QoS event as [`say_late`] does; returns the number of frames that are then dropped.
-fn be_late(painter: &mut Painter, lateness: gst::ClockTime) -> u32 {
-    say_late(painter, lateness);
-    let before = painter.harness.buffers_received();
-    let mut dropped = 0;
-    loop {
-        let frame = painter.next_frame();
-        painter.harness.push(frame).unwrap();
-        if painter.harness.buffers_received() > before {
-            painter.harness.pull().unwrap();
-            return dropped;
-        }
-        dropped += 1;
-        assert!(dropped < 100, "no frame comes out any more");
-    }
-}
-
-#[test]
-fn late_frames_are_dropped_and_the_next_goes_on() {
-    let files = Files::new();
-    let mut painter = Painter::new(&element(&files));
-    painter.iterations();
-    painter.iterations();
-    let reported = painter.reports().len();
-    assert_eq!(reported, 2);
-    let dropped = be_late(&mut painter, 4 * DURATION);
-    assert!(dropped >= 4, "{dropped}");
-    assert_eq!(painter.reports().len(), 1);
-    assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
-}
-
-/// Pushes the next frame with a time stamp. True if it comes out, false if it is dropped.
-fn comes_out(painter: &mut Painter, pts: gst::ClockTime) -> bool {
-    let mut frame = painter.next_frame();
-    frame.get_mut().unwrap().set_pts(pts);
-    let before = painter.harness.buffers_received();
-    painter.harness.push(frame).unwrap();
-    painter.harness.buffers_received() > before
-}
-
-/// A sink shows no late frames, so those that it cannot show are not painted.
-#[test]
-fn frames_that_cannot_be_in_time_are_dropped() {
-    let files = Files::new();
-    let mut painter = Painter::new(&element(&files));
-    let mut pts = gst::ClockTime::ZERO;
-    let mut times = Vec::new();
-    for _ in 0..6 {
-        // Each frame takes longer than the next one is away.
-        pts += gst::ClockTime::USECOND;
-        assert!(comes_out(&mut painter, pts));
-        times.push(painter.stats().get::<u64>("time").unwrap());
-    }
-    for lateness in [-1, 0, 500] {
-        let mut later = times[1..].to_vec();
-        later.sort();
-        let expected = gst::ClockTime::from_nseconds(later[later.len() / 2]);
-        say(&mut painter, pts, lateness);
-        pts += expected + gst::ClockTime::from_nseconds(lateness.max(0) as u64);
-        assert!(!comes_out(&mut painter, pts), "{lateness}");
-        pts += gst::ClockTime::NSECOND;
-        assert!(comes_out(&mut painter, pts), "{lateness}");
-        times.push(painter.stats().get::<u64>("time").unwrap());
-    }
-}
-
-/// With a queue before the sink, the sink's QoS events come while the next frame is being painted.
-#[test]
-fn frames_that_cannot_be_in_time_after_another_are_dropped() {
-    let files = Files::new();
-    let mut painter = Painter::new(&element(&files));
-    let us = gst::ClockTime::USECOND;
-    for number in 1..6 {
-        assert!(comes_out(&mut painter, number * us));
-    }
-    // The clock of the harness stands still until it is set.
-    let second = gst::ClockTime::SECOND;
-    assert!(comes_out(&mut painter, second / 2));
-    say(&mut painter, second / 2, 0);
-    painter.harness.set_time(second).unwrap();
-    assert!(comes_out(&mut painter, second / 2 + us));
-    assert!(!comes_out(&mut painter, second + 5 * us));
-    // Nothing takes as long as that here.
-    assert!(comes_out(&mut painter, 2 * second));
-}
-
-#[test]
-fn a_fast_machine_drops_none_unless_one_was_late() {
-    let files = Files::new();
-    let mut painter = Painter::new(&element(&files));
-    // Nothing takes as long as that here.
-    let interval = 900 * gst::ClockTime::MSECOND;
-    for number in 1..7 {
-        assert!(comes_out(&mut painter, number * interval), "{number}");
-        say(&mut painter, number * interval, -1);
-    }
-}
-
-/// Starting anew would only increase the delay.
-#[test]
-fn however_many_frames_are_dropped_the_next_goes_on() {
-    let files = Files::new();
-    let element = element(&files);
-    // Meanwhile the picture changes so much that it may be taken for another scene.
-    element.set_property("scene-cut", 1.0);
-    let mut painter = Painter::new(&element);
-    painter.iterations();
-    let dropped = be_late(&mut painter, 3 * gst::ClockTime::SECOND);
-    assert!(dropped >= 30, "{dropped}");
-    assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
-}
-
-/// After a frame that is late, a decoder drops frames for twice that lateness.
-#[test]
-fn frames_dropped_before_the_element_start_nothing_anew() {
-    let files = Files::new();
-    let element = element(&files);
-    // Meanwhile the picture changes so much that it may be taken for another scene.
-    element.set_property("scene-cut", 1.0);
-    let mut painter = Painter::new(&element);
-    painter.iterations();
-    say_late(&mut painter, 2 * gst::ClockTime::SECOND);
-    painter.jump(4);
-    assert_eq!(painter.iterations(), LATER);
-    // A longer gap is a jump.
-    say_late(&mut painter, gst::ClockTime::SECOND);
-    painter.jump(5);
-    assert_eq!(painter.iterations(), FIRST);
-    // A flush restarts the running time.
-    say_late(&mut painter, 100 * gst::ClockTime::SECOND);
-    painter.harness.push_event(gst::event::FlushStart::new());
-    painter.harness.push_event(gst::event::FlushStop::new(true));
-    painter.harness.push_event(segment());
-    assert_eq!(painter.iterations(), FIRST);
-    painter.jump(10);
-    assert_eq!(painter.iterations(), FIRST);
 }
 
 /// A live source loses frames while one is painted. If that were a jump, a slow machine would never get beyond first

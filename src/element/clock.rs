@@ -16,7 +16,7 @@ pub struct FrameTime {
     position: ClockTime,
     duration: Option<ClockTime>,
     running_time: Option<ClockTime>,
-    /// The segment's rate of playback.
+    /// Stream time over running time.
     rate: f64,
 }
 
@@ -31,7 +31,7 @@ impl FrameTime {
             position: stream_time.unwrap_or(pts),
             duration,
             running_time: segment.and_then(|segment| segment.to_running_time(pts)),
-            rate: segment.map_or(1.0, |segment| segment.rate()),
+            rate: segment.map_or(1.0, |segment| segment.rate() * segment.applied_rate()),
         }
     }
 }
@@ -42,6 +42,8 @@ pub struct Timeline {
     last: Option<(FrameTime, Instant)>,
     /// The running time between the last two frames.
     interval: Option<ClockTime>,
+    /// The least time that frames were behind the clock when they arrived.
+    delay: Option<ClockTime>,
     /// The running time before which frames are too late for downstream, by its last QoS event.
     earliest: Option<ClockTime>,
 }
@@ -63,7 +65,13 @@ impl Jump {
 impl Timeline {
     /// Takes the next frame's times; the jump to it, if it is one. No jump is made by the frames that
     /// a decoder upstream dropped as too late, or left out as the rate of playback is high.
-    pub fn advance(&mut self, frame: FrameTime) -> Option<Jump> {
+    ///
+    /// `now` is the clock's running time.
+    pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>) -> Option<Jump> {
+        if let Some((now, running_time)) = now.zip(frame.running_time) {
+            let delay = now.saturating_sub(running_time);
+            self.delay = Some(self.delay.map_or(delay, |least| least.min(delay)));
+        }
         let (last, arrived) = self.last.replace((frame, Instant::now()))?;
         self.interval = frame
             .running_time
@@ -87,13 +95,18 @@ impl Timeline {
         self.interval
     }
 
+    /// The running time of the latest frame that has arrived at a time of the clock, from a live source.
+    pub fn latest_at(&self, time: ClockTime) -> ClockTime {
+        time.saturating_sub(self.delay.unwrap_or_default())
+    }
+
     /// Takes the running time before which frames are too late for downstream.
     pub fn set_earliest(&mut self, earliest: ClockTime) {
         self.earliest = Some(earliest);
     }
 }
 
-/// The time that a span of stream time takes at a rate of playback.
+/// The running time of a span of stream time.
 fn at_rate(span: ClockTime, rate: f64) -> ClockTime {
     let time = (span.nseconds() as f64 / rate.abs()) as u64;
     ClockTime::from_nseconds(time.min(ClockTime::MAX.nseconds()))

@@ -181,6 +181,7 @@ impl BaseTransformImpl for Gatys {
                 self.flushing.store(false, Ordering::SeqCst);
                 lock(&self.stream).reset();
             }
+            EventView::StreamStart(event) => lock(&self.stream).set_id(event.stream_id()),
             _ => (),
         }
         self.parent_sink_event(event)
@@ -188,7 +189,7 @@ impl BaseTransformImpl for Gatys {
 
     fn src_event(&self, event: gst::Event) -> bool {
         let report = match event.view() {
-            gst::EventView::Qos(event) => Report::new(event, self.now()),
+            gst::EventView::Qos(event) => self.now().and_then(|now| Report::new(event, now)),
             _ => None,
         };
         let handled = self.parent_src_event(event);
@@ -246,8 +247,12 @@ impl BaseTransformImpl for Gatys {
             self.sync_controlled_properties(pts);
         }
         let (info, mut stylizer, first) = self.take_stylizer()?;
+        if first {
+            let live = is_live(self.obj().sink_pad());
+            lock(&self.stream).live = live;
+        }
         let now = self.now();
-        lock(&self.stream).begun = Some(now);
+        lock(&self.stream).begun = now;
         let begun = Instant::now();
         // Computed without a lock, so that properties, queries and state changes do not wait.
         let result = self.paint(&info, &mut stylizer, input, output);
@@ -278,7 +283,12 @@ impl BaseTransformImpl for Gatys {
             precision,
         ));
         if !first && !report.scene_cut {
-            self.add_time(time, report.reason.is_some());
+            let painted = report.reason.is_some().then_some(time);
+            let changed = lock(&self.stream).add_time(painted);
+            if let Some(latency) = changed {
+                gst::debug!(CAT, imp = self, "latency is {latency}");
+                self.post(gst::message::Latency::builder().src(&*self.obj()).build());
+            }
         }
         self.skip_late_frames();
         lock(&self.stream).qos = None;
@@ -296,10 +306,9 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        let (before, stylizer) = {
+        let (has_changed, stylizer) = {
             let mut stream = lock(&self.stream);
-            let before = stream.info.replace(in_info.clone());
-            (before, stream.stylizer.take())
+            (stream.set_info(in_info), stream.stylizer.take())
         };
         let fits = stylizer
             .as_ref()
@@ -309,16 +318,7 @@ impl VideoFilterImpl for Gatys {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));
         }
-        let pixels = |info: &VideoInfo| {
-            (
-                info.width(),
-                info.height(),
-                info.format(),
-                info.colorimetry(),
-            )
-        };
-        // Not for another frame rate.
-        if before.is_none_or(|before| pixels(&before) != pixels(in_info)) {
+        if has_changed {
             lock(&self.stream).reset();
         }
         Ok(())
@@ -342,41 +342,34 @@ impl Gatys {
         );
     }
 
-    /// Takes the time of a frame, which was painted or repeats a painting.
-    fn add_time(&self, time: gst::ClockTime, painted: bool) {
-        let (has_changed, latency) = {
-            let mut stream = lock(&self.stream);
-            (stream.pace.add(time, painted), stream.pace.latency())
-        };
-        if has_changed && is_live(self.obj().sink_pad()) {
-            gst::debug!(CAT, imp = self, "latency is {latency}");
-            self.post(gst::message::Latency::builder().src(&*self.obj()).build());
-        }
-    }
-
     /// Has the base class drop the next frames up to the first that can be in time.
     ///
     /// By itself, the base class drops frames for the lateness of the last one alone. Where painting one
     /// takes longer than the next is away, each would be late again, and most sinks show no late frames.
     fn skip_late_frames(&self) {
-        let now = self.now();
-        let skip = lock(&self.stream).first_in_time(now);
-        if let Some((proportion, first)) = skip {
+        let skip = self
+            .now()
+            .and_then(|now| lock(&self.stream).first_in_time(now));
+        if let Some((first, proportion)) = skip {
             gst::log!(CAT, imp = self, "frames before {first} would be late");
-            self.obj().update_qos(proportion, 0, first);
+            // The base class drops the frame at that time as well.
+            self.obj().update_qos(proportion, -1, first);
         }
     }
 
-    /// The clock's running time; always 0 without a clock.
-    fn now(&self) -> gst::ClockTime {
-        self.obj().current_running_time().unwrap_or_default()
+    /// The clock's running time. None while it stands still, or without a clock.
+    fn now(&self) -> Option<gst::ClockTime> {
+        let obj = self.obj();
+        let is_playing = obj.current_state() == gst::State::Playing;
+        is_playing.then(|| obj.current_running_time()).flatten()
     }
 
     /// Resets the stylizer where a frame does not follow the last one in time.
     fn reset_after_jump(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
         let segment = self.time_segment();
         let frame = FrameTime::new(pts, duration, segment.as_ref());
-        let jump = lock(&self.stream).timeline.advance(frame);
+        let now = self.now();
+        let jump = lock(&self.stream).timeline.advance(frame, now);
         if let Some(jump) = jump
             && !(jump.passed_in_real_time() && is_live(self.obj().sink_pad()))
         {

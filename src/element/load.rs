@@ -55,9 +55,9 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
 
 /// The code of the error of a file that cannot be used, or was not named.
 fn unreadable(path: Option<&Path>) -> ResourceError {
-    match path.is_some_and(Path::exists) {
-        true => ResourceError::OpenRead,
-        false => ResourceError::NotFound,
+    match path.map(|path| path.try_exists()) {
+        None | Some(Ok(false)) => ResourceError::NotFound,
+        Some(Ok(true) | Err(_)) => ResourceError::OpenRead,
     }
 }
 

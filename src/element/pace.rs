@@ -5,31 +5,31 @@
 use gst::ClockTime;
 use std::collections::VecDeque;
 
-/// The number of recent frames that count.
+/// The number of painted frames whose longest time is the latency.
 const WINDOW: usize = 30;
+
+/// The number of frames whose median time the next one is expected to take.
+const RECENT: usize = 5;
 
 /// The times that recent frames took. The caller leaves out first frames, which take longer.
 #[derive(Default)]
 pub struct Pace {
     /// Of frames that were painted.
     painted: VecDeque<ClockTime>,
-    /// Of all frames, also those that repeat a painting.
-    all: VecDeque<ClockTime>,
+    /// Of all frames; None where a painting was repeated.
+    recent: VecDeque<Option<ClockTime>>,
     latency: ClockTime,
 }
 
 impl Pace {
-    /// Adds a frame's time. True if the latency has changed, so that the pipeline has to query it
-    /// again.
+    /// Adds the time of a painted frame. True if the latency has changed, so that the pipeline has to
+    /// query it again.
     ///
     /// That is rare, as it moves the presentation of all streams: it leaves a quarter of room above
     /// the longest time, and is lowered only where it is more than twice that time.
-    pub fn add(&mut self, time: ClockTime, painted: bool) -> bool {
-        push(&mut self.all, time);
-        if !painted {
-            return false;
-        }
-        push(&mut self.painted, time);
+    pub fn add(&mut self, time: ClockTime) -> bool {
+        push(&mut self.recent, Some(time), RECENT);
+        push(&mut self.painted, time, WINDOW);
         let longest = self.painted.iter().copied().max().unwrap_or_default();
         let fits = (longest..=longest.saturating_mul(2)).contains(&self.latency);
         if !fits {
@@ -38,21 +38,27 @@ impl Pace {
         !fits
     }
 
+    /// Adds a frame that repeated a painting.
+    pub fn add_repeated(&mut self) {
+        push(&mut self.recent, None, RECENT);
+    }
+
     /// What the element adds to the pipeline's latency.
     pub fn latency(&self) -> ClockTime {
         self.latency
     }
 
-    /// The median time of all frames: what the next one is expected to take.
-    pub fn expected(&self) -> ClockTime {
-        let mut times: Vec<_> = self.all.iter().copied().collect();
+    /// What the next frame is expected to take. None if some of the recent ones were not painted, so that
+    /// it may be repeated as well.
+    pub fn expected(&self) -> Option<ClockTime> {
+        let mut times: Vec<_> = self.recent.iter().copied().collect::<Option<_>>()?;
         times.sort_unstable();
-        times.get(times.len() / 2).copied().unwrap_or_default()
+        times.get(times.len() / 2).copied()
     }
 }
 
-fn push(times: &mut VecDeque<ClockTime>, time: ClockTime) {
-    if times.len() == WINDOW {
+fn push<T>(times: &mut VecDeque<T>, time: T, len: usize) {
+    if times.len() == len {
         times.pop_front();
     }
     times.push_back(time);
@@ -69,32 +75,33 @@ mod tests {
     #[test]
     fn latency_covers_the_longest_time_and_seldom_changes() {
         let mut pace = Pace::default();
-        assert!(pace.add(ms(100), true));
+        assert!(pace.add(ms(100)));
         assert_eq!(pace.latency(), ms(125));
         for time in [50, 125, 110, 70] {
-            assert!(!pace.add(ms(time), true));
+            assert!(!pace.add(ms(time)));
         }
-        assert!(pace.add(ms(160), true));
+        assert!(pace.add(ms(160)));
         assert_eq!(pace.latency(), ms(200));
-        let changes = (0..2 * WINDOW).filter(|_| pace.add(ms(100), true)).count();
+        let changes = (0..2 * WINDOW).filter(|_| pace.add(ms(100))).count();
         assert_eq!((changes, pace.latency()), (0, ms(200)));
-        let changes = (0..2 * WINDOW).filter(|_| pace.add(ms(60), true)).count();
+        let changes = (0..2 * WINDOW).filter(|_| pace.add(ms(60))).count();
         assert_eq!((changes, pace.latency()), (1, ms(75)));
     }
 
     #[test]
-    fn repeated_frames_count_in_what_is_expected_only() {
+    fn the_next_frame_is_expected_to_take_the_median_of_the_last() {
         let mut pace = Pace::default();
-        assert_eq!(pace.expected(), ms(0));
-        for _ in 0..WINDOW {
-            pace.add(ms(100), true);
-            pace.add(ms(1), false);
-            assert!(!pace.add(ms(2), false));
+        assert_eq!(pace.expected(), None);
+        for time in [100, 90, 20, 30, 300, 10, 25] {
+            pace.add(ms(time));
         }
-        assert_eq!((pace.expected(), pace.latency()), (ms(2), ms(125)));
-        for time in [300, 90, 110].into_iter().cycle().take(WINDOW) {
-            pace.add(ms(time), true);
+        assert_eq!(pace.expected(), Some(ms(25)));
+        pace.add_repeated();
+        for _ in 0..RECENT - 1 {
+            pace.add(ms(40));
+            assert_eq!(pace.expected(), None);
         }
-        assert_eq!(pace.expected(), ms(110));
+        pace.add(ms(40));
+        assert_eq!(pace.expected(), Some(ms(40)));
     }
 }

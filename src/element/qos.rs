@@ -18,10 +18,15 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes an event that arrives at `now`. None if it says nothing of a frame. A sink reports a frame that
-    /// is early when it is due.
+    /// Takes an event that arrives at `now`. None if it does not say when a frame was due: a sink that does
+    /// not wait for the clock reports each frame as neither early nor late, and one that throttles reports
+    /// the time between frames that it wants.
     pub fn new(event: &gst::event::Qos, now: ClockTime) -> Option<Self> {
-        let (_, proportion, lateness, timestamp) = event.get();
+        let (kind, proportion, lateness, timestamp) = event.get();
+        if lateness == 0 || kind == gst::QOSType::Throttle {
+            return None;
+        }
+        // A frame that is early is reported when it is due.
         let lateness = ClockTime::from_nseconds(u64::try_from(lateness).unwrap_or(0));
         Some(Self {
             proportion,
@@ -45,23 +50,29 @@ impl Report {
         })
     }
 
-    /// The running time of the first frame that will be in time if the next one is begun at `begin`, and
-    /// painting takes `expected`. None if the next one may be painted whatever its time: this one was in
-    /// time, and painting takes no longer than frames are apart, `interval`.
+    /// The running time of the first frame that will be in time if the next one is begun at `begin`, painting
+    /// takes `expected`, and frames are `interval` apart. None if the next one may be painted whatever its
+    /// time: this one was in time, and painting takes no longer than the next one is away.
+    ///
+    /// In time is what comes before its end: until then sinks show it. A frame later than `latest` is not
+    /// waited for. As the base class does by itself, at least frames up to this one's lateness are skipped.
     pub fn first_in_time(
         &self,
         begin: ClockTime,
         expected: ClockTime,
-        interval: Option<ClockTime>,
+        interval: ClockTime,
+        latest: ClockTime,
     ) -> Option<ClockTime> {
-        let is_slow = interval.is_some_and(|interval| expected > interval);
-        if self.lateness == ClockTime::ZERO && !is_slow {
+        if self.lateness == ClockTime::ZERO && expected <= interval {
             return None;
         }
         let end = begin.saturating_add(expected).into_positive();
-        let since_due = end.saturating_sub(self.due);
-        let frame = self.timestamp.into_positive().saturating_add(since_due);
-        Some(frame.positive().unwrap_or_default())
+        let since_due = end
+            .saturating_sub(self.due)
+            .saturating_sub_unsigned(interval);
+        let first = self.timestamp.into_positive().saturating_add(since_due);
+        let least = self.timestamp.saturating_add(self.lateness);
+        Some(first.positive().unwrap_or_default().min(latest).max(least))
     }
 }
 
@@ -73,52 +84,63 @@ mod tests {
         ClockTime::from_mseconds(time)
     }
 
-    fn report(lateness: i64, now: u64) -> Report {
-        let lateness = lateness * ms(1).nseconds() as i64;
-        let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness);
-        let event = event.timestamp(ms(200)).build();
+    fn event(lateness: i64, timestamp: ClockTime) -> gst::Event {
+        gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness)
+            .timestamp(timestamp)
+            .build()
+    }
+
+    fn report(event: &gst::Event, now: ClockTime) -> Option<Report> {
         match event.view() {
-            gst::EventView::Qos(event) => Report::new(event, ms(now)).unwrap(),
+            gst::EventView::Qos(event) => Report::new(event, now),
             _ => unreachable!(),
         }
     }
 
+    const MS: i64 = 1_000_000;
+
     #[test]
     fn frames_are_skipped_for_lateness_and_for_slowness() {
         gst::init().unwrap();
-        // It was due at 250 ms.
-        let late = report(50, 300);
-        assert_eq!(late.earliest(), Some(ms(300)));
         let first = |report: &Report, begin, expected| {
-            report.first_in_time(ms(begin), ms(expected), Some(ms(40)))
+            report.first_in_time(ms(begin), ms(expected), ms(40), ms(400))
         };
-        assert_eq!(first(&late, 300, 20), Some(ms(270)));
-        assert_eq!(first(&late, 320, 20), Some(ms(290)));
-        assert_eq!(late.first_in_time(ms(300), ms(20), None), Some(ms(270)));
-        for in_time in [report(0, 250), report(-10, 250)] {
-            assert_eq!(in_time.earliest(), None);
-            assert_eq!(first(&in_time, 300, 40), None);
-            assert_eq!(in_time.first_in_time(ms(300), ms(60), None), None);
-            assert_eq!(first(&in_time, 300, 60), Some(ms(310)));
-            assert_eq!(first(&in_time, 0, 41), Some(ms(0)));
-        }
+        // It was due at 250 ms.
+        let late = report(&event(50 * MS, ms(200)), ms(300)).unwrap();
+        assert_eq!(late.earliest(), Some(ms(300)));
+        assert_eq!(first(&late, 300, 60), Some(ms(270)));
+        assert_eq!(first(&late, 320, 60), Some(ms(290)));
+        assert_eq!(first(&late, 300, 20), Some(ms(250)));
+        assert_eq!(first(&late, 500, 60), Some(ms(400)));
+        let in_time = report(&event(-10 * MS, ms(200)), ms(250)).unwrap();
+        assert_eq!(in_time.earliest(), None);
+        assert_eq!(first(&in_time, 300, 40), None);
+        assert_eq!(first(&in_time, 300, 60), Some(ms(270)));
+        assert_eq!(first(&in_time, 0, 60), Some(ms(200)));
+    }
+
+    #[test]
+    fn what_says_nothing_of_when_a_frame_was_due_is_no_report() {
+        gst::init().unwrap();
+        assert!(report(&event(0, ms(200)), ms(300)).is_none());
+        let untimed = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, MS).build();
+        assert!(report(&untimed, ms(300)).is_none());
+        let throttled = gst::event::Qos::builder(gst::QOSType::Throttle, 2.0, MS);
+        assert!(report(&throttled.timestamp(ms(200)).build(), ms(300)).is_none());
     }
 
     #[test]
     fn absurd_times_overflow_nothing() {
         gst::init().unwrap();
-        for lateness in [i64::MAX, 0, -1] {
+        for lateness in [i64::MAX, -1] {
             for timestamp in [ClockTime::from_nseconds(1), ClockTime::MAX] {
-                let event = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, lateness);
-                let event = event.timestamp(timestamp).build();
-                let gst::EventView::Qos(event) = event.view() else {
-                    unreachable!();
-                };
                 for now in [ClockTime::ZERO, ClockTime::MAX] {
-                    let report = Report::new(event, now).unwrap();
+                    let report = report(&event(lateness, timestamp), now).unwrap();
                     report.earliest();
-                    report.first_in_time(now, ClockTime::MAX, Some(ClockTime::ZERO));
-                    report.first_in_time(ClockTime::ZERO, ClockTime::ZERO, None);
+                    for [one, other] in [[ClockTime::ZERO, ClockTime::MAX], [ClockTime::MAX; 2]] {
+                        report.first_in_time(now, one, other, one);
+                        report.first_in_time(one, other, one, other);
+                    }
                 }
             }
         }

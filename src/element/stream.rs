@@ -22,10 +22,14 @@ pub struct StreamState {
     pub frames: u64,
     pub timeline: Timeline,
     pub pace: Pace,
-    /// Downstream's last QoS event. It counts until the next frame has been painted: a sink sends one for
-    /// each, unless it no longer shows frames at their times.
+    /// The identifier of the stream.
+    id: Option<String>,
+    /// Whether the source is live: its frames come no sooner than at their times.
+    pub live: bool,
+    /// Downstream's last QoS event. It counts until the next frame has been painted, as a sink sends one
+    /// for each.
     pub qos: Option<Report>,
-    /// The clock's running time when the frame that is being painted was begun.
+    /// The clock's running time when the frame that is being painted was begun, if it ran.
     pub begun: Option<ClockTime>,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
@@ -39,6 +43,31 @@ impl StreamState {
             first: true,
             ..Self::default()
         }
+    }
+
+    /// Takes the format of the frames that follow. True if they are laid out or read otherwise than those
+    /// before, not just at another rate.
+    pub fn set_info(&mut self, info: &VideoInfo) -> bool {
+        let pixels = |info: &VideoInfo| {
+            (
+                info.width(),
+                info.height(),
+                info.format(),
+                info.colorimetry(),
+            )
+        };
+        let before = self.info.replace(info.clone());
+        before.is_none_or(|before| pixels(&before) != pixels(info))
+    }
+
+    /// Takes the time of a painted frame, or none of one that repeats a painting. Returns the latency if
+    /// the pipeline has to query it.
+    pub fn add_time(&mut self, time: Option<ClockTime>) -> Option<ClockTime> {
+        let Some(time) = time else {
+            self.pace.add_repeated();
+            return None;
+        };
+        (self.pace.add(time) && self.live).then(|| self.pace.latency())
     }
 
     /// Drops all that lasts from frame to frame: the next frame is a first one, whatever its time.
@@ -62,15 +91,27 @@ impl StreamState {
         self.qos = Some(report);
     }
 
-    /// What the base class is told so that it drops the frames that would be late: the proportion of the
-    /// last QoS event, and the running time of the first frame that can be in time.
-    pub fn first_in_time(&self, now: ClockTime) -> Option<(f64, ClockTime)> {
+    /// Takes the identifier of the stream that begins. Another one starts anew.
+    pub fn set_id(&mut self, id: &str) {
+        let before = self.id.replace(id.to_owned());
+        if before.is_some_and(|before| before != id) {
+            self.reset();
+        }
+    }
+
+    /// The running time of the first frame that can be in time, and the proportion of the last QoS event.
+    /// None if the next frame may be painted whatever its time.
+    pub fn first_in_time(&self, now: ClockTime) -> Option<(ClockTime, f64)> {
         let report = self.qos.as_ref()?;
-        let expected = self.pace.expected();
+        let (expected, interval) = (self.pace.expected()?, self.timeline.interval()?);
         let begin = self
             .begun
             .map_or(now, |begun| now.max(begun.saturating_add(expected)));
-        let first = report.first_in_time(begin, expected, self.timeline.interval())?;
-        Some((report.proportion(), first))
+        let latest = match self.live {
+            true => self.timeline.latest_at(begin),
+            false => ClockTime::MAX,
+        };
+        let first = report.first_in_time(begin, expected, interval, latest)?;
+        Some((first, report.proportion()))
     }
 }
