@@ -90,6 +90,20 @@ fn another_stream_starts_anew() {
     });
 }
 
+/// A demuxer may say again which stream it is.
+#[test]
+fn the_same_stream_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    for iterations in [FIRST, LATER] {
+        let event = gst::event::StreamStart::new("one");
+        assert!(painter.harness.push_event(event));
+        assert!(painter.harness.push_event(segment()));
+        // The harness began another stream.
+        assert_eq!(painter.iterations(), iterations);
+    }
+}
+
 /// Frames that are two seconds apart follow each other four times a second, also where the source applies
 /// the rate.
 #[test]
@@ -116,7 +130,7 @@ fn check_key_frames(segment: &gst::FormattedSegment<gst::ClockTime>, frames: u64
         painter.index += frames;
         assert_eq!(painter.iterations(), LATER);
     }
-    painter.jump(20);
+    painter.jump(200);
     assert_eq!(painter.iterations(), FIRST);
 }
 

@@ -14,6 +14,7 @@ const JUMP: ClockTime = ClockTime::SECOND;
 pub struct FrameTime {
     /// Its stream time or, if it lies outside the segment, its time stamp.
     position: ClockTime,
+    /// In stream time.
     duration: Option<ClockTime>,
     running_time: Option<ClockTime>,
     /// Stream time over running time.
@@ -27,11 +28,12 @@ impl FrameTime {
         segment: Option<&gst::FormattedSegment<ClockTime>>,
     ) -> Self {
         let stream_time = segment.and_then(|segment| segment.to_stream_time(pts));
+        let applied_rate = segment.map_or(1.0, |segment| segment.applied_rate());
         Self {
             position: stream_time.unwrap_or(pts),
-            duration,
+            duration: duration.map(|duration| at_rate(duration, applied_rate.recip())),
             running_time: segment.and_then(|segment| segment.to_running_time(pts)),
-            rate: segment.map_or(1.0, |segment| segment.rate() * segment.applied_rate()),
+            rate: segment.map_or(1.0, |segment| segment.rate() * applied_rate),
         }
     }
 }
@@ -95,7 +97,7 @@ impl Timeline {
         self.interval
     }
 
-    /// The running time of the latest frame that has arrived at a time of the clock, from a live source.
+    /// Frames of a live source up to this running time have arrived at a time of the clock.
     pub fn latest_at(&self, time: ClockTime) -> ClockTime {
         time.saturating_sub(self.delay.unwrap_or_default())
     }
@@ -106,7 +108,7 @@ impl Timeline {
     }
 }
 
-/// The running time of a span of stream time.
+/// What a span of time is at a rate.
 fn at_rate(span: ClockTime, rate: f64) -> ClockTime {
     let time = (span.nseconds() as f64 / rate.abs()) as u64;
     ClockTime::from_nseconds(time.min(ClockTime::MAX.nseconds()))

@@ -352,7 +352,7 @@ impl Gatys {
             .and_then(|now| lock(&self.stream).first_in_time(now));
         if let Some((first, proportion)) = skip {
             gst::log!(CAT, imp = self, "frames before {first} would be late");
-            // The base class drops the frame at that time as well.
+            // A nanosecond less, as the base class drops a frame at just that time, too.
             self.obj().update_qos(proportion, -1, first);
         }
     }
@@ -409,6 +409,7 @@ impl Gatys {
         }
         if let Some(settings) = settings {
             self.configure(&mut stylizer, &settings);
+            lock(&self.stream).pace.forget();
         }
         Ok((info, stylizer, first))
     }

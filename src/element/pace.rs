@@ -43,6 +43,11 @@ impl Pace {
         push(&mut self.recent, None, RECENT);
     }
 
+    /// Forgets what frames took, as the next ones are painted otherwise.
+    pub fn forget(&mut self) {
+        self.recent.clear();
+    }
+
     /// What the element adds to the pipeline's latency.
     pub fn latency(&self) -> ClockTime {
         self.latency
@@ -103,5 +108,9 @@ mod tests {
         }
         pace.add(ms(40));
         assert_eq!(pace.expected(), Some(ms(40)));
+        pace.forget();
+        assert_eq!(pace.expected(), None);
+        pace.add(ms(2));
+        assert_eq!(pace.expected(), Some(ms(2)));
     }
 }

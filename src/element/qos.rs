@@ -5,7 +5,7 @@
 use gst::prelude::*;
 use gst::{ClockTime, Signed};
 
-/// A QoS event: what became of a frame. All times here are running times, of frames where it says so, else
+/// A QoS event: what became of a frame. Points in time are running times, of frames where it says so, else
 /// of the clock.
 pub struct Report {
     proportion: f64,
@@ -54,8 +54,8 @@ impl Report {
     /// takes `expected`, and frames are `interval` apart. None if the next one may be painted whatever its
     /// time: this one was in time, and painting takes no longer than the next one is away.
     ///
-    /// In time is what comes before its end: until then sinks show it. A frame later than `latest` is not
-    /// waited for. As the base class does by itself, at least frames up to this one's lateness are skipped.
+    /// In time is what comes before its end: until then sinks show it. No frame is waited
+    /// for that is later than the next after `latest`. As the base class does by itself, at least frames up to this one's lateness are skipped.
     pub fn first_in_time(
         &self,
         begin: ClockTime,

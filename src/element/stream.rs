@@ -29,7 +29,7 @@ pub struct StreamState {
     /// Downstream's last QoS event. It counts until the next frame has been painted, as a sink sends one
     /// for each.
     pub qos: Option<Report>,
-    /// The clock's running time when the frame that is being painted was begun, if it ran.
+    /// The clock's running time when the frame that is being painted was begun. None if it stood still.
     pub begun: Option<ClockTime>,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
@@ -57,7 +57,11 @@ impl StreamState {
             )
         };
         let before = self.info.replace(info.clone());
-        before.is_none_or(|before| pixels(&before) != pixels(info))
+        let has_changed = before.is_none_or(|before| pixels(&before) != pixels(info));
+        if has_changed {
+            self.pace.forget();
+        }
+        has_changed
     }
 
     /// Takes the time of a painted frame, or none of one that repeats a painting. Returns the latency if
@@ -113,5 +117,43 @@ impl StreamState {
         };
         let first = report.first_in_time(begin, expected, interval, latest)?;
         Some((first, report.proportion()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::clock::FrameTime;
+    use super::*;
+
+    fn ms(time: u64) -> ClockTime {
+        ClockTime::from_mseconds(time)
+    }
+
+    #[test]
+    fn the_next_frame_is_begun_after_the_one_that_is_being_painted() {
+        gst::init().unwrap();
+        let mut stream = StreamState::default();
+        stream.pace.add(ms(60));
+        let segment = gst::FormattedSegment::new();
+        for (pts, now) in [(160, 205), (200, 250)] {
+            let frame = FrameTime::new(ms(pts), None, Some(&segment));
+            assert!(stream.timeline.advance(frame, Some(ms(now))).is_none());
+        }
+        assert_eq!(stream.first_in_time(ms(300)), None);
+        let event = gst::event::Qos::builder(gst::QOSType::Overflow, 0.5, -1);
+        let event = event.timestamp(ms(200)).build();
+        let gst::EventView::Qos(event) = event.view() else {
+            unreachable!();
+        };
+        stream.set_qos(Report::new(event, ms(250)).unwrap());
+        assert_eq!(stream.first_in_time(ms(300)), Some((ms(270), 0.5)));
+        stream.begun = Some(ms(280));
+        assert_eq!(stream.first_in_time(ms(300)), Some((ms(310), 0.5)));
+        // It takes longer than expected.
+        assert_eq!(stream.first_in_time(ms(345)), Some((ms(315), 0.5)));
+        stream.begun = None;
+        // Frames come 45 ms after their times.
+        stream.live = true;
+        assert_eq!(stream.first_in_time(ms(300)), Some((ms(255), 0.5)));
     }
 }
