@@ -50,31 +50,20 @@ pub struct Timeline {
     earliest: Option<ClockTime>,
 }
 
-/// Why a frame does not follow the last one.
-pub struct Jump {
-    gap: ClockTime,
-    /// Wall-clock time since the last frame arrived.
-    elapsed: ClockTime,
-}
-
-impl Jump {
-    /// Whether the wall clock advanced with the video: from a live source, frames were lost meanwhile.
-    pub fn passed_in_real_time(&self) -> bool {
-        self.gap <= JUMP + self.elapsed
-    }
-}
-
 impl Timeline {
-    /// Takes the next frame's times; the jump to it, if it is one. No jump is made by the frames that
-    /// a decoder upstream dropped as too late, or left out as the rate of playback is high.
+    /// Takes the next frame's times. True if it does not follow the last one. No jump is made by the frames
+    /// that a decoder upstream dropped as too late, that were left out as the rate of playback is high, or
+    /// that a live source lost meanwhile.
     ///
     /// `now` is the clock's running time.
-    pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>) -> Option<Jump> {
+    pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>, live: bool) -> bool {
         if let Some((now, running_time)) = now.zip(frame.running_time) {
             let delay = now.saturating_sub(running_time);
             self.delay = Some(self.delay.map_or(delay, |least| least.min(delay)));
         }
-        let (last, arrived) = self.last.replace((frame, Instant::now()))?;
+        let Some((last, arrived)) = self.last.replace((frame, Instant::now())) else {
+            return false;
+        };
         self.interval = frame
             .running_time
             .zip(last.running_time)
@@ -88,8 +77,8 @@ impl Timeline {
             .interval
             .is_some_and(|interval| gap <= interval.saturating_add(JUMP))
             && frame.running_time <= self.earliest.map(|time| time.saturating_add(JUMP));
-        let elapsed = elapsed(arrived);
-        (gap > JUMP && !were_dropped).then_some(Jump { gap, elapsed })
+        let were_lost = live && gap <= JUMP + elapsed(arrived);
+        gap > JUMP && !were_dropped && !were_lost
     }
 
     /// The running time between the last two frames.

@@ -306,9 +306,10 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        let (has_changed, stylizer) = {
+        let stylizer = {
             let mut stream = lock(&self.stream);
-            (stream.set_info(in_info), stream.stylizer.take())
+            stream.set_info(in_info);
+            stream.stylizer.take()
         };
         let fits = stylizer
             .as_ref()
@@ -317,9 +318,6 @@ impl VideoFilterImpl for Gatys {
         if let Some(Err(error)) = fits {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));
-        }
-        if has_changed {
-            lock(&self.stream).reset();
         }
         Ok(())
     }
@@ -369,12 +367,8 @@ impl Gatys {
         let segment = self.time_segment();
         let frame = FrameTime::new(pts, duration, segment.as_ref());
         let now = self.now();
-        let jump = lock(&self.stream).timeline.advance(frame, now);
-        if let Some(jump) = jump
-            && !(jump.passed_in_real_time() && is_live(self.obj().sink_pad()))
-        {
+        if lock(&self.stream).advance(frame, now) {
             gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
-            lock(&self.stream).reset_stylizer();
         }
     }
 

@@ -2,7 +2,7 @@
 
 //! The state of the stream.
 
-use super::clock::Timeline;
+use super::clock::{FrameTime, Timeline};
 use super::dump::MotionDump;
 use super::pace::Pace;
 use super::qos::Report;
@@ -20,7 +20,7 @@ pub struct StreamState {
     pub first: bool,
     /// Frames that came out since the start, repeated ones included.
     pub frames: u64,
-    pub timeline: Timeline,
+    timeline: Timeline,
     pub pace: Pace,
     /// The identifier of the stream.
     id: Option<String>,
@@ -45,9 +45,9 @@ impl StreamState {
         }
     }
 
-    /// Takes the format of the frames that follow. True if they are laid out or read otherwise than those
-    /// before, not just at another rate.
-    pub fn set_info(&mut self, info: &VideoInfo) -> bool {
+    /// Takes the format of the frames that follow. Starts anew if they are laid out or read otherwise than
+    /// those before, not just at another rate.
+    pub fn set_info(&mut self, info: &VideoInfo) {
         let pixels = |info: &VideoInfo| {
             (
                 info.width(),
@@ -57,11 +57,20 @@ impl StreamState {
             )
         };
         let before = self.info.replace(info.clone());
-        let has_changed = before.is_none_or(|before| pixels(&before) != pixels(info));
-        if has_changed {
+        if before.is_none_or(|before| pixels(&before) != pixels(info)) {
             self.pace.forget();
+            self.reset();
         }
-        has_changed
+    }
+
+    /// Takes the times of a frame that arrives at the clock's running time `now`. Starts anew, and returns
+    /// true, if it does not follow the last one.
+    pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>) -> bool {
+        let jumps = self.timeline.advance(frame, now, self.live);
+        if jumps {
+            self.reset_stylizer();
+        }
+        jumps
     }
 
     /// Takes the time of a painted frame, or none of one that repeats a painting. Returns the latency if
@@ -81,7 +90,7 @@ impl StreamState {
         self.reset_stylizer();
     }
 
-    pub fn reset_stylizer(&mut self) {
+    fn reset_stylizer(&mut self) {
         self.first = true;
         if let Some(stylizer) = &mut self.stylizer {
             stylizer.reset();
@@ -122,7 +131,6 @@ impl StreamState {
 
 #[cfg(test)]
 mod tests {
-    use super::super::clock::FrameTime;
     use super::*;
 
     fn ms(time: u64) -> ClockTime {
@@ -137,7 +145,7 @@ mod tests {
         let segment = gst::FormattedSegment::new();
         for (pts, now) in [(160, 205), (200, 250)] {
             let frame = FrameTime::new(ms(pts), None, Some(&segment));
-            assert!(stream.timeline.advance(frame, Some(ms(now))).is_none());
+            assert!(!stream.advance(frame, Some(ms(now))));
         }
         assert_eq!(stream.first_in_time(ms(300)), None);
         let event = gst::event::Qos::builder(gst::QOSType::Overflow, 0.5, -1);
