@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::painter::{element, init};
+use common::painter::{assert_ends, element, init};
 use common::video::picture;
 use common::{Files, NARROW, random_weights};
 use gst::prelude::*;
@@ -268,10 +268,7 @@ fn the_end_of_the_stream_waits_for_the_frame() {
     .unwrap();
     frames.play();
     assert!(frames.at_once(|pipeline| pipeline.send_event(gst::event::Eos::new())));
-    let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
-    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-    let end = frames.bus.timed_pop_filtered(patience, &ends).unwrap();
-    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+    assert_ends(&frames.bus);
     let late: Vec<gst::ClockTime> = frames.started.try_iter().collect();
     let arrived: Vec<gst::ClockTime> = arrived.try_iter().collect();
     assert_eq!(arrived.len(), 2 + late.len());

@@ -6,7 +6,7 @@
 mod common;
 
 use common::Files;
-use common::painter::{FIRST, LATER, Painter, element};
+use common::painter::{FIRST, LATER, Painter, assert_ends, element};
 use common::video::{DURATION, Pixels, info, picture};
 use gst::prelude::*;
 use gst_video::VideoFormat;
@@ -379,11 +379,7 @@ fn backwards_each_frame_comes_once_and_goes_on() {
         )
         .unwrap();
     playing.pipeline.set_state(gst::State::Playing).unwrap();
-    let bus = playing.pipeline.bus().unwrap();
-    let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
-    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-    let end = bus.timed_pop_filtered(patience, &ends).unwrap();
-    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+    assert_ends(&playing.pipeline.bus().unwrap());
     playing.stop();
     let given: Vec<_> = playing.given.try_iter().collect();
     let taken: Vec<_> = playing.taken.try_iter().collect();

@@ -136,6 +136,15 @@ impl Drop for Painter {
     }
 }
 
+/// Waits for the end of a pipeline's stream, and asserts that no error comes instead.
+pub fn assert_ends(bus: &gst::Bus) {
+    // Longer than anything takes but a hang.
+    let patience = gst::ClockTime::from_seconds(60);
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let end = bus.timed_pop_filtered(patience, &ends).unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+}
+
 /// The text of a warning.
 pub fn warning(message: &gst::Message) -> String {
     match message.view() {
