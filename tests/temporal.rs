@@ -68,6 +68,23 @@ fn is_cut(report: &gst::Structure) -> bool {
 }
 
 #[test]
+fn a_first_frame_starts_in_the_colours_of_the_style() {
+    let files = Files::new();
+    let initial_loss = |init: &str, beta: f64| {
+        let element = element(&files);
+        element.set_property_from_str("init", init);
+        element.set_property("beta", beta);
+        let mut painter = painter(&element);
+        let report = report(&mut painter, &picture(0, 0));
+        report.get::<f64>("initial-loss").unwrap()
+    };
+    let (matched, itself) = (initial_loss("previous", 1.0), initial_loss("content", 1.0));
+    assert!(matched < 0.5 * itself, "{matched} beside {itself}");
+    // Without a style loss nothing asks for its colours.
+    assert_eq!(initial_loss("previous", 0.0), initial_loss("content", 0.0));
+}
+
+#[test]
 fn a_cut_begins_anew() {
     let files = Files::new();
     let element = element(&files);

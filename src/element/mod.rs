@@ -63,7 +63,7 @@ enumeration!(
 enumeration!(
     /// The image that the optimisation of a frame starts from.
     Init, "GstGatysInit", config::Init, {
-        Previous = Previous, "previous", "The result of the frame before, brought along as motion says";
+        Previous = Previous, "previous", "The result of the frame before, brought along as motion says; a first frame itself, in the style's colours";
         Content = Content, "content", "The frame itself";
         Noise = Noise, "noise", "Uniform noise, the same for each frame";
     }

@@ -10,7 +10,8 @@ use super::motion::still::is_still;
 use super::motion::{FrameHistory, Frames, Motion, Start};
 use super::objective::Objective;
 use super::optimizer::{self, Optimizer, Outcome, Reason};
-use super::resize;
+use super::style::StyleImage;
+use super::{color, resize};
 use crate::ops::elementwise::copy;
 use crate::ops::transfer::Transfer;
 use candle_core::{Device, Result, Tensor};
@@ -157,6 +158,7 @@ impl Canvas {
         &mut self,
         PreparedFrame { content, pyramid }: &PreparedFrame,
         scene: &Scene,
+        style: &StyleImage,
         config: &Config,
     ) -> Result<StartingPoint> {
         let previous = config.init == Init::Previous;
@@ -191,7 +193,7 @@ impl Canvas {
         };
         let image = match image.filter(|_| previous) {
             Some(image) => image,
-            None => initial_image(content, config)?,
+            None => initial_image(content, style, config)?,
         };
         Ok(StartingPoint {
             image,
@@ -259,19 +261,25 @@ fn illumination(pyramid: &Pyramid, config: &Config) -> Illumination {
     }
 }
 
-/// The frame itself, mixed with as much noise as the settings ask for.
-fn initial_image(content: &Tensor, config: &Config) -> Result<Tensor> {
-    let noise = match config.init {
-        Init::Previous | Init::Content => config.noise,
-        Init::Noise => 1.0,
+/// What a frame starts from where no painting is before it, mixed with as much noise as the
+/// settings ask for.
+fn initial_image(content: &Tensor, style: &StyleImage, config: &Config) -> Result<Tensor> {
+    let (image, noise) = match config.init {
+        Init::Previous if config.beta > 0.0 => {
+            let (h, w, _) = content.dims3()?;
+            let style = style.tensor(h.max(w), config.style_scale, config.color)?;
+            (color::matched(content, &style)?, config.noise)
+        }
+        Init::Previous | Init::Content => (content.clone(), config.noise),
+        Init::Noise => (content.clone(), 1.0),
     };
     if noise == 0.0 {
-        return Ok(content.clone());
+        return Ok(image);
     }
     let mut rng = StdRng::seed_from_u64(config.seed);
     let values: Vec<f32> = (0..content.elem_count())
         .map(|_| rng.random::<f32>())
         .collect();
     let random = Tensor::from_vec(values, content.shape(), content.device())?;
-    (content * (1.0 - noise))? + (random * noise)?
+    (image * (1.0 - noise))? + (random * noise)?
 }

@@ -34,8 +34,8 @@ pub enum OptimizerKind {
 /// The image that the optimisation of a frame starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Init {
-    /// The result of the frame before, moved as [`MotionKind`] says; the frame itself if there is
-    /// none.
+    /// The result of the frame before, moved as [`MotionKind`] says. If there is none, the frame
+    /// [with the style image's colours](super::color::matched): what the style loss soonest demands.
     #[default]
     Previous,
     /// The frame itself.

@@ -290,7 +290,7 @@ impl Stylizer {
             // The curvature and moments seen so far are those of another image.
             canvas.reset_optimizer(&self.config)?;
         }
-        let start = canvas.starting_point(&frame, &scene, &self.config)?;
+        let start = canvas.starting_point(&frame, &scene, &self.style, &self.config)?;
         let temporal_target = canvas.load(start, &mut self.transfer)?;
         let motion_time = stopwatch.lap();
         if still {
@@ -365,7 +365,9 @@ impl Stylizer {
         let Config {
             content_layers,
             style_layers,
+            style_scale,
             pooling,
+            color,
             ..
         } = &self.config;
         let mut objective = Objective::new(
@@ -375,10 +377,7 @@ impl Stylizer {
             style_layers,
             *pooling,
         )?;
-        let mut style = self.style.tensor(h.max(w), self.config.style_scale)?;
-        if self.config.color == Color::Content {
-            style = color::grey(&style)?;
-        }
+        let style = self.style.tensor(h.max(w), *style_scale, *color)?;
         objective.set_style(&style.to_device(self.vgg.device())?, cancel)?;
         Ok(objective)
     }

@@ -2,6 +2,8 @@
 
 //! The style image, from its file to the size that the network sees.
 
+use super::color::grey;
+use super::config::Color;
 use super::resize::{pad, resize_bytes, scaled};
 use crate::vgg::MIN_SIDE;
 use crate::vgg::weights::open;
@@ -93,14 +95,19 @@ impl StyleImage {
     }
 
     /// The image for the network, `[h, w, 3]` on the CPU: its longest side is `scale` times
-    /// `longest`, unless that enlarges it too much, and sides below [`MIN_SIDE`] are padded.
-    pub fn tensor(&self, longest: usize, scale: f64) -> candle_core::Result<Tensor> {
+    /// `longest`, unless that enlarges it too much, and sides below [`MIN_SIDE`] are padded. It is
+    /// grey if the colours are the frame's.
+    pub fn tensor(&self, longest: usize, scale: f64, color: Color) -> candle_core::Result<Tensor> {
         let (w, h) = (self.0.width() as usize, self.0.height() as usize);
-        pad(&resize_bytes(
+        let image = pad(&resize_bytes(
             self.0.as_raw(),
             (h, w),
             self.size(longest, scale),
-        )?)
+        )?)?;
+        match color {
+            Color::Style => Ok(image),
+            Color::Content => grey(&image),
+        }
     }
 
     /// Height and width of [`tensor`](Self::tensor) before padding.

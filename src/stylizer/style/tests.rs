@@ -192,7 +192,7 @@ fn sizes_below_the_networks_minimum_are_refused() {
 #[track_caller]
 fn assert_size(image: (u32, u32), longest: usize, scale: f64, (h, w): (usize, usize)) {
     let tensor = StyleImage(halves(image.0, image.1))
-        .tensor(longest, scale)
+        .tensor(longest, scale, Color::Style)
         .unwrap();
     assert_eq!(tensor.dims(), [h, w, 3]);
 }
@@ -221,7 +221,9 @@ fn short_sides_are_padded() {
 
 #[test]
 fn values_are_rgb_from_0_to_1() {
-    let tensor = StyleImage(halves(64, 32)).tensor(64, 1.0).unwrap();
+    let tensor = StyleImage(halves(64, 32))
+        .tensor(64, 1.0, Color::Style)
+        .unwrap();
     let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(&values[..3], RED.0.map(|value| f32::from(value) / 255.0));
     assert_eq!(
