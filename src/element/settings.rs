@@ -203,7 +203,7 @@ properties! {
         "motion-dump", "Motion dump",
         "Folder, made where missing, for pictures of how each painted frame moved since the one before, of the size \
          that is optimised: flow-000123.png for frame 123 of the messages, whose hue is the direction (right is red, \
-         down yellow, left blue, up violet) and whose saturation is the length (white rests, full colour is the frame's \
+         down yellow, left sky blue, up violet) and whose saturation is the length (white rests, full colour is the frame's \
          longest motion, or 1 pixel where all are shorter); and mask-000123.png, white where that is reliable, grey \
          where two motions meet, black where the frame before hid what is seen. None of frames whose motion was not \
          looked at: first ones, still ones, repeated ones. Where it cannot be written, a warning is posted once \
