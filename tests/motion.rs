@@ -9,6 +9,7 @@ mod known_motion;
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::motion::flow::{Field, bidirectional};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
+use gstgatys::stylizer::motion::to_level;
 use known_motion::{Clip, Picture, Truth, clips};
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ fn error(field: &Field, finest: u32, truth: &Truth, (h, w): (usize, usize)) -> f
     let scale = (1 << finest) as f32;
     let (mut sum, mut count) = (0.0, 0);
     for i in (0..h * w).filter(|i| truth.visible[*i]) {
-        let within = |at: usize| (at as f32 + 0.5) / scale - 0.5;
+        let within = |at: usize| to_level(at as f32, scale);
         let (u, v) = field.sample(within(i / w), within(i % w));
         sum += f64::from((scale * u - truth.u[i]).hypot(scale * v - truth.v[i]));
         count += 1;

@@ -2,7 +2,7 @@
 
 //! Pictures of the motion, for `motion-dump`.
 
-use crate::stylizer::motion::Motion;
+use crate::stylizer::motion::{Motion, to_level};
 use crate::stylizer::{Stylizer, resize};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use std::f32::consts::TAU;
@@ -96,7 +96,7 @@ fn flow_picture(motion: &Motion, size: (usize, usize)) -> RgbImage {
     let lengths = visible.map(|((u, v), _)| scale * u.hypot(*v));
     let longest = lengths.fold(MIN_FULL_LENGTH, f32::max);
     picture(size, |y, x| {
-        let at = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
+        let at = |pixel: usize| to_level(pixel as f32, scale);
         let (u, v) = backward.sample(at(y), at(x));
         let length = scale * u.hypot(v) / longest;
         // Interpolation may round to slightly more than the longest.

@@ -216,10 +216,9 @@ impl Conv3x3 {
 
     /// Writes the gradient with respect to the input to `gradient` `[height, width, in_channels]`.
     ///
-    /// `upstream` is the gradient with respect to the output, and `output` the output of
-    /// [`Self::forward`]: where it is not above 0, the ReLU passes no gradient. `masked` says that
-    /// `upstream` is 0 there already; the CPU's kernels look all the same. The CUDA backend zeroes
-    /// `upstream` there in place, unless it is `masked`.
+    /// `output` is the output of [`Self::forward`], and `upstream` the gradient with respect to it,
+    /// which counts only where `output` is above 0: elsewhere the ReLU passes none. The CUDA backend
+    /// makes it 0 there, in `upstream` itself. `masked` says that it is already, which saves that pass.
     pub fn backward(
         &self,
         upstream: &Tensor,

@@ -26,6 +26,8 @@
 //! How a sum is split never depends on the number of threads, so that results are bit-identical for
 //! any number of them.
 
+// What of the CUDA side needs no GPU is a module beside `cuda`, so that tests have it without the
+// feature.
 #[cfg(any(feature = "cudnn", test))]
 #[path = "cuda/algorithm_cache.rs"]
 mod algorithm_cache;

@@ -45,8 +45,8 @@ impl Pooling {
 
     /// Writes the gradient with respect to `input` to `gradient` of the same shape, from
     /// `upstream`, that with respect to the output. Of several equal maxima the first gets the
-    /// gradient. `input` is the output of a ReLU, whose derivative is applied too, but by the CPU's
-    /// kernels: the gradient is 0 where `input` is.
+    /// gradient. `input` is the output of a ReLU, so that the gradient is made 0 where `input` is;
+    /// the CPU's kernels leave that to the convolution before.
     pub fn backward(self, upstream: &Tensor, input: &Tensor, gradient: &Tensor) -> Result<()> {
         let (h, w, n) = pooled_dims(input, upstream)?;
         if gradient.dims() != input.dims() {

@@ -47,6 +47,7 @@ pub enum Scene {
 pub struct StillConvergence {
     /// The loss at the start of the window, and the iterations since.
     window: Option<(f64, u32)>,
+    /// Also true where more frames would be painted just alike.
     pub reached: bool,
 }
 

@@ -4,7 +4,8 @@
 //!
 //! Transfer in luminance only (Gatys et al., "Preserving Color in Neural Artistic Style
 //! Transfer", 2016, section 4): the frame and the style image are made grey before the
-//! optimisation, and the frame's chrominance is put back after it.
+//! optimisation, and the frame's chrominance is put back after it. The style's luma is not matched
+//! to the frame's, as is suggested there: it would be another style for each frame.
 
 use candle_core::{Result, Tensor};
 
