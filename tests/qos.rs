@@ -76,6 +76,7 @@ fn be_slow(painter: &mut Painter) -> (gst::ClockTime, gst::ClockTime) {
     let mut times = Vec::new();
     for _ in 0..6 {
         pts += gst::ClockTime::USECOND;
+        painter.harness.set_time(pts).unwrap();
         assert!(comes_out(painter, pts));
         times.push(painter.stats().get::<u64>("time").unwrap());
     }

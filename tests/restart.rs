@@ -119,10 +119,7 @@ fn key_frames_of_a_fast_playback_go_on() {
 /// Leaves out `frames` frames before each that is painted.
 fn check_key_frames(segment: &gst::FormattedSegment<gst::ClockTime>, frames: u64) {
     let files = Files::new();
-    let element = element(&files);
-    // The picture changes so much meanwhile that it may be taken for another scene.
-    element.set_property("scene-cut", 1.0);
-    let mut painter = Painter::new(&element);
+    let mut painter = uncut(&files);
     let event = gst::event::Segment::new(segment);
     assert!(painter.harness.push_event(event));
     assert_eq!(painter.iterations(), FIRST);
@@ -246,18 +243,67 @@ fn a_discontinuity_alone_goes_on() {
     }
 }
 
+/// A live source, the harness, whose picture may change so much while frames are missing that it would be taken for another
+/// scene.
+fn uncut(files: &Files) -> Painter {
+    let element = element(files);
+    element.set_property("scene-cut", 1.0);
+    Painter::new(&element)
+}
+
 /// A live source loses frames while one is painted. If that were a jump, a slow machine would never get beyond first
 /// frames.
 #[test]
 fn frames_lost_while_one_is_painted_start_nothing_anew() {
     let files = Files::new();
-    // The harness is a live source.
-    let mut painter = Painter::new(&element(&files));
+    let mut painter = uncut(&files);
     assert_eq!(painter.iterations(), FIRST);
-    std::thread::sleep(Duration::from_millis(300));
-    // The next frame's time stamp is 1.2 s after the last one's.
-    painter.index += 11;
+    arrive(&mut painter, 60);
     assert_eq!(painter.iterations(), LATER);
+    // These waited upstream, in a queue or a driver, while the next ones were lost.
+    for _ in 0..2 {
+        painter
+            .harness
+            .set_time(18 * gst::ClockTime::SECOND)
+            .unwrap();
+        assert_eq!(painter.iterations(), LATER);
+    }
+    arrive(&mut painter, 180);
+    assert_eq!(painter.iterations(), LATER);
+    // The clock has not come so far.
+    painter.jump(2);
+    assert_eq!(painter.iterations(), FIRST);
+}
+
+/// Makes the next frame of a live source the one with this number, which arrives in time.
+fn arrive(painter: &mut Painter, index: u64) {
+    painter.index = index;
+    painter.harness.set_time(index * DURATION).unwrap();
+}
+
+/// Frames that waited upstream may still come while the pipeline pauses.
+#[test]
+fn frames_lost_before_a_pause_start_nothing_anew() {
+    let files = Files::new();
+    let mut painter = uncut(&files);
+    assert_eq!(painter.iterations(), FIRST);
+    painter.element.set_state(gst::State::Paused).unwrap();
+    painter.jump(5);
+    assert_eq!(painter.iterations(), LATER);
+}
+
+/// Its frames are always five seconds behind the clock, so what was lost meanwhile cannot explain that one is only two behind.
+#[test]
+fn a_jump_of_a_delayed_live_source_starts_anew() {
+    let files = Files::new();
+    let mut painter = uncut(&files);
+    painter
+        .harness
+        .set_time(5 * gst::ClockTime::SECOND)
+        .unwrap();
+    assert_eq!(painter.iterations(), FIRST);
+    painter.jump(3);
+    assert_eq!(painter.iterations(), FIRST);
 }
 
 /// A pipeline that plays ten frames a second.

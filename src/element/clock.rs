@@ -2,8 +2,8 @@
 
 //! Where in time the frames lie, and whether one follows the last.
 
-use gst::ClockTime;
 use gst::prelude::*;
+use gst::{ClockTime, Signed};
 use std::time::Instant;
 
 /// A gap between frames beyond this is a jump.
@@ -41,11 +41,11 @@ impl FrameTime {
 /// The times of the frames that arrive.
 #[derive(Default)]
 pub struct Timeline {
-    last: Option<(FrameTime, Instant)>,
+    last: Option<FrameTime>,
     /// The running time between the last two frames.
     interval: Option<ClockTime>,
-    /// The least time that frames were behind the clock when they arrived.
-    delay: Option<ClockTime>,
+    /// The least time that frames were behind the clock when they arrived; negative if one was ahead of it.
+    delay: Option<Signed<ClockTime>>,
     /// The running time before which frames are too late for downstream, by its last QoS event.
     earliest: Option<ClockTime>,
 }
@@ -57,11 +57,13 @@ impl Timeline {
     ///
     /// `now` is the clock's running time.
     pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>, live: bool) -> bool {
+        // While the clock stands still, a live source gives only what waited: frames were lost before it.
+        let latest = live.then(|| now.map_or(ClockTime::MAX, |now| self.latest_at(now)));
         if let Some((now, running_time)) = now.zip(frame.running_time) {
-            let delay = now.saturating_sub(running_time);
+            let delay = now.into_positive().saturating_sub_unsigned(running_time);
             self.delay = Some(self.delay.map_or(delay, |least| least.min(delay)));
         }
-        let Some((last, arrived)) = self.last.replace((frame, Instant::now())) else {
+        let Some(last) = self.last.replace(frame) else {
             return false;
         };
         self.interval = frame
@@ -73,12 +75,14 @@ impl Timeline {
             .saturating_add(last.duration.unwrap_or_default());
         let gap = [last.position, end].map(|before| frame.position.absdiff(before));
         let gap = at_rate(gap[0].min(gap[1]), frame.rate);
-        let were_dropped = self
+        // By the clock and not by when the last frame arrived: old frames may wait upstream, and come
+        // between a long painting and the gap that it made.
+        let dropped_or_lost = self.earliest.max(latest);
+        let explained = self
             .interval
             .is_some_and(|interval| gap <= interval.saturating_add(JUMP))
-            && frame.running_time <= self.earliest.map(|time| time.saturating_add(JUMP));
-        let were_lost = live && gap <= JUMP + elapsed(arrived);
-        gap > JUMP && !were_dropped && !were_lost
+            && frame.running_time <= dropped_or_lost.map(|time| time.saturating_add(JUMP));
+        gap > JUMP && !explained
     }
 
     /// The running time between the last two frames.
@@ -88,7 +92,9 @@ impl Timeline {
 
     /// Frames of a live source up to this running time have arrived at a time of the clock.
     pub fn latest_at(&self, time: ClockTime) -> ClockTime {
-        time.saturating_sub(self.delay.unwrap_or_default())
+        let delay = self.delay.unwrap_or(Signed::Positive(ClockTime::ZERO));
+        let latest = time.into_positive().saturating_sub(delay);
+        latest.positive().unwrap_or_default()
     }
 
     /// Takes the running time before which frames are too late for downstream.
