@@ -17,8 +17,8 @@ pub struct FrameTime {
     /// In stream time.
     duration: Option<ClockTime>,
     running_time: Option<ClockTime>,
-    /// Stream time over running time.
-    rate: f64,
+    /// What a span of stream time is multiplied by to be one of running time.
+    running_per_stream: f64,
 }
 
 impl FrameTime {
@@ -31,9 +31,10 @@ impl FrameTime {
         let applied_rate = segment.map_or(1.0, |segment| segment.applied_rate());
         Self {
             position: stream_time.unwrap_or(pts),
-            duration: duration.map(|duration| at_rate(duration, applied_rate.recip())),
+            duration: duration.map(|duration| scaled(duration, applied_rate)),
             running_time: segment.and_then(|segment| segment.to_running_time(pts)),
-            rate: segment.map_or(1.0, |segment| segment.rate() * applied_rate),
+            running_per_stream: segment
+                .map_or(1.0, |segment| (segment.rate() * applied_rate).recip()),
         }
     }
 }
@@ -51,9 +52,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Takes the next frame's times. True if it does not follow the last one. No jump is made by the frames
-    /// that a decoder upstream dropped as too late, that were left out as the rate of playback is high, or
-    /// that a live source lost meanwhile.
+    /// Takes the next frame's times. True if it does not follow the last one. It does where those between
+    /// were dropped upstream as too late, left out by a fast playback, or lost by a live source meanwhile.
     ///
     /// `now` is the clock's running time.
     pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>, live: bool) -> bool {
@@ -74,7 +74,7 @@ impl Timeline {
             .position
             .saturating_add(last.duration.unwrap_or_default());
         let gap = [last.position, end].map(|before| frame.position.absdiff(before));
-        let gap = at_rate(gap[0].min(gap[1]), frame.rate);
+        let gap = scaled(gap[0].min(gap[1]), frame.running_per_stream);
         // By the clock and not by when the last frame arrived: old frames may wait upstream, and come
         // between a long painting and the gap that it made.
         let dropped_or_lost = self.earliest.max(latest);
@@ -103,9 +103,9 @@ impl Timeline {
     }
 }
 
-/// What a span of time is at a rate.
-fn at_rate(span: ClockTime, rate: f64) -> ClockTime {
-    let time = (span.nseconds() as f64 / rate.abs()) as u64;
+/// A span of time, multiplied by a factor's absolute value: rates are negative where the video plays backwards.
+fn scaled(span: ClockTime, factor: f64) -> ClockTime {
+    let time = (span.nseconds() as f64 * factor.abs()) as u64;
     ClockTime::from_nseconds(time.min(ClockTime::MAX.nseconds()))
 }
 

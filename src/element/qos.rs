@@ -51,11 +51,12 @@ impl Report {
     }
 
     /// The running time of the first frame that will be in time if the next one is begun at `begin`, painting
-    /// takes `expected`, and frames are `interval` apart. None if the next one may be painted whatever its
-    /// time: this one was in time, and painting takes no longer than the next one is away.
+    /// takes `expected`, and frames are `interval` apart: those before it are to be dropped. None if the next
+    /// one may be painted whatever its time, as this one was in time and the next is no nearer than `expected`.
     ///
-    /// In time is what comes before its end: until then sinks show it. No frame is waited
-    /// for that is later than the next after `latest`. As the base class does by itself, at least frames up to this one's lateness are skipped.
+    /// A frame is in time until it ends, as sinks show it until then. The result is at most `latest`, up to
+    /// where frames will have arrived, so that none is waited for; but at least this frame's time and
+    /// lateness, up to where the base class drops frames by itself.
     pub fn first_in_time(
         &self,
         begin: ClockTime,
