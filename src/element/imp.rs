@@ -17,7 +17,7 @@ use super::controls::{Controls, Pending};
 use super::dump::MotionDump;
 use super::frame::{self, to_image, write_image};
 use super::load;
-use super::qos::Report;
+use super::qos::QosEvent;
 use super::report;
 use super::settings::{PROPERTIES, Settings, property};
 use super::stream::StreamState;
@@ -188,13 +188,13 @@ impl BaseTransformImpl for Gatys {
     }
 
     fn src_event(&self, event: gst::Event) -> bool {
-        let report = match event.view() {
-            gst::EventView::Qos(event) => self.now().and_then(|now| Report::new(event, now)),
+        let qos = match event.view() {
+            gst::EventView::Qos(event) => self.now().and_then(|now| QosEvent::new(event, now)),
             _ => None,
         };
         let handled = self.parent_src_event(event);
-        if let Some(report) = report {
-            lock(&self.stream).set_qos(report);
+        if let Some(qos) = qos {
+            lock(&self.stream).set_qos(qos);
             self.skip_late_frames();
         }
         handled

@@ -7,7 +7,7 @@ use gst::{ClockTime, Signed};
 
 /// A QoS event: what became of a frame. Points in time are running times, of frames where it says so, else
 /// of the clock.
-pub struct Report {
+pub struct QosEvent {
     proportion: f64,
     /// The running time of the frame.
     timestamp: ClockTime,
@@ -17,7 +17,7 @@ pub struct Report {
     due: Signed<ClockTime>,
 }
 
-impl Report {
+impl QosEvent {
     /// Takes an event that arrives at `now`. None if it does not say when a frame was due: a sink that does
     /// not wait for the clock reports each frame as neither early nor late, and one that throttles reports
     /// the time between frames that it wants.
@@ -91,9 +91,9 @@ mod tests {
             .build()
     }
 
-    fn report(event: &gst::Event, now: ClockTime) -> Option<Report> {
+    fn taken(event: &gst::Event, now: ClockTime) -> Option<QosEvent> {
         match event.view() {
-            gst::EventView::Qos(event) => Report::new(event, now),
+            gst::EventView::Qos(event) => QosEvent::new(event, now),
             _ => unreachable!(),
         }
     }
@@ -103,17 +103,17 @@ mod tests {
     #[test]
     fn frames_are_skipped_for_lateness_and_for_slowness() {
         gst::init().unwrap();
-        let first = |report: &Report, begin, expected| {
-            report.first_in_time(ms(begin), ms(expected), ms(40), ms(400))
+        let first = |event: &QosEvent, begin, expected| {
+            event.first_in_time(ms(begin), ms(expected), ms(40), ms(400))
         };
         // It was due at 250 ms.
-        let late = report(&event(50 * MS, ms(200)), ms(300)).unwrap();
+        let late = taken(&event(50 * MS, ms(200)), ms(300)).unwrap();
         assert_eq!(late.earliest(), Some(ms(300)));
         assert_eq!(first(&late, 300, 60), Some(ms(270)));
         assert_eq!(first(&late, 320, 60), Some(ms(290)));
         assert_eq!(first(&late, 300, 20), Some(ms(250)));
         assert_eq!(first(&late, 500, 60), Some(ms(400)));
-        let in_time = report(&event(-10 * MS, ms(200)), ms(250)).unwrap();
+        let in_time = taken(&event(-10 * MS, ms(200)), ms(250)).unwrap();
         assert_eq!(in_time.earliest(), None);
         assert_eq!(first(&in_time, 300, 40), None);
         assert_eq!(first(&in_time, 300, 60), Some(ms(270)));
@@ -121,13 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_of_when_a_frame_was_due_is_no_report() {
+    fn what_says_nothing_of_when_a_frame_was_due_is_not_taken() {
         gst::init().unwrap();
-        assert!(report(&event(0, ms(200)), ms(300)).is_none());
+        assert!(taken(&event(0, ms(200)), ms(300)).is_none());
         let untimed = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, MS).build();
-        assert!(report(&untimed, ms(300)).is_none());
+        assert!(taken(&untimed, ms(300)).is_none());
         let throttled = gst::event::Qos::builder(gst::QOSType::Throttle, 2.0, MS);
-        assert!(report(&throttled.timestamp(ms(200)).build(), ms(300)).is_none());
+        assert!(taken(&throttled.timestamp(ms(200)).build(), ms(300)).is_none());
     }
 
     #[test]
@@ -136,11 +136,11 @@ mod tests {
         for lateness in [i64::MAX, -1] {
             for timestamp in [ClockTime::from_nseconds(1), ClockTime::MAX] {
                 for now in [ClockTime::ZERO, ClockTime::MAX] {
-                    let report = report(&event(lateness, timestamp), now).unwrap();
-                    report.earliest();
+                    let event = taken(&event(lateness, timestamp), now).unwrap();
+                    event.earliest();
                     for [one, other] in [[ClockTime::ZERO, ClockTime::MAX], [ClockTime::MAX; 2]] {
-                        report.first_in_time(now, one, other, one);
-                        report.first_in_time(one, other, one, other);
+                        event.first_in_time(now, one, other, one);
+                        event.first_in_time(one, other, one, other);
                     }
                 }
             }

@@ -5,7 +5,7 @@
 use super::clock::{FrameTime, Timeline};
 use super::dump::MotionDump;
 use super::pace::Pace;
-use super::qos::Report;
+use super::qos::QosEvent;
 use crate::stylizer::Stylizer;
 use gst::ClockTime;
 use gst_video::VideoInfo;
@@ -28,7 +28,7 @@ pub struct StreamState {
     pub live: bool,
     /// Downstream's last QoS event. It counts until the next frame has been painted, as a sink sends one
     /// for each.
-    pub qos: Option<Report>,
+    pub qos: Option<QosEvent>,
     /// The clock's running time when the frame that is being painted was begun. None if it stood still.
     pub begun: Option<ClockTime>,
     pub dump: MotionDump,
@@ -97,11 +97,11 @@ impl StreamState {
         }
     }
 
-    pub fn set_qos(&mut self, report: Report) {
-        if let Some(earliest) = report.earliest() {
+    pub fn set_qos(&mut self, event: QosEvent) {
+        if let Some(earliest) = event.earliest() {
             self.timeline.set_earliest(earliest);
         }
-        self.qos = Some(report);
+        self.qos = Some(event);
     }
 
     /// Takes the identifier of the stream that begins. Another one starts anew.
@@ -115,7 +115,7 @@ impl StreamState {
     /// The running time of the first frame that can be in time, and the proportion of the last QoS event.
     /// None if the next frame may be painted whatever its time.
     pub fn first_in_time(&self, now: ClockTime) -> Option<(ClockTime, f64)> {
-        let report = self.qos.as_ref()?;
+        let event = self.qos.as_ref()?;
         let (expected, interval) = (self.pace.expected()?, self.timeline.interval()?);
         let begin = self
             .begun
@@ -124,8 +124,8 @@ impl StreamState {
             true => self.timeline.latest_at(begin),
             false => ClockTime::MAX,
         };
-        let first = report.first_in_time(begin, expected, interval, latest)?;
-        Some((first, report.proportion()))
+        let first = event.first_in_time(begin, expected, interval, latest)?;
+        Some((first, event.proportion()))
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
         let gst::EventView::Qos(event) = event.view() else {
             unreachable!();
         };
-        stream.set_qos(Report::new(event, ms(250)).unwrap());
+        stream.set_qos(QosEvent::new(event, ms(250)).unwrap());
         assert_eq!(stream.first_in_time(ms(300)), Some((ms(270), 0.5)));
         stream.begun = Some(ms(280));
         assert_eq!(stream.first_in_time(ms(300)), Some((ms(310), 0.5)));
