@@ -20,8 +20,8 @@ use super::load;
 use super::qos::QosEvent;
 use super::report;
 use super::settings::{PROPERTIES, Settings, property};
-use super::stream::StreamState;
-use crate::stylizer::{self, Stylizer, device};
+use super::stream::{Frame, StreamState};
+use crate::stylizer::{self, Stylizer};
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -246,50 +246,8 @@ impl BaseTransformImpl for Gatys {
         if let Some(pts) = input.pts() {
             self.sync_controlled_properties(pts);
         }
-        let (info, mut stylizer, first) = self.take_stylizer()?;
-        if first {
-            let live = is_live(self.obj().sink_pad());
-            lock(&self.stream).live = live;
-        }
-        let now = self.now();
-        lock(&self.stream).begun = now;
-        let begun = Instant::now();
-        // Computed without a lock, so that properties, queries and state changes do not wait.
-        let result = self.paint(&info, &mut stylizer, input, output);
-        let time = elapsed(begun);
-        if result.is_ok() {
-            self.dump_motion(&stylizer, &info);
-        }
-        let device = device::name(stylizer.device());
-        let precision = stylizer.vgg().precision();
-        {
-            let mut stream = lock(&self.stream);
-            stream.stylizer = Some(stylizer);
-            stream.begun = None;
-        }
-        let report = result?;
-        let frame = {
-            let mut stream = lock(&self.stream);
-            stream.first = false;
-            stream.frames += 1;
-            stream.frames - 1
-        };
-        self.publish(report::stats(
-            &report,
-            input.pts(),
-            frame,
-            time,
-            &device,
-            precision,
-        ));
-        if !first && !report.scene_cut {
-            let painted = report.reason.is_some().then_some(time);
-            let changed = lock(&self.stream).add_time(painted);
-            if let Some(latency) = changed {
-                gst::debug!(CAT, imp = self, "latency is {latency}");
-                self.post(gst::message::Latency::builder().src(&*self.obj()).build());
-            }
-        }
+        self.with_stylizer(|stylizer| self.paint_frame(stylizer, input, output))
+            .unwrap_or(Err(gst::FlowError::NotNegotiated))?;
         self.skip_late_frames();
         lock(&self.stream).qos = None;
         Ok(gst::FlowSuccess::Ok)
@@ -306,15 +264,8 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        let stylizer = {
-            let mut stream = lock(&self.stream);
-            stream.set_info(in_info);
-            stream.stylizer.take()
-        };
-        let fits = stylizer
-            .as_ref()
-            .map(|stylizer| stylizer.check_memory(size));
-        lock(&self.stream).stylizer = stylizer;
+        lock(&self.stream).set_info(in_info);
+        let fits = self.with_stylizer(|stylizer| stylizer.check_memory(size));
         if let Some(Err(error)) = fits {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));
@@ -387,25 +338,59 @@ impl Gatys {
         }
     }
 
-    /// Takes the stylizer out of the state, with the settings and the style that its next frame is
-    /// to have. True if that frame is a first one.
-    fn take_stylizer(&self) -> Result<(VideoInfo, Stylizer, bool), gst::FlowError> {
+    /// Lends the stylizer to `work`, if there is one. No lock is held meanwhile, so that properties, queries
+    /// and state changes do not wait.
+    fn with_stylizer<T>(&self, work: impl FnOnce(&mut Stylizer) -> T) -> Option<T> {
+        let mut stylizer = lock(&self.stream).take_stylizer()?;
+        let result = work(&mut stylizer);
+        lock(&self.stream).put_back(stylizer);
+        Some(result)
+    }
+
+    /// Paints the frame in `input` into `output`, and makes known what was done for it.
+    fn paint_frame(
+        &self,
+        stylizer: &mut Stylizer,
+        input: &gst::Buffer,
+        output: &mut gst::BufferRef,
+    ) -> Result<(), gst::FlowError> {
+        self.apply_changes(stylizer);
+        let frame = self.begin_frame()?;
+        let begun = Instant::now();
+        let painted = self.paint(&frame.info, stylizer, input, output)?;
+        let time = elapsed(begun);
+        self.dump_motion(stylizer, &frame);
+        let stats = report::stats(&painted, input.pts(), frame.number, time, stylizer);
+        self.publish(stats);
+        let latency = lock(&self.stream).finish_frame(&frame, &painted, time);
+        if let Some(latency) = latency {
+            gst::debug!(CAT, imp = self, "latency is {latency}");
+            self.post(gst::message::Latency::builder().src(&*self.obj()).build());
+        }
+        Ok(())
+    }
+
+    fn begin_frame(&self) -> Result<Frame, gst::FlowError> {
+        let now = self.now();
+        let frame = lock(&self.stream).begin_frame(now);
+        let frame = frame.ok_or(gst::FlowError::NotNegotiated)?;
+        if frame.first {
+            let live = is_live(self.obj().sink_pad());
+            lock(&self.stream).live = live;
+        }
+        Ok(frame)
+    }
+
+    /// Gives the stylizer the settings and the style image that have changed since the last frame.
+    fn apply_changes(&self, stylizer: &mut Stylizer) {
         let (settings, style) = self.controls.take_changes();
-        let (info, mut stylizer, first) = {
-            let mut stream = lock(&self.stream);
-            match (stream.info.clone(), stream.stylizer.take()) {
-                (Some(info), Some(stylizer)) => (info, stylizer, stream.first),
-                _ => return Err(gst::FlowError::NotNegotiated),
-            }
-        };
         if let Some(style) = style {
             stylizer.set_style(style);
         }
         if let Some(settings) = settings {
-            self.configure(&mut stylizer, &settings);
+            self.configure(stylizer, &settings);
             lock(&self.stream).pace.forget();
         }
-        Ok((info, stylizer, first))
     }
 
     /// Gives the stylizer the settings; warns once of each that it cannot use.
@@ -421,7 +406,6 @@ impl Gatys {
         self.stopping.load(Ordering::SeqCst) || self.flushing.load(Ordering::SeqCst)
     }
 
-    /// Paints the frame in `input` into `output`.
     fn paint(
         &self,
         info: &VideoInfo,
@@ -438,7 +422,7 @@ impl Gatys {
             self.fail("a frame cannot be converted", &error.to_string())
         };
         let image = to_image(&input).map_err(failed)?;
-        let (image, report) =
+        let (image, painted) =
             stylizer
                 .stylize(&image, &|| self.is_cancelled())
                 .map_err(|error| match error {
@@ -446,21 +430,18 @@ impl Gatys {
                     error => self.fail("a frame cannot be stylised", &error.to_string()),
                 })?;
         write_image(&image, &input, &mut output).map_err(failed)?;
-        Ok(report)
+        Ok(painted)
     }
 
     /// Writes the pictures of the frame's motion if `motion-dump` is set.
-    fn dump_motion(&self, stylizer: &Stylizer, info: &VideoInfo) {
+    fn dump_motion(&self, stylizer: &Stylizer, frame: &Frame) {
         let Some(folder) = self.controls.dump_folder() else {
             lock(&self.stream).dump = MotionDump::default();
             return;
         };
-        let (mut dump, frame) = {
-            let mut stream = lock(&self.stream);
-            (std::mem::take(&mut stream.dump), stream.frames)
-        };
-        let size = (info.height() as usize, info.width() as usize);
-        if let Err(error) = dump.write(&folder, stylizer, frame, size) {
+        let mut dump = std::mem::take(&mut lock(&self.stream).dump);
+        let size = (frame.info.height() as usize, frame.info.width() as usize);
+        if let Err(error) = dump.write(&folder, stylizer, frame.number, size) {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::Write,

@@ -2,9 +2,9 @@
 
 //! The read-only properties `stats` and `weights-info`; `stats` is also the message of each frame.
 
-use crate::stylizer::Report;
 use crate::stylizer::optimizer::Reason;
-use crate::vgg::{Layer, Precision, Vgg};
+use crate::stylizer::{Report, Stylizer, device};
+use crate::vgg::{Layer, Vgg};
 use gst::ClockTime;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
@@ -29,14 +29,13 @@ pub fn specs() -> [ParamSpec; 2] {
     })
 }
 
-/// The structure `gatys` of frame number `frame`, which took `time`.
+/// The structure `gatys` of frame number `frame`, for which `stylizer` took `time`.
 pub fn stats(
     report: &Report,
     pts: Option<ClockTime>,
     frame: u64,
     time: ClockTime,
-    device: &str,
-    precision: Precision,
+    stylizer: &Stylizer,
 ) -> gst::Structure {
     let reason = match report.reason {
         Some(Reason::Iterations) => "iterations",
@@ -56,8 +55,8 @@ pub fn stats(
         .field("scene-cut", report.scene_cut)
         .field("motion-time", report.motion_time.as_nanos() as u64)
         .field("time", time.nseconds())
-        .field("device", device)
-        .field("precision", precision.to_string())
+        .field("device", device::name(stylizer.device()))
+        .field("precision", stylizer.vgg().precision().to_string())
         .build()
 }
 

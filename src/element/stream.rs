@@ -6,20 +6,29 @@ use super::clock::{FrameTime, Timeline};
 use super::dump::MotionDump;
 use super::pace::Pace;
 use super::qos::QosEvent;
-use crate::stylizer::Stylizer;
+use crate::stylizer::{Report, Stylizer};
 use gst::ClockTime;
 use gst_video::VideoInfo;
+
+/// A frame that is being painted.
+pub struct Frame {
+    pub info: VideoInfo,
+    /// Counts frames since the start.
+    pub number: u64,
+    /// Whether none has been painted since the stylizer was reset.
+    pub first: bool,
+}
 
 /// What belongs to the stream, from start to stop.
 #[derive(Default)]
 pub struct StreamState {
-    pub info: Option<VideoInfo>,
+    info: Option<VideoInfo>,
     /// Absent while the streaming thread has taken it to paint a frame.
-    pub stylizer: Option<Stylizer>,
+    stylizer: Option<Stylizer>,
     /// Whether no frame has been painted since the stylizer was reset.
-    pub first: bool,
+    first: bool,
     /// Frames that came out since the start, repeated ones included.
-    pub frames: u64,
+    frames: u64,
     timeline: Timeline,
     pub pace: Pace,
     /// The identifier of the stream.
@@ -30,7 +39,7 @@ pub struct StreamState {
     /// for each.
     pub qos: Option<QosEvent>,
     /// The clock's running time when the frame that is being painted was begun. None if it stood still.
-    pub begun: Option<ClockTime>,
+    begun: Option<ClockTime>,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<String>,
@@ -73,13 +82,45 @@ impl StreamState {
         jumps
     }
 
-    /// Takes the time of a painted frame, or none of one that repeats a painting. Returns the latency if
-    /// the pipeline has to query it.
-    pub fn add_time(&mut self, time: Option<ClockTime>) -> Option<ClockTime> {
-        let Some(time) = time else {
+    /// Takes the stylizer out, which is to be put back.
+    pub fn take_stylizer(&mut self) -> Option<Stylizer> {
+        self.stylizer.take()
+    }
+
+    /// Puts the stylizer back, whether or not the frame that it was taken for has been painted.
+    pub fn put_back(&mut self, stylizer: Stylizer) {
+        self.stylizer = Some(stylizer);
+        self.begun = None;
+    }
+
+    /// The frame whose painting begins at the clock's running time `now`. None if its format is unknown.
+    pub fn begin_frame(&mut self, now: Option<ClockTime>) -> Option<Frame> {
+        let info = self.info.clone()?;
+        self.begun = now;
+        Some(Frame {
+            info,
+            number: self.frames,
+            first: self.first,
+        })
+    }
+
+    /// Counts a frame that has been painted in `time`. Returns the latency if the pipeline has to query it.
+    pub fn finish_frame(
+        &mut self,
+        frame: &Frame,
+        painted: &Report,
+        time: ClockTime,
+    ) -> Option<ClockTime> {
+        self.first = false;
+        self.frames += 1;
+        // First frames take longer.
+        if frame.first || painted.scene_cut {
+            return None;
+        }
+        if painted.reason.is_none() {
             self.pace.add_repeated();
             return None;
-        };
+        }
         (self.pace.add(time) && self.live).then(|| self.pace.latency())
     }
 
