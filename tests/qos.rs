@@ -69,16 +69,20 @@ fn comes_out(painter: &mut Painter, pts: gst::ClockTime) -> bool {
     passes(painter, frame)
 }
 
-/// Pushes six frames that are a microsecond apart, so that each takes longer than the next one is away.
-/// Returns the time stamp of the last, and what the next is expected to take: the median time.
-fn be_slow(painter: &mut Painter) -> (gst::ClockTime, gst::ClockTime) {
+/// Pushes frames that are a microsecond apart, so that each takes longer than the next one is away, until six are painted
+/// and the next is due, with every `interval`th one being so. Returns the time stamp of the last, and what the next is
+/// expected to take: the median time.
+fn be_slow(painter: &mut Painter, interval: u64) -> (gst::ClockTime, gst::ClockTime) {
     let mut pts = gst::ClockTime::ZERO;
     let mut times = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..6 * interval {
         pts += gst::ClockTime::USECOND;
         painter.harness.set_time(pts).unwrap();
         assert!(comes_out(painter, pts));
-        times.push(painter.stats().get::<u64>("time").unwrap());
+        let stats = painter.stats();
+        if stats.get::<&str>("reason").unwrap() != "repeated" {
+            times.push(stats.get::<u64>("time").unwrap());
+        }
     }
     // The first frame does not count.
     times.remove(0);
@@ -92,7 +96,7 @@ fn frames_that_cannot_be_in_time_are_dropped() {
     let files = Files::new();
     for lateness in [-1, 500] {
         let mut painter = Painter::new(&element(&files));
-        let (pts, expected) = be_slow(&mut painter);
+        let (pts, expected) = be_slow(&mut painter, 1);
         // The harness is a live source, whose frames may not be later than the clock.
         painter.harness.set_time(gst::ClockTime::SECOND).unwrap();
         say(&mut painter, pts, lateness);
@@ -104,13 +108,52 @@ fn frames_that_cannot_be_in_time_are_dropped() {
     }
 }
 
+/// Those that repeat a painting take no time.
+#[test]
+fn with_a_frame_interval_painted_frames_are_in_time_and_repeated_ones_are_not_dropped() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("frame-interval", 3u32);
+    let mut painter = Painter::new(&element);
+    let (pts, expected) = be_slow(&mut painter, 3);
+    painter.harness.set_time(gst::ClockTime::SECOND).unwrap();
+    say(&mut painter, pts, -1);
+    let mut first = pts + expected - gst::ClockTime::USECOND;
+    assert!(!comes_out(&mut painter, first - gst::ClockTime::NSECOND));
+    for reason in ["iterations", "repeated", "repeated"] {
+        assert!(comes_out(&mut painter, first));
+        assert_eq!(painter.stats().get::<&str>("reason").unwrap(), reason);
+        say(&mut painter, first, -1);
+        first += gst::ClockTime::USECOND;
+    }
+    assert!(!comes_out(&mut painter, first));
+}
+
+/// The painting of a picture that rests is repeated in no time.
+#[test]
+fn no_frame_of_a_still_picture_is_dropped() {
+    let files = Files::new();
+    let element = element(&files);
+    // So that one painting suffices.
+    element.set_property_from_str("init", "content");
+    let mut painter = Painter::new(&element);
+    let (mut pts, _) = be_slow(&mut painter, 1);
+    for _ in 0..4 {
+        pts += gst::ClockTime::USECOND;
+        painter.index = 5;
+        assert!(comes_out(&mut painter, pts));
+        assert_eq!(painter.stats().get::<&str>("reason").unwrap(), "repeated");
+        say(&mut painter, pts, -1);
+    }
+}
+
 /// With a queue before the sink, a frame's QoS event counts for the one after the next.
 #[test]
 fn frames_that_cannot_be_in_time_after_another_are_dropped() {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));
     let second = gst::ClockTime::SECOND;
-    be_slow(&mut painter);
+    be_slow(&mut painter, 1);
     painter.harness.set_time(10 * second).unwrap();
     assert!(comes_out(&mut painter, second / 2));
     say(&mut painter, second / 2, -1);
@@ -129,7 +172,7 @@ fn frames_that_cannot_be_in_time_after_another_are_dropped() {
 fn the_next_frame_of_a_live_source_is_painted_though_it_is_late() {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));
-    let (pts, _) = be_slow(&mut painter);
+    let (pts, _) = be_slow(&mut painter, 1);
     painter.harness.set_time(pts).unwrap();
     say(&mut painter, pts, 1);
     assert!(comes_out(&mut painter, pts + gst::ClockTime::USECOND));

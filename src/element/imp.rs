@@ -355,7 +355,7 @@ impl Gatys {
         output: &mut gst::BufferRef,
     ) -> Result<(), gst::FlowError> {
         self.apply_changes(stylizer);
-        let frame = self.begin_frame()?;
+        let frame = self.begin_frame(stylizer)?;
         let begun = Instant::now();
         let painted = self.paint(&frame.info, stylizer, input, output)?;
         let time = elapsed(begun);
@@ -370,9 +370,9 @@ impl Gatys {
         Ok(())
     }
 
-    fn begin_frame(&self) -> Result<Frame, gst::FlowError> {
+    fn begin_frame(&self, stylizer: &Stylizer) -> Result<Frame, gst::FlowError> {
         let now = self.now();
-        let frame = lock(&self.stream).begin_frame(now);
+        let frame = lock(&self.stream).begin_frame(stylizer, now);
         let frame = frame.ok_or(gst::FlowError::NotNegotiated)?;
         if frame.first {
             let live = is_live(self.obj().sink_pad());

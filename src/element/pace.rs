@@ -8,16 +8,18 @@ use std::collections::VecDeque;
 /// The number of painted frames whose longest time is the latency.
 const WINDOW: usize = 30;
 
-/// The number of frames whose median time the next one is expected to take.
+/// The number of painted frames whose median time the next one is expected to take.
 const RECENT: usize = 5;
 
-/// The times that recent frames took. The caller leaves out first frames, which take longer.
+/// The times that recent frames took to paint. The caller leaves out first frames, which take longer, and those
+/// that are not due to be painted.
 #[derive(Default)]
 pub struct Pace {
-    /// Of frames that were painted.
     painted: VecDeque<ClockTime>,
-    /// Of all frames; None where a painting was repeated.
-    recent: VecDeque<Option<ClockTime>>,
+    /// Of those painted as the next one will be.
+    recent: VecDeque<ClockTime>,
+    /// Whether the last frame repeated a painting, as the picture rests.
+    rests: bool,
     latency: ClockTime,
 }
 
@@ -28,7 +30,8 @@ impl Pace {
     /// That is rare, as it moves the presentation of all streams: it leaves a quarter of room above
     /// the longest time, and is lowered only where it is more than twice that time.
     pub fn add(&mut self, time: ClockTime) -> bool {
-        push(&mut self.recent, Some(time), RECENT);
+        self.rests = false;
+        push(&mut self.recent, time, RECENT);
         push(&mut self.painted, time, WINDOW);
         let longest = self.painted.iter().copied().max().unwrap_or_default();
         let fits = (longest..=longest.saturating_mul(2)).contains(&self.latency);
@@ -40,7 +43,7 @@ impl Pace {
 
     /// Adds a frame that repeated a painting.
     pub fn add_repeated(&mut self) {
-        push(&mut self.recent, None, RECENT);
+        self.rests = true;
     }
 
     /// Forgets what frames took, as the next ones are painted otherwise.
@@ -53,16 +56,19 @@ impl Pace {
         self.latency
     }
 
-    /// What the next frame is expected to take. None if some of the recent ones were not painted, so that
-    /// it may be repeated as well.
+    /// What painting the next frame is expected to take. None if the last one was not painted: while the
+    /// picture rests, it is repeated in no time.
     pub fn expected(&self) -> Option<ClockTime> {
-        let mut times: Vec<_> = self.recent.iter().copied().collect::<Option<_>>()?;
+        if self.rests {
+            return None;
+        }
+        let mut times = Vec::from(self.recent.clone());
         times.sort_unstable();
         times.get(times.len() / 2).copied()
     }
 }
 
-fn push<T>(times: &mut VecDeque<T>, time: T, len: usize) {
+fn push(times: &mut VecDeque<ClockTime>, time: ClockTime, len: usize) {
     if times.len() == len {
         times.pop_front();
     }
@@ -101,16 +107,19 @@ mod tests {
             pace.add(ms(time));
         }
         assert_eq!(pace.expected(), Some(ms(25)));
-        pace.add_repeated();
-        for _ in 0..RECENT - 1 {
-            pace.add(ms(40));
-            assert_eq!(pace.expected(), None);
-        }
-        pace.add(ms(40));
-        assert_eq!(pace.expected(), Some(ms(40)));
         pace.forget();
         assert_eq!(pace.expected(), None);
         pace.add(ms(2));
         assert_eq!(pace.expected(), Some(ms(2)));
+    }
+
+    #[test]
+    fn while_the_picture_rests_the_next_frame_is_expected_to_take_no_time() {
+        let mut pace = Pace::default();
+        pace.add(ms(40));
+        pace.add_repeated();
+        assert_eq!(pace.expected(), None);
+        pace.add(ms(60));
+        assert_eq!(pace.expected(), Some(ms(60)));
     }
 }

@@ -17,6 +17,8 @@ pub struct Frame {
     pub number: u64,
     /// Whether none has been painted since the stylizer was reset.
     pub first: bool,
+    /// Whether it is due to be painted, by `frame-interval`.
+    due: bool,
 }
 
 /// What belongs to the stream, from start to stop.
@@ -38,8 +40,11 @@ pub struct StreamState {
     /// Downstream's last QoS event. It counts until the next frame has been painted, as a sink sends one
     /// for each.
     pub qos: Option<QosEvent>,
-    /// The clock's running time when the frame that is being painted was begun. None if it stood still.
+    /// The clock's running time when the frame that is being painted was begun. None if it stood still, or
+    /// the frame is not due to be painted.
     begun: Option<ClockTime>,
+    /// Whether the next frame is due to be painted, after the one that is being painted.
+    next_is_due: bool,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<String>,
@@ -89,18 +94,22 @@ impl StreamState {
 
     /// Puts the stylizer back, whether or not the frame that it was taken for has been painted.
     pub fn put_back(&mut self, stylizer: Stylizer) {
+        self.next_is_due = stylizer.is_due(0);
         self.stylizer = Some(stylizer);
         self.begun = None;
     }
 
-    /// The frame whose painting begins at the clock's running time `now`. None if its format is unknown.
-    pub fn begin_frame(&mut self, now: Option<ClockTime>) -> Option<Frame> {
+    /// The frame that `stylizer` begins at the clock's running time `now`. None if its format is unknown.
+    pub fn begin_frame(&mut self, stylizer: &Stylizer, now: Option<ClockTime>) -> Option<Frame> {
         let info = self.info.clone()?;
-        self.begun = now;
+        let due = stylizer.is_due(0);
+        self.begun = now.filter(|_| due);
+        self.next_is_due = stylizer.is_due(1);
         Some(Frame {
             info,
             number: self.frames,
             first: self.first,
+            due,
         })
     }
 
@@ -113,8 +122,8 @@ impl StreamState {
     ) -> Option<ClockTime> {
         self.first = false;
         self.frames += 1;
-        // First frames take longer.
-        if frame.first || painted.scene_cut {
+        // First frames take longer, and those that are not due no time.
+        if frame.first || painted.scene_cut || !frame.due {
             return None;
         }
         if painted.reason.is_none() {
@@ -154,9 +163,9 @@ impl StreamState {
     }
 
     /// The running time of the first frame that can be in time, and the proportion of the last QoS event.
-    /// None if the next frame may be painted whatever its time.
+    /// None if the next frame may be painted whatever its time, or is not due and takes none.
     pub fn first_in_time(&self, now: ClockTime) -> Option<(ClockTime, f64)> {
-        let event = self.qos.as_ref()?;
+        let event = self.qos.as_ref().filter(|_| self.next_is_due)?;
         let (expected, interval) = (self.pace.expected()?, self.timeline.interval()?);
         let begin = self
             .begun
@@ -181,7 +190,10 @@ mod tests {
     #[test]
     fn the_next_frame_is_begun_after_the_one_that_is_being_painted() {
         gst::init().unwrap();
-        let mut stream = StreamState::default();
+        let mut stream = StreamState {
+            next_is_due: true,
+            ..StreamState::default()
+        };
         stream.pace.add(ms(60));
         let segment = gst::FormattedSegment::new();
         for (pts, now) in [(160, 205), (200, 250)] {
@@ -204,5 +216,7 @@ mod tests {
         // Frames come 45 ms after their times.
         stream.live = true;
         assert_eq!(stream.first_in_time(ms(300)), Some((ms(255), 0.5)));
+        stream.next_is_due = false;
+        assert_eq!(stream.first_in_time(ms(300)), None);
     }
 }

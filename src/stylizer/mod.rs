@@ -139,6 +139,13 @@ impl Stylizer {
         self.motion.as_deref()
     }
 
+    /// Whether the frame that comes after `others` ones is due to be painted if they begin no scene; the last
+    /// result is repeated for one that is not.
+    pub fn is_due(&self, others: u64) -> bool {
+        let interval = u64::from(self.config.frame_interval);
+        (self.frames_in_scene + others).is_multiple_of(interval)
+    }
+
     /// Applies other settings from the next frame on. Invalid ones change nothing.
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         config.validate(&self.vgg)?;
@@ -262,8 +269,7 @@ impl Stylizer {
         cancel: Cancel,
     ) -> Result<Report, Error> {
         self.motion = None;
-        let interval = u64::from(self.config.frame_interval);
-        let due = self.frames_in_scene.is_multiple_of(interval);
+        let due = self.is_due(0);
         // A GPU takes the content while the CPU estimates the motion.
         let mut content = self.transfer.upload(&frame.content, self.vgg.device())?;
         let scene = canvas.classify(&frame.pyramid, due, &self.config);
