@@ -8,6 +8,8 @@ use crate::vgg::Error;
 use candle_core::Tensor;
 
 const BETA_1: f64 = 0.9;
+/// Not the paper's 0.999, which averages over 1000 gradients where a painting takes 100: on a
+/// photograph the loss was 4 % higher with it after 100 iterations, and 4 to 5 % in the next frames.
 const BETA_2: f64 = 0.99;
 
 /// Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1), each
