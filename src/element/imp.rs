@@ -265,7 +265,11 @@ impl VideoFilterImpl for Gatys {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
         lock(&self.stream).set_info(in_info);
-        let fits = self.with_stylizer(|stylizer| stylizer.check_memory(size));
+        // With the settings that the first frame will have: a smaller `max-size` may have been set since.
+        let fits = self.with_stylizer(|stylizer| {
+            self.apply_changes(stylizer);
+            stylizer.check_memory(size)
+        });
         if let Some(Err(error)) = fits {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
             return Err(gst::loggable_error!(CAT, "{error}"));

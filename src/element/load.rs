@@ -112,6 +112,14 @@ pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
                 "content-layers" => config.content_layers = in_use.content_layers.clone(),
                 _ => config.style_layers = in_use.style_layers.clone(),
             },
+            stylizer::Error::Memory(_) => {
+                config.max_size = in_use.max_size;
+                config.style_scale = in_use.style_scale;
+                config.lbfgs_history = in_use.lbfgs_history;
+                config.optimizer = in_use.optimizer;
+                config.content_layers = in_use.content_layers.clone();
+                config.style_layers = in_use.style_layers.clone();
+            }
             stylizer::Error::Threads(_) if config.n_threads != in_use.n_threads => {
                 config.n_threads = in_use.n_threads;
             }

@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{from_mut, null_mut};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
+use sysinfo::System;
 
 /// The device that the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -158,19 +159,38 @@ pub fn scratch_bytes((h, w): (usize, usize)) -> usize {
     9 * 64 * h * w * size_of::<f32>()
 }
 
-#[cfg(not(feature = "cuda"))]
-pub fn free_bytes(_: &Device) -> candle_core::Result<Option<usize>> {
-    Ok(None)
+/// The free memory of a GPU or, for the CPU, of the machine in bytes. None if it is not known.
+pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => gpu_free_bytes(gpu).map(Some),
+        _ => Ok(machine_free_bytes()),
+    }
 }
 
-/// The free memory of a GPU in bytes; None for the CPU.
+/// The memory, swap included, that this process can still get from the system or, if that is less,
+/// from the container that it runs in.
+fn machine_free_bytes() -> Option<usize> {
+    let mut system = System::new();
+    system.refresh_memory();
+    // As where /proc is not mounted.
+    if system.total_memory() == 0 {
+        return None;
+    }
+    let free = system.available_memory().saturating_add(system.free_swap());
+    let in_container = system.cgroup_limits().map(|limits| {
+        // Not `free_memory`, which takes the cache of files for used.
+        let free = limits.total_memory.saturating_sub(limits.rss);
+        free.saturating_add(limits.free_swap)
+    });
+    let free = in_container.map_or(free, |in_container| free.min(in_container));
+    Some(free.try_into().unwrap_or(usize::MAX))
+}
+
 #[cfg(feature = "cuda")]
-pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
+fn gpu_free_bytes(gpu: &CudaDevice) -> candle_core::Result<usize> {
     use sys::CUmemPool_attribute::{
         CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
-    };
-    let Device::Cuda(gpu) = device else {
-        return Ok(None);
     };
     let attribute = |pool, attribute| {
         let mut bytes = 0u64;
@@ -184,7 +204,7 @@ pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
     let kept = memory_pool(gpu)
         .and_then(|pool| Ok(attribute(pool, RESERVED)?.saturating_sub(attribute(pool, USED)?)));
     let (free, _) = gpu.cuda_stream().context().mem_get_info().w()?;
-    Ok(Some(free + kept.unwrap_or(0)))
+    Ok(free + kept.unwrap_or(0))
 }
 
 /// The name of a device in reports: `cpu` or `cuda:N`.

@@ -1,15 +1,35 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Whether frames of a size fit into a GPU's memory.
+//! Whether frames of a size fit into memory: the GPU's or, where the CPU computes, the machine's.
 
+use super::config::Config;
 use super::objective::Objective;
 use super::resize::fit;
 use super::{Error, Stylizer, device, optimizer};
 use std::fmt;
 
-/// Upper bound of the tensors of an image's size besides the optimiser's: the optimised image, the
-/// frame, the starting point and the temporal target, with their copies.
-const OTHER_IMAGES: usize = 6;
+/// Upper bound of the tensors of an image's size on a GPU besides the optimiser's: the optimised
+/// image, the frame, the starting point and the temporal target, with their copies.
+const OTHER_IMAGES_ON_GPU: usize = 6;
+
+/// The same on the CPU, which also has the frames painted last, with their pyramids and splines, the
+/// flow, and partial Gram matrices.
+const OTHER_IMAGES_ON_CPU: usize = 18;
+
+/// Copies of a frame in its own size: the input, the result, the last result, and two while one of
+/// them is resized or converted.
+const FRAME_COPIES: usize = 5;
+
+/// What a thread keeps on the CPU for blocks of a convolution.
+const SCRATCH_OF_THREAD: usize = 8 << 20;
+
+/// The memory that is free for frames.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct FreeMemory {
+    bytes: usize,
+    /// Whether it is the GPU's.
+    on_gpu: bool,
+}
 
 /// A frame that needs more memory than is free.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +38,7 @@ pub struct Shortage {
     frame: (usize, usize),
     /// In bytes.
     needed: usize,
-    /// In bytes.
-    free: usize,
+    free: FreeMemory,
     /// The largest `max-size` that would fit, if any does.
     fitting: Option<u32>,
 }
@@ -28,11 +47,15 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| bytes.div_ceil(1 << 20);
         let (h, w) = self.frame;
+        let memory = match self.free.on_gpu {
+            true => "the GPU's memory",
+            false => "memory",
+        };
         write!(
             f,
-            "frames of {w}x{h} take about {} MiB of the GPU's memory, of which {} MiB are free; ",
+            "frames of {w}x{h} take about {} MiB of {memory}, of which {} MiB are free; ",
             mib(self.needed),
-            mib(self.free)
+            mib(self.free.bytes)
         )?;
         match self.fitting {
             Some(side) => write!(f, "with max-size={side} they would fit"),
@@ -42,24 +65,45 @@ impl fmt::Display for Shortage {
 }
 
 impl Stylizer {
-    /// Estimates whether frames of a height and width fit into a GPU's free memory.
+    /// Estimates the bytes of memory that painting frames of a height and width takes: the GPU's or,
+    /// where the CPU computes, the machine's. The network is not part of it.
+    pub fn needed_bytes(&self, frame: (usize, usize)) -> usize {
+        self.bytes(&self.config, frame, fit(frame, self.config.max_size))
+    }
+
+    /// Checks that frames of a height and width fit into the free memory, by an estimate. Those of
+    /// the last one's size do.
     pub fn check_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
         let size = fit(frame, self.config.max_size);
         match &self.canvas {
-            Some(canvas) if canvas.size == size => Ok(()),
-            _ => self.check_free_memory(frame),
+            Some(canvas) if canvas.size == size && canvas.objective.is_some() => Ok(()),
+            _ => self.check_free_memory(&self.config, frame),
         }
     }
 
-    fn check_free_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
+    /// Checks that frames like the last one fit with other settings, if these take more memory.
+    pub(super) fn check_config(&self, config: &Config) -> Result<(), Error> {
+        let Some((output, _)) = &self.last_output else {
+            return Ok(());
+        };
+        let (h, w, _) = output.dims3()?;
+        let needed = self.bytes(config, (h, w), fit((h, w), config.max_size));
+        match needed > self.needed_bytes((h, w)) {
+            true => self.check_free_memory(config, (h, w)),
+            false => Ok(()),
+        }
+    }
+
+    fn check_free_memory(&self, config: &Config, frame: (usize, usize)) -> Result<(), Error> {
         let Some(free) = device::free_bytes(self.device())? else {
             return Ok(());
         };
-        // The present canvas will be freed.
-        let canvas = self.canvas.as_ref();
-        let canvas = canvas.filter(|canvas| canvas.objective.is_some());
-        let free = free + canvas.map_or(0, |canvas| self.bytes(canvas.size));
-        check(frame, self.config.max_size, free, |size| self.bytes(size)).map_err(Error::Memory)
+        let free = FreeMemory {
+            bytes: free.saturating_add(self.canvas_bytes()),
+            on_gpu: !self.device().is_cpu(),
+        };
+        let bytes = |size| self.bytes(config, frame, size);
+        check(frame, config.max_size, free, bytes).map_err(Error::Memory)
     }
 
     /// Replaces a GPU's out-of-memory error by one that says what would fit.
@@ -73,33 +117,71 @@ impl Stylizer {
         }
         // Otherwise the pool would withhold what the frame had allocated so far from other users.
         device::give_back_memory(self.device());
-        self.check_free_memory(frame).err().unwrap_or(error)
+        let check = self.check_free_memory(&self.config, frame);
+        check.err().unwrap_or(error)
     }
 
-    /// Estimates the bytes of device memory that the optimisation of an image of a height and width
-    /// takes.
-    fn bytes(&self, (h, w): (usize, usize)) -> usize {
-        let config = &self.config;
+    /// Estimates the bytes of memory that the optimisation of images of `size` for a frame takes.
+    fn bytes(&self, config: &Config, frame: (usize, usize), size: (usize, usize)) -> usize {
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
-        let objective = Objective::bytes(&self.vgg, (h, w), content_layers, style_layers);
-        let (style_h, style_w) = self.style.size(h.max(w), config.style_scale);
+        let objective = Objective::bytes(&self.vgg, size, content_layers, style_layers);
+        let (style_h, style_w) = self.style.size(size.0.max(size.1), config.style_scale);
         let deepest = style_layers.deepest();
         let style = self.vgg.feature_bytes(style_h, style_w, deepest);
-        let images = optimizer::image_count(config) + OTHER_IMAGES;
-        objective + style + images * h * w * 3 * size_of::<f32>() + device::scratch_bytes((h, w))
+        let images = self.canvas_image_bytes(config, size);
+        if self.device().is_cpu() {
+            // The objective's tensors take no memory until they are written, which is after those of
+            // the style have been freed.
+            let scratch = SCRATCH_OF_THREAD * self.thread_pool.current_num_threads();
+            let copies = FRAME_COPIES * image_bytes(frame);
+            images.saturating_add(objective.max(style) + scratch + copies)
+        } else {
+            images.saturating_add(objective + style + device::scratch_bytes(size))
+        }
+    }
+
+    /// The bytes of the canvas, which is freed before one of another size is made.
+    fn canvas_bytes(&self) -> usize {
+        let Some(canvas) = &self.canvas else {
+            return 0;
+        };
+        let Config {
+            content_layers,
+            style_layers,
+            ..
+        } = &self.config;
+        let objective = match canvas.objective.is_some() {
+            true => Objective::bytes(&self.vgg, canvas.size, content_layers, style_layers),
+            false => 0,
+        };
+        objective + self.canvas_image_bytes(&self.config, canvas.size)
+    }
+
+    /// The bytes of all tensors that have the shape of an optimised image of `size`.
+    fn canvas_image_bytes(&self, config: &Config, size: (usize, usize)) -> usize {
+        let others = match self.device().is_cpu() {
+            true => OTHER_IMAGES_ON_CPU,
+            false => OTHER_IMAGES_ON_GPU,
+        };
+        (optimizer::image_count(config) + others).saturating_mul(image_bytes(size))
     }
 }
 
-/// Checks that a frame, optimised with its longest side at most `max_size`, fits into `free` bytes.
+/// The bytes of an image of a height and width.
+fn image_bytes((h, w): (usize, usize)) -> usize {
+    h * w * 3 * size_of::<f32>()
+}
+
+/// Checks that a frame, optimised with its longest side at most `max_size`, fits into `free` memory.
 /// `bytes` estimates what the optimisation of an image of a height and width takes.
 fn check(
     frame: (usize, usize),
     max_size: Option<u32>,
-    free: usize,
+    free: FreeMemory,
     bytes: impl Fn((usize, usize)) -> usize,
 ) -> Result<(), Shortage> {
     let needed = bytes(fit(frame, max_size));
-    if needed <= free {
+    if needed <= free.bytes {
         return Ok(());
     }
     let bytes_at = |side: u32| bytes(fit(frame, Some(side)));
@@ -108,7 +190,7 @@ fn check(
     let (mut fits, mut fails) = (0, h.max(w) as u32);
     while fails - fits > 1 {
         let side = fits + (fails - fits) / 2;
-        match bytes_at(side) <= free {
+        match bytes_at(side) <= free.bytes {
             true => fits = side,
             false => fails = side,
         }
@@ -129,12 +211,20 @@ mod tests {
         1000 + 10 * h * w
     }
 
+    fn memory(bytes: usize) -> FreeMemory {
+        FreeMemory {
+            bytes,
+            on_gpu: false,
+        }
+    }
+
     #[test]
     fn frames_that_fit_are_accepted() {
-        let free = bytes((1080, 1920));
+        let enough = bytes((1080, 1920));
+        let free = memory(enough);
         assert_eq!(check((1080, 1920), None, free, bytes), Ok(()));
         assert_eq!(check((2160, 3840), Some(1920), free, bytes), Ok(()));
-        assert!(check((1080, 1920), None, free - 1, bytes).is_err());
+        assert!(check((1080, 1920), None, memory(enough - 1), bytes).is_err());
     }
 
     #[test]
@@ -144,24 +234,29 @@ mod tests {
             ((2160, 3840), Some(2000)),
             ((1, 9000), None),
         ] {
-            let free = 40_000;
+            let free = memory(40_000);
             let shortage = check(frame, max_size, free, bytes).unwrap_err();
             let side = shortage.fitting.unwrap();
-            assert!(bytes(fit(frame, Some(side))) <= free);
-            assert!(bytes(fit(frame, Some(side + 1))) > free);
+            assert!(bytes(fit(frame, Some(side))) <= free.bytes);
+            assert!(bytes(fit(frame, Some(side + 1))) > free.bytes);
             assert!(check(frame, Some(side), free, bytes).is_ok());
         }
     }
 
     #[test]
     fn the_message_says_what_would_fit() {
-        let shortage = check((480, 640), Some(512), 500, bytes).unwrap_err();
+        let shortage = check((480, 640), Some(512), memory(500), bytes).unwrap_err();
         assert_eq!(
             shortage.to_string(),
-            "frames of 640x480 take about 2 MiB of the GPU's memory, of which 1 MiB are free; \
+            "frames of 640x480 take about 2 MiB of memory, of which 1 MiB are free; \
              no max-size would do"
         );
-        let shortage = check((480, 640), Some(512), 1 << 20, bytes).unwrap_err();
+        let gpu = FreeMemory {
+            bytes: 1 << 20,
+            on_gpu: true,
+        };
+        let shortage = check((480, 640), Some(512), gpu, bytes).unwrap_err();
+        assert!(shortage.to_string().contains("of the GPU's memory"));
         assert!(
             shortage
                 .to_string()

@@ -146,12 +146,14 @@ impl Stylizer {
         (self.frames_in_scene + others).is_multiple_of(interval)
     }
 
-    /// Applies other settings from the next frame on. Invalid ones change nothing.
+    /// Applies other settings from the next frame on. Invalid ones, and those with which frames like
+    /// the last one would not fit into memory, change nothing.
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         config.validate(&self.vgg)?;
         if config == self.config {
             return Ok(());
         }
+        self.check_config(&config)?;
         let before = &self.config;
         let thread_pool = match config.n_threads == before.n_threads {
             true => self.thread_pool.clone(),
@@ -215,6 +217,7 @@ impl Stylizer {
         cancel: Cancel,
     ) -> Result<(Tensor, Report), Error> {
         let (h, w, _) = frame.dims3()?;
+        self.check_memory((h, w))?;
         let size = resize::fit((h, w), self.config.max_size);
         let mut content = resize::pad(&resize::resize(frame, size)?)?;
         let stopwatch = Stopwatch::start();
