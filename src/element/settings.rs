@@ -223,7 +223,7 @@ properties! {
          was recognised", READY;
     n_threads: u32 = config.n_threads, (0, 1024),
         "n-threads", "Threads",
-        "CPU threads of this element, at most 8 for each core (0 = one for each core, or as many as RAYON_NUM_THREADS says)", CONTROLLABLE;
+        "CPU threads of this element while it paints, at most 8 for each core (0 = one for each core, or as many as RAYON_NUM_THREADS says)", CONTROLLABLE;
     post_messages: bool = true, (),
         "post-messages", "Post messages",
         "Post an element message named gatys for each frame, with the fields of stats", LIVE;

@@ -202,7 +202,7 @@ pub struct Config {
     pub loss_scale: LossScale,
     /// Of so many frames, at least 1, one is painted, and its result repeated for the others.
     pub frame_interval: u32,
-    /// The number of CPU threads, at most 8 for each core. 0 is the value of the environment variable
+    /// The number of CPU threads that paint, at most 8 for each core. 0 is the value of the environment variable
     /// `RAYON_NUM_THREADS` or, if that is unset, one for each core that the process may use.
     pub n_threads: u32,
 }
