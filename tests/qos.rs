@@ -138,6 +138,7 @@ fn no_frame_of_a_still_picture_is_dropped() {
     element.set_property_from_str("init", "content");
     let mut painter = Painter::new(&element);
     let (mut pts, _) = be_slow(&mut painter, 1);
+    painter.harness.set_time(gst::ClockTime::SECOND).unwrap();
     for _ in 0..4 {
         pts += gst::ClockTime::USECOND;
         painter.index = 5;

@@ -169,6 +169,29 @@ fn frames_that_last_over_a_second_go_on() {
 }
 
 #[test]
+fn frames_that_last_over_a_second_go_on_backwards() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let mut backwards = gst::FormattedSegment::<gst::ClockTime>::new();
+    backwards.set_rate(-1.0);
+    backwards.set_stop(20 * gst::ClockTime::SECOND);
+    assert!(
+        painter
+            .harness
+            .push_event(gst::event::Segment::new(&backwards))
+    );
+    for number in (0..4).rev() {
+        let mut frame = painter.next_frame();
+        let buffer = frame.get_mut().unwrap();
+        buffer.set_pts(number * 5 * gst::ClockTime::SECOND);
+        buffer.set_duration(5 * gst::ClockTime::SECOND);
+        painter.paint(frame);
+        let iterations: u32 = painter.stats().get("iterations").unwrap();
+        assert_eq!(iterations, if number == 3 { FIRST } else { LATER });
+    }
+}
+
+#[test]
 fn stopping_starts_anew() {
     check_anew(&Files::new(), |painter| {
         for state in [gst::State::Ready, gst::State::Null] {
@@ -281,6 +304,26 @@ fn arrive(painter: &mut Painter, index: u64) {
     painter.harness.set_time(index * DURATION).unwrap();
 }
 
+/// As when the camera's resolution is changed.
+#[test]
+fn frames_lost_while_the_first_of_another_format_is_painted_start_nothing_anew() {
+    let files = Files::new();
+    let mut painter = uncut(&files);
+    assert_eq!(painter.iterations(), FIRST);
+    arrive(&mut painter, 1);
+    assert_eq!(painter.iterations(), LATER);
+    painter.info = info(VideoFormat::Bgra, 32, 24);
+    let caps = gst::event::Caps::new(&painter.info.to_caps().unwrap());
+    assert!(painter.harness.push_event(caps));
+    // These waited while the one before was painted, so that they come late.
+    let late = 6 * gst::ClockTime::SECOND;
+    painter.harness.set_time(late).unwrap();
+    assert_eq!(painter.iterations(), FIRST);
+    assert_eq!(painter.iterations(), LATER);
+    arrive(&mut painter, 70);
+    assert_eq!(painter.iterations(), LATER);
+}
+
 /// Frames that waited upstream may still come while the pipeline pauses.
 #[test]
 fn frames_lost_before_a_pause_start_nothing_anew() {
@@ -297,11 +340,11 @@ fn frames_lost_before_a_pause_start_nothing_anew() {
 fn a_jump_of_a_delayed_live_source_starts_anew() {
     let files = Files::new();
     let mut painter = uncut(&files);
-    painter
-        .harness
-        .set_time(5 * gst::ClockTime::SECOND)
-        .unwrap();
-    assert_eq!(painter.iterations(), FIRST);
+    for (number, expected) in [FIRST, LATER].into_iter().enumerate() {
+        let time = 5 * gst::ClockTime::SECOND + number as u64 * DURATION;
+        painter.harness.set_time(time).unwrap();
+        assert_eq!(painter.iterations(), expected);
+    }
     painter.jump(3);
     assert_eq!(painter.iterations(), FIRST);
 }

@@ -8,6 +8,7 @@ use crate::common::problem::network;
 use crate::common::timing::{argument, median, ms, text, timed};
 use candle_core::{Result, Tensor};
 use gstgatys::stylizer::Stylizer;
+use gstgatys::stylizer::color::{Statistics, matched};
 use gstgatys::stylizer::config::{Config, Init, MotionKind};
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
@@ -252,10 +253,10 @@ impl Variant {
             config.pooling,
         );
         let mut objective = objective.expect("an objective");
-        let style = style.tensor(h.max(w), config.style_scale)?;
+        let style = style.tensor(h.max(w), config.style_scale, config.color)?;
         objective.set_style(&style, &|| false).expect("style");
         let loss_weights = LossWeights::from(config);
-        let image = sequence.frames[0].copy()?;
+        let image = matched(&sequence.frames[0], &Statistics::of(&style)?)?;
         let mut optimizer = optimizer(&image, config)?;
         let mut iterations = config.initial_iterations;
         let mut paint = |frame| {

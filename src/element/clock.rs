@@ -37,6 +37,19 @@ impl FrameTime {
                 .map_or(1.0, |segment| (segment.rate() * applied_rate).recip()),
         }
     }
+
+    fn end(&self) -> ClockTime {
+        self.position
+            .saturating_add(self.duration.unwrap_or_default())
+    }
+
+    /// The stream time between two frames: zero if one begins where the other ends or begins.
+    fn distance(&self, other: &Self) -> ClockTime {
+        let begin = self.position.absdiff(other.position);
+        let after = self.end().absdiff(other.position);
+        let before = other.end().absdiff(self.position);
+        begin.min(after).min(before)
+    }
 }
 
 /// The times of the frames that arrive.
@@ -52,31 +65,29 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Takes the next frame's times. True if it does not follow the last one. It does where those between
-    /// were dropped upstream as too late, left out by a fast playback, or lost by a live source meanwhile.
+    /// Takes the next frame's times. True if it jumps away from the last one. Frames between them that were
+    /// dropped upstream as too late, left out by a fast playback, or lost by a live source make no jump.
     ///
     /// `now` is the clock's running time.
     pub fn advance(&mut self, frame: FrameTime, now: Option<ClockTime>, live: bool) -> bool {
-        // While the clock stands still, a live source gives only what waited: frames were lost before it.
+        // While the clock stands still, a live source gives only what waited, and frames were lost before
+        // it. Without a clock nothing tells what was lost.
         let latest = live.then(|| now.map_or(ClockTime::MAX, |now| self.latest_at(now)));
+        let Some(last) = self.last.replace(frame) else {
+            return false;
+        };
         if let Some((now, running_time)) = now.zip(frame.running_time) {
             let delay = now.into_positive().saturating_sub_unsigned(running_time);
             self.delay = Some(self.delay.map_or(delay, |least| least.min(delay)));
         }
-        let Some(last) = self.last.replace(frame) else {
-            return false;
-        };
         self.interval = frame
             .running_time
             .zip(last.running_time)
             .and_then(|(now, before)| now.checked_sub(before));
-        let end = last
-            .position
-            .saturating_add(last.duration.unwrap_or_default());
-        let gap = [last.position, end].map(|before| frame.position.absdiff(before));
-        let gap = scaled(gap[0].min(gap[1]), frame.running_per_stream);
+        let gap = scaled(last.distance(&frame), frame.running_per_stream);
         // By the clock and not by when the last frame arrived: old frames may wait upstream, and come
-        // between a long painting and the gap that it made.
+        // between a long painting and the gap that it made. A frame of a live source jumps only if it is
+        // fresher than all before it by over a second.
         let dropped_or_lost = self.earliest.max(latest);
         let explained = self
             .interval
@@ -95,6 +106,11 @@ impl Timeline {
         let delay = self.delay.unwrap_or(Signed::Positive(ClockTime::ZERO));
         let latest = time.into_positive().saturating_sub(delay);
         latest.positive().unwrap_or_default()
+    }
+
+    /// The next frame follows none, in the same running time.
+    pub fn interrupt(&mut self) {
+        (self.last, self.interval) = (None, None);
     }
 
     /// Takes the running time before which frames are too late for downstream.

@@ -16,10 +16,10 @@ const RECENT: usize = 5;
 #[derive(Default)]
 pub struct Pace {
     painted: VecDeque<ClockTime>,
-    /// Of those painted as the next one will be.
+    /// Of those painted since the settings last changed.
     recent: VecDeque<ClockTime>,
-    /// Whether the last frame repeated a painting, as the picture rests.
-    rests: bool,
+    /// Whether the last frame that was due to be painted repeated a painting instead, as the picture rests.
+    pub rests: bool,
     latency: ClockTime,
 }
 
@@ -30,7 +30,6 @@ impl Pace {
     /// That is rare, as it moves the presentation of all streams: it leaves a quarter of room above
     /// the longest time, and is lowered only where it is more than twice that time.
     pub fn add(&mut self, time: ClockTime) -> bool {
-        self.rests = false;
         push(&mut self.recent, time, RECENT);
         push(&mut self.painted, time, WINDOW);
         let longest = self.painted.iter().copied().max().unwrap_or_default();
@@ -39,11 +38,6 @@ impl Pace {
             self.latency = longest + longest / 4;
         }
         !fits
-    }
-
-    /// Adds a frame that repeated a painting.
-    pub fn add_repeated(&mut self) {
-        self.rests = true;
     }
 
     /// Forgets what frames took, as the next ones are painted otherwise.
@@ -56,8 +50,8 @@ impl Pace {
         self.latency
     }
 
-    /// What painting the next frame is expected to take. None if the last one was not painted: while the
-    /// picture rests, it is repeated in no time.
+    /// What painting the next frame is expected to take. None while the picture rests: its painting is
+    /// repeated in no time.
     pub fn expected(&self) -> Option<ClockTime> {
         if self.rests {
             return None;
@@ -117,9 +111,9 @@ mod tests {
     fn while_the_picture_rests_the_next_frame_is_expected_to_take_no_time() {
         let mut pace = Pace::default();
         pace.add(ms(40));
-        pace.add_repeated();
+        pace.rests = true;
         assert_eq!(pace.expected(), None);
-        pace.add(ms(60));
-        assert_eq!(pace.expected(), Some(ms(60)));
+        pace.rests = false;
+        assert_eq!(pace.expected(), Some(ms(40)));
     }
 }

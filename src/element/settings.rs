@@ -162,8 +162,8 @@ properties! {
          looks at where the frame starts, so 1 paints nothing", CONTROLLABLE;
     initial_iterations: u32 = config.initial_iterations, (1, 100_000),
         "initial-iterations", "Initial iterations",
-        "Iterations for the first frame, and the first after a scene cut, a seek, a change of format or a gap of over a \
-         second", CONTROLLABLE;
+        "Iterations for the first frame, and the first after a scene cut, a seek, a change of format or, in a \
+         recording, a gap of over a second", CONTROLLABLE;
     time_budget: u64 = 0, (0, u64::MAX),
         "time-budget", "Time budget",
         "Nanoseconds after which a frame's optimisation stops and the best image so far is sent (0 = none). A frame \
@@ -179,7 +179,7 @@ properties! {
         "init", "Start", "The image that a frame's optimisation starts from", LIVE;
     noise: f64 = config.noise, (0.0, 1.0),
         "noise", "Noise",
-        "Part of noise in a start from the frame itself (0 = none, 1 = nothing else)", CONTROLLABLE;
+        "Part of noise in the start of a frame that does not go on from the previous result (0 = none, 1 = nothing else)", CONTROLLABLE;
     seed: u64 = config.seed, (0, u64::MAX),
         "seed", "Seed", "Seed of the noise", CONTROLLABLE;
     tv_weight: f64 = config.tv_weight, (0.0, MAX_WEIGHT),

@@ -25,7 +25,7 @@ pub struct Frame {
 #[derive(Default)]
 pub struct StreamState {
     info: Option<VideoInfo>,
-    /// Absent while the streaming thread has taken it to paint a frame.
+    /// Absent while the streaming thread has taken it.
     stylizer: Option<Stylizer>,
     /// Whether no frame has been painted since the stylizer was reset.
     first: bool,
@@ -45,6 +45,8 @@ pub struct StreamState {
     begun: Option<ClockTime>,
     /// Whether the next frame is due to be painted, after the one that is being painted.
     next_is_due: bool,
+    /// Whether the stylizer is to be reset when it is put back.
+    reset_pending: bool,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<String>,
@@ -73,7 +75,8 @@ impl StreamState {
         let before = self.info.replace(info.clone());
         if before.is_none_or(|before| pixels(&before) != pixels(info)) {
             self.pace.forget();
-            self.reset();
+            self.timeline.interrupt();
+            self.reset_stylizer();
         }
     }
 
@@ -97,6 +100,9 @@ impl StreamState {
         self.next_is_due = stylizer.is_due(0);
         self.stylizer = Some(stylizer);
         self.begun = None;
+        if self.reset_pending {
+            self.reset_stylizer();
+        }
     }
 
     /// The frame that `stylizer` begins at the clock's running time `now`. None if its format is unknown.
@@ -122,12 +128,12 @@ impl StreamState {
     ) -> Option<ClockTime> {
         self.first = false;
         self.frames += 1;
-        // First frames take longer, and those that are not due no time.
-        if frame.first || painted.scene_cut || !frame.due {
+        if !frame.due {
             return None;
         }
-        if painted.reason.is_none() {
-            self.pace.add_repeated();
+        self.pace.rests = painted.reason.is_none();
+        // First frames take longer.
+        if self.pace.rests || frame.first || painted.scene_cut {
             return None;
         }
         (self.pace.add(time) && self.live).then(|| self.pace.latency())
@@ -142,9 +148,12 @@ impl StreamState {
 
     fn reset_stylizer(&mut self) {
         self.first = true;
+        self.next_is_due = true;
         if let Some(stylizer) = &mut self.stylizer {
             stylizer.reset();
         }
+        // An application that seeks on a frame's message does so while that frame is being painted.
+        self.reset_pending = self.stylizer.is_none();
     }
 
     pub fn set_qos(&mut self, event: QosEvent) {
@@ -196,7 +205,7 @@ mod tests {
         };
         stream.pace.add(ms(60));
         let segment = gst::FormattedSegment::new();
-        for (pts, now) in [(160, 205), (200, 250)] {
+        for (pts, now) in [(120, 160), (160, 205), (200, 250)] {
             let frame = FrameTime::new(ms(pts), None, Some(&segment));
             assert!(!stream.advance(frame, Some(ms(now))));
         }

@@ -2,6 +2,7 @@
 
 //! The state that is carried from frame to frame, for images of one size.
 
+use super::color::{self, Statistics};
 use super::config::{Color, Config, Init, MotionKind};
 use super::motion::illumination::Illumination;
 use super::motion::pyramid::Pyramid;
@@ -10,8 +11,7 @@ use super::motion::still::is_still;
 use super::motion::{FrameHistory, Frames, Motion, Start};
 use super::objective::Objective;
 use super::optimizer::{self, Optimizer, Outcome, Reason};
-use super::style::StyleImage;
-use super::{color, resize};
+use super::resize;
 use crate::ops::elementwise::copy;
 use crate::ops::transfer::Transfer;
 use candle_core::{Device, Result, Tensor};
@@ -47,7 +47,7 @@ pub enum Scene {
 pub struct StillConvergence {
     /// The loss at the start of the window, and the iterations since.
     window: Option<(f64, u32)>,
-    /// Also true where more frames would be painted just alike.
+    /// Whether it has, or more frames of it would be painted alike anyway.
     pub reached: bool,
 }
 
@@ -79,6 +79,8 @@ pub struct Canvas {
     pub image: Tensor,
     /// None if it must be built anew, as after a change of the style or the layers.
     pub objective: Option<Objective>,
+    /// The colours of the style image; None if they must be looked at anew.
+    pub style_colors: Option<Statistics>,
     pub optimizer: Box<dyn Optimizer>,
     /// The content of the frame painted last, on the CPU.
     pub content: Tensor,
@@ -106,6 +108,7 @@ impl Canvas {
             optimizer: optimizer::optimizer(&image, config)?,
             image,
             objective: None,
+            style_colors: None,
             content: content.clone(),
             result: content.clone(),
             history: FrameHistory::default(),
@@ -159,7 +162,6 @@ impl Canvas {
         &mut self,
         PreparedFrame { content, pyramid }: &PreparedFrame,
         scene: &Scene,
-        style: &StyleImage,
         config: &Config,
     ) -> Result<StartingPoint> {
         let previous = config.init == Init::Previous;
@@ -194,12 +196,41 @@ impl Canvas {
         };
         let image = match image.filter(|_| previous) {
             Some(image) => image,
-            None => initial_image(content, style, config)?,
+            None => self.initial_image(content, config)?,
         };
         Ok(StartingPoint {
             image,
             temporal_target,
         })
+    }
+
+    /// What a frame starts from where no painting is before it, mixed with as much noise as the
+    /// settings ask for.
+    fn initial_image(&self, content: &Tensor, config: &Config) -> Result<Tensor> {
+        let image = match (config.init, &self.style_colors) {
+            // Without a style loss nothing asks for its colours.
+            (Init::Previous, Some(style)) if config.beta > 0.0 => color::matched(content, style)?,
+            _ => content.clone(),
+        };
+        let noise = match config.init {
+            Init::Previous | Init::Content => config.noise,
+            Init::Noise => 1.0,
+        };
+        if noise == 0.0 {
+            return Ok(image);
+        }
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        let values: Vec<f32> = (0..content.elem_count())
+            .map(|_| rng.random::<f32>())
+            .collect();
+        let random = Tensor::from_vec(values, content.shape(), content.device())?;
+        (image * (1.0 - noise))? + (random * noise)?
+    }
+
+    /// Has the objective and the colours of the style image made anew for the next frame.
+    pub fn forget_style(&mut self) {
+        self.objective = None;
+        self.style_colors = None;
     }
 
     /// Puts the image of a starting point onto the canvas. Returns its temporal target on the
@@ -260,27 +291,4 @@ fn illumination(pyramid: &Pyramid, config: &Config) -> Illumination {
         Color::Style => pyramid.illumination.clone(),
         Color::Content => pyramid.illumination.grey(),
     }
-}
-
-/// What a frame starts from where no painting is before it, mixed with as much noise as the
-/// settings ask for.
-fn initial_image(content: &Tensor, style: &StyleImage, config: &Config) -> Result<Tensor> {
-    let (image, noise) = match config.init {
-        Init::Previous if config.beta > 0.0 => {
-            let (h, w, _) = content.dims3()?;
-            let style = style.tensor(h.max(w), config.style_scale, config.color)?;
-            (color::matched(content, &style)?, config.noise)
-        }
-        Init::Previous | Init::Content => (content.clone(), config.noise),
-        Init::Noise => (content.clone(), 1.0),
-    };
-    if noise == 0.0 {
-        return Ok(image);
-    }
-    let mut rng = StdRng::seed_from_u64(config.seed);
-    let values: Vec<f32> = (0..content.elem_count())
-        .map(|_| rng.random::<f32>())
-        .collect();
-    let random = Tensor::from_vec(values, content.shape(), content.device())?;
-    (image * (1.0 - noise))? + (random * noise)?
 }

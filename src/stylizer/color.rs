@@ -31,30 +31,37 @@ pub fn with_chrominance(result: &Tensor, frame: &Tensor) -> Result<Tensor> {
 }
 
 /// Added to the deviation of an image that is [matched](matched), in quadrature: so the noise of an
-/// almost uniform one is not made large.
+/// almost uniform one grows at most tenfold.
 const NOISE_DEVIATION: f64 = 0.05;
 
-/// `image` with the mean and the standard deviation of each channel of `reference`, both
-/// `[h, w, 3]`, clamped to 0..1 (Reinhard et al., "Color Transfer between Images", 2001, equations
-/// 10 and 11, but of R'G'B' instead of lαβ).
-pub fn matched(image: &Tensor, reference: &Tensor) -> Result<Tensor> {
-    let (mean, variance) = statistics(image)?;
-    let (reference_mean, reference_variance) = statistics(reference)?;
-    let gain = (reference_variance / (variance + NOISE_DEVIATION * NOISE_DEVIATION)?)?.sqrt()?;
+/// The mean and the variance of each channel of an image, both `[1, 1, 3]`.
+pub struct Statistics {
+    mean: Tensor,
+    variance: Tensor,
+}
+
+impl Statistics {
+    /// Those of an image `[h, w, 3]`.
+    pub fn of(image: &Tensor) -> Result<Self> {
+        // Columns first: a sum of all pixels at once would lose its small addends in f32.
+        let mean_of = |image: &Tensor| image.mean_keepdim(0)?.mean_keepdim(1);
+        let mean = mean_of(image)?;
+        let variance = mean_of(&image.broadcast_sub(&mean)?.sqr()?)?;
+        Ok(Self { mean, variance })
+    }
+}
+
+/// `image` `[h, w, 3]` with the mean and the standard deviation of each channel of another, clamped
+/// to 0..1 (Reinhard et al., "Color Transfer between Images", 2001, equations 10 and 11, but of
+/// R'G'B' instead of lαβ).
+pub fn matched(image: &Tensor, other: &Statistics) -> Result<Tensor> {
+    let Statistics { mean, variance } = Statistics::of(image)?;
+    let gain = (&other.variance / (variance + NOISE_DEVIATION * NOISE_DEVIATION)?)?.sqrt()?;
     image
         .broadcast_sub(&mean)?
         .broadcast_mul(&gain)?
-        .broadcast_add(&reference_mean)?
+        .broadcast_add(&other.mean)?
         .clamp(0f32, 1f32)
-}
-
-/// The mean and the variance of each channel of an image `[h, w, 3]`, both `[1, 1, 3]`.
-fn statistics(image: &Tensor) -> Result<(Tensor, Tensor)> {
-    // Columns first: a sum of all pixels at once would lose its small addends in f32.
-    let mean_of = |image: &Tensor| image.mean_keepdim(0)?.mean_keepdim(1);
-    let mean = mean_of(image)?;
-    let variance = mean_of(&image.broadcast_sub(&mean)?.sqr()?)?;
-    Ok((mean, variance))
 }
 
 #[cfg(test)]
@@ -123,12 +130,12 @@ mod tests {
     #[test]
     fn a_matched_image_has_the_mean_and_the_contrast_of_the_other() {
         let reference = image(&[[0.2, 0.5, 0.3], [0.8, 0.5, 0.1]]);
-        let (mean, variance) = statistics(&reference).unwrap();
+        let reference = Statistics::of(&reference).unwrap();
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        for (value, expected) in values(&mean).iter().zip([0.5, 0.5, 0.2]) {
+        for (value, expected) in values(&reference.mean).iter().zip([0.5, 0.5, 0.2]) {
             assert_close(*value, expected);
         }
-        for (value, expected) in values(&variance).iter().zip([0.09, 0.0, 0.01]) {
+        for (value, expected) in values(&reference.variance).iter().zip([0.09, 0.0, 0.01]) {
             assert_close(*value, expected);
         }
         // Its contrast is so far above the noise that this hardly lowers it.
@@ -145,7 +152,7 @@ mod tests {
     #[test]
     fn a_large_image_has_its_mean() {
         let large = Tensor::full(0.7f32, (4096, 4096, 3), &Device::Cpu).unwrap();
-        let (mean, _) = statistics(&large).unwrap();
+        let mean = Statistics::of(&large).unwrap().mean;
         let mean: Vec<f32> = mean.flatten_all().unwrap().to_vec1().unwrap();
         mean.iter()
             .for_each(|&mean| assert!((mean - 0.7).abs() < 1e-4, "{mean}"));
@@ -155,7 +162,7 @@ mod tests {
     fn noise_of_a_black_image_stays_noise() {
         let noise = image(&[[0.0; 3], [0.01; 3]]);
         let reference = image(&[[0.0; 3], [1.0; 3]]);
-        let matched = matched(&noise, &reference).unwrap();
+        let matched = matched(&noise, &Statistics::of(&reference).unwrap()).unwrap();
         for value in pixels(&matched).concat() {
             assert!((value - 0.5).abs() < 0.06, "{value}");
         }

@@ -35,7 +35,8 @@ pub enum OptimizerKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Init {
     /// The result of the frame before, moved as [`MotionKind`] says. If there is none, the frame
-    /// [with the style image's colours](super::color::matched): what the style loss soonest demands.
+    /// [with the style image's colours](super::color::matched), unless `beta` is 0: the style loss
+    /// demands these before anything else.
     #[default]
     Previous,
     /// The frame itself.
@@ -178,7 +179,7 @@ pub struct Config {
     /// images.
     pub lbfgs_history: u32,
     pub init: Init,
-    /// The fraction of noise, 0 to 1, in a start from the frame itself.
+    /// The fraction of noise, 0 to 1, in the start of a frame that does not go on from a result.
     pub noise: f64,
     /// The seed of the noise.
     pub seed: u64,

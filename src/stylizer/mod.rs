@@ -18,6 +18,7 @@ use crate::ops::transfer::Transfer;
 use crate::vgg::{self, Cancel, Vgg};
 use candle_core::{Device, Tensor};
 use canvas::{Canvas, PreparedFrame, Scene, StillConvergence};
+use color::Statistics;
 use config::{Color, Config, ConfigError, Init};
 use motion::Motion;
 use motion::pyramid::Pyramid;
@@ -173,7 +174,7 @@ impl Stylizer {
             let same_style =
                 before.style_scale == config.style_scale && before.color == config.color;
             if !same_network || !same_style {
-                canvas.objective = None;
+                canvas.forget_style();
             }
         }
         (self.thread_pool, self.config) = (thread_pool, config);
@@ -184,7 +185,7 @@ impl Stylizer {
     pub fn set_style(&mut self, style: StyleImage) {
         self.style = style;
         if let Some(canvas) = &mut self.canvas {
-            canvas.objective = None;
+            canvas.forget_style();
             canvas.still_convergence = StillConvergence::default();
         }
     }
@@ -299,9 +300,15 @@ impl Stylizer {
             // The curvature and moments seen so far are those of another image.
             canvas.reset_optimizer(&self.config)?;
         }
-        let start = canvas.starting_point(&frame, &scene, &self.style, &self.config)?;
+        let mut motion_time = stopwatch.lap();
+        if canvas.style_colors.is_none() {
+            let style = self.style_tensor(&frame.content)?;
+            canvas.style_colors = Some(Statistics::of(&style)?);
+            stopwatch.lap();
+        }
+        let start = canvas.starting_point(&frame, &scene, &self.config)?;
         let temporal_target = canvas.load(start, &mut self.transfer)?;
-        let motion_time = stopwatch.lap();
+        motion_time += stopwatch.lap();
         if still {
             // The painting goes on towards the content that it was begun with, without new noise.
             content = self.transfer.upload(&canvas.content, self.vgg.device())?;
@@ -311,7 +318,7 @@ impl Stylizer {
         stopwatch.lap();
         canvas.result = self.transfer.download(&canvas.image)?;
         canvas.remember(frame, &scene, &outcome, &self.config);
-        let motion_time = motion_time + stopwatch.lap();
+        motion_time += stopwatch.lap();
         let scene_cut = matches!(scene, Scene::Cut);
         self.motion = match scene {
             Scene::Moving(motion) => motion,
@@ -374,9 +381,7 @@ impl Stylizer {
         let Config {
             content_layers,
             style_layers,
-            style_scale,
             pooling,
-            color,
             ..
         } = &self.config;
         let mut objective = Objective::new(
@@ -386,9 +391,18 @@ impl Stylizer {
             style_layers,
             *pooling,
         )?;
-        let style = self.style.tensor(h.max(w), *style_scale, *color)?;
+        let style = self.style_tensor(content)?;
         objective.set_style(&style.to_device(self.vgg.device())?, cancel)?;
         Ok(objective)
+    }
+
+    /// The style image `[h, w, 3]` for images of the shape of `content`, on the CPU.
+    fn style_tensor(&self, content: &Tensor) -> candle_core::Result<Tensor> {
+        let (h, w, _) = content.dims3()?;
+        let Config {
+            style_scale, color, ..
+        } = self.config;
+        self.style.tensor(h.max(w), style_scale, color)
     }
 }
 
