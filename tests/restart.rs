@@ -54,6 +54,30 @@ fn a_flush_starts_anew() {
     });
 }
 
+/// As when an application seeks in a handler of a frame's message, on the streaming thread.
+#[test]
+fn a_flush_from_a_message_handler_starts_anew() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    assert_eq!(painter.iterations(), FIRST);
+    let sink = painter.element.static_pad("sink").unwrap();
+    painter.bus.set_sync_handler(move |_, message| {
+        if message.type_() == gst::MessageType::Element {
+            let flush_stop = gst::event::FlushStop::builder(true).build();
+            for event in [gst::event::FlushStart::new(), flush_stop, segment()] {
+                assert!(sink.send_event(event));
+            }
+        }
+        gst::BusSyncReply::Pass
+    });
+    let frame = painter.next_frame();
+    let _ = painter.harness.push(frame);
+    painter.bus.unset_sync_handler();
+    let frame = painter.next_frame();
+    painter.harness.push(frame).unwrap();
+    assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), FIRST);
+}
+
 #[test]
 fn a_segment_at_another_time_starts_anew() {
     check_anew(&Files::new(), |painter| {
@@ -119,7 +143,10 @@ fn key_frames_of_a_fast_playback_go_on() {
 /// Leaves out `frames` frames before each that is painted.
 fn check_key_frames(segment: &gst::FormattedSegment<gst::ClockTime>, frames: u64) {
     let files = Files::new();
-    let mut painter = uncut(&files);
+    let element = element(&files);
+    // The picture may change much while frames are left out.
+    element.set_property("scene-cut", 1.0);
+    let mut painter = Painter::new(&element);
     let event = gst::event::Segment::new(segment);
     assert!(painter.harness.push_event(event));
     assert_eq!(painter.iterations(), FIRST);
@@ -264,89 +291,6 @@ fn a_discontinuity_alone_goes_on() {
         painter.paint(frame);
         assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), LATER);
     }
-}
-
-/// A live source, the harness, whose picture may change so much while frames are missing that it would be taken for another
-/// scene.
-fn uncut(files: &Files) -> Painter {
-    let element = element(files);
-    element.set_property("scene-cut", 1.0);
-    Painter::new(&element)
-}
-
-/// A live source loses frames while one is painted. If that were a jump, a slow machine would never get beyond first
-/// frames.
-#[test]
-fn frames_lost_while_one_is_painted_start_nothing_anew() {
-    let files = Files::new();
-    let mut painter = uncut(&files);
-    assert_eq!(painter.iterations(), FIRST);
-    arrive(&mut painter, 60);
-    assert_eq!(painter.iterations(), LATER);
-    // These waited upstream, in a queue or a driver, while the next ones were lost.
-    for _ in 0..2 {
-        painter
-            .harness
-            .set_time(18 * gst::ClockTime::SECOND)
-            .unwrap();
-        assert_eq!(painter.iterations(), LATER);
-    }
-    arrive(&mut painter, 180);
-    assert_eq!(painter.iterations(), LATER);
-    // The clock has not come so far.
-    painter.jump(2);
-    assert_eq!(painter.iterations(), FIRST);
-}
-
-/// Makes the next frame of a live source the one with this number, which arrives in time.
-fn arrive(painter: &mut Painter, index: u64) {
-    painter.index = index;
-    painter.harness.set_time(index * DURATION).unwrap();
-}
-
-/// As when the camera's resolution is changed.
-#[test]
-fn frames_lost_while_the_first_of_another_format_is_painted_start_nothing_anew() {
-    let files = Files::new();
-    let mut painter = uncut(&files);
-    assert_eq!(painter.iterations(), FIRST);
-    arrive(&mut painter, 1);
-    assert_eq!(painter.iterations(), LATER);
-    painter.info = info(VideoFormat::Bgra, 32, 24);
-    let caps = gst::event::Caps::new(&painter.info.to_caps().unwrap());
-    assert!(painter.harness.push_event(caps));
-    // These waited while the one before was painted, so that they come late.
-    let late = 6 * gst::ClockTime::SECOND;
-    painter.harness.set_time(late).unwrap();
-    assert_eq!(painter.iterations(), FIRST);
-    assert_eq!(painter.iterations(), LATER);
-    arrive(&mut painter, 70);
-    assert_eq!(painter.iterations(), LATER);
-}
-
-/// Frames that waited upstream may still come while the pipeline pauses.
-#[test]
-fn frames_lost_before_a_pause_start_nothing_anew() {
-    let files = Files::new();
-    let mut painter = uncut(&files);
-    assert_eq!(painter.iterations(), FIRST);
-    painter.element.set_state(gst::State::Paused).unwrap();
-    painter.jump(5);
-    assert_eq!(painter.iterations(), LATER);
-}
-
-/// Its frames are always five seconds behind the clock, so what was lost meanwhile cannot explain that one is only two behind.
-#[test]
-fn a_jump_of_a_delayed_live_source_starts_anew() {
-    let files = Files::new();
-    let mut painter = uncut(&files);
-    for (number, expected) in [FIRST, LATER].into_iter().enumerate() {
-        let time = 5 * gst::ClockTime::SECOND + number as u64 * DURATION;
-        painter.harness.set_time(time).unwrap();
-        assert_eq!(painter.iterations(), expected);
-    }
-    painter.jump(3);
-    assert_eq!(painter.iterations(), FIRST);
 }
 
 /// A pipeline that plays ten frames a second.
