@@ -183,38 +183,27 @@ fn a_short_gap_goes_on() {
 #[test]
 fn frames_that_last_over_a_second_go_on() {
     let files = Files::new();
-    let mut painter = Painter::new(&element(&files));
-    for number in 0..4 {
-        let mut frame = painter.next_frame();
-        let buffer = frame.get_mut().unwrap();
-        buffer.set_pts(number * 5 * gst::ClockTime::SECOND);
-        buffer.set_duration(5 * gst::ClockTime::SECOND);
-        painter.paint(frame);
-        let iterations: u32 = painter.stats().get("iterations").unwrap();
-        assert_eq!(iterations, if number == 0 { FIRST } else { LATER });
-    }
-}
-
-#[test]
-fn frames_that_last_over_a_second_go_on_backwards() {
-    let files = Files::new();
+    check_long_frames(&mut Painter::new(&element(&files)), 0..4);
     let mut painter = Painter::new(&element(&files));
     let mut backwards = gst::FormattedSegment::<gst::ClockTime>::new();
     backwards.set_rate(-1.0);
     backwards.set_stop(20 * gst::ClockTime::SECOND);
-    assert!(
-        painter
-            .harness
-            .push_event(gst::event::Segment::new(&backwards))
-    );
-    for number in (0..4).rev() {
+    let segment = gst::event::Segment::new(&backwards);
+    assert!(painter.harness.push_event(segment));
+    check_long_frames(&mut painter, (0..4).rev());
+}
+
+/// Paints frames with these numbers, of five seconds each.
+fn check_long_frames(painter: &mut Painter, numbers: impl Iterator<Item = u64>) {
+    let long = 5 * gst::ClockTime::SECOND;
+    for (index, number) in numbers.enumerate() {
         let mut frame = painter.next_frame();
         let buffer = frame.get_mut().unwrap();
-        buffer.set_pts(number * 5 * gst::ClockTime::SECOND);
-        buffer.set_duration(5 * gst::ClockTime::SECOND);
+        buffer.set_pts(number * long);
+        buffer.set_duration(long);
         painter.paint(frame);
         let iterations: u32 = painter.stats().get("iterations").unwrap();
-        assert_eq!(iterations, if number == 3 { FIRST } else { LATER });
+        assert_eq!(iterations, if index == 0 { FIRST } else { LATER });
     }
 }
 
