@@ -107,7 +107,7 @@ fn check_followed(before: impl Fn(&gst::Element, u32)) {
     let contrast = brightness(first, 0) - brightness(first, 64);
     let (now, past) = (brightness(last, 64), brightness(last, 0));
     assert!(
-        now - past > 0.75 * contrast && contrast > 50.0,
+        now - past > 0.6 * contrast && contrast > 50.0,
         "{now} where it is, {past} where it was; {contrast} at first"
     );
 }
