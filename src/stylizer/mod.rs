@@ -301,7 +301,7 @@ impl Stylizer {
             canvas.reset_optimizer(&self.config)?;
         }
         let mut motion_time = stopwatch.lap();
-        if canvas.style_colors.is_none() {
+        if first && previous && canvas.style_colors.is_none() {
             let style = self.style_tensor(&frame.content)?;
             canvas.style_colors = Some(Statistics::of(&style)?);
             stopwatch.lap();
