@@ -7,16 +7,19 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::painter::element;
-use common::video::info;
+use common::painter::{Painter, element};
+use common::video::{Pixels, info};
 use common::{Files, NARROW, random_weights};
 use gst::prelude::*;
 use gst_video::VideoFormat;
 use gstgatys::stylizer::config::Config;
+use gstgatys::stylizer::device::free_bytes;
 use gstgatys::stylizer::style::StyleImage;
 use gstgatys::stylizer::{Error, Stylizer};
 use gstgatys::vgg::Vgg;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 fn stylizer(config: &Config) -> Stylizer {
     let vgg = Vgg::new(&random_weights(&NARROW), &Device::Cpu).unwrap();
@@ -53,10 +56,15 @@ fn settings_with_which_frames_would_not_fit_change_nothing() {
     };
     let mut stylizer = stylizer(&config);
     stylizer.stylize(&frame, &|| false).unwrap();
-    let error = stylizer.set_config(excessive(&config)).unwrap_err();
-    assert!(matches!(error, Error::Memory(_)), "{error}");
-    assert_eq!(stylizer.config(), &config);
-    stylizer.stylize(&frame, &|| false).unwrap();
+    for reset in [false, true] {
+        if reset {
+            stylizer.reset();
+        }
+        let error = stylizer.set_config(excessive(&config)).unwrap_err();
+        assert!(matches!(error, Error::Memory(_)), "{error}");
+        assert_eq!(stylizer.config(), &config);
+        stylizer.stylize(&frame, &|| false).unwrap();
+    }
 }
 
 /// An element that is ready for caps and paints frames in their own size.
@@ -112,4 +120,97 @@ fn a_smaller_max_size_set_before_the_caps_counts() {
     assert!(takes(&element, 4096, 4096));
     assert!(bus.pop_filtered(&[gst::MessageType::Error]).is_none());
     stop(&element);
+}
+
+/// The width of frames, and the side of a style image that is twice as large as them at `style-scale=4`.
+const WIDTH: u32 = 2048;
+const LARGE_STYLE: u32 = 2 * WIDTH;
+
+/// Longer than anything takes but a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A network with a first layer so wide that, at `style-scale=4`, its features of a large style image take
+/// at least twice the memory that is free; and that style image.
+fn wide() -> (Files, PathBuf) {
+    let free = free_bytes(&Device::Cpu).unwrap().unwrap();
+    let bytes_of_channel = (4 * WIDTH as usize).pow(2) * DType::BF16.size_in_bytes();
+    let mut channels = NARROW;
+    channels[0] = 2 * free / bytes_of_channel;
+    let files = Files::with_channels(&channels);
+    let style = files.dir.path().join("large.png");
+    let image = image::GrayImage::from_pixel(LARGE_STYLE, LARGE_STYLE, image::Luma([99]));
+    image.save(&style).unwrap();
+    (files, style)
+}
+
+/// The element with that network, at work on wide and low frames.
+fn wide_painter(files: &Files, style_scale: f64) -> Painter {
+    let element = element(files);
+    element.set_property("max-size", 0u32);
+    element.set_property("style-scale", style_scale);
+    for layers in ["content-layers", "style-layers"] {
+        element.set_property(layers, "conv1_2");
+    }
+    for iterations in ["initial-iterations", "iterations"] {
+        element.set_property(iterations, 2u32);
+    }
+    Painter::with_info(&element, info(VideoFormat::Rgb, WIDTH, 16))
+}
+
+fn paint(painter: &mut Painter) -> Pixels {
+    let frame = painter.next_frame();
+    painter.paint(frame)
+}
+
+fn assert_warns(warnings: &[String], cause: &str) {
+    let [warning] = warnings else {
+        panic!("not one warning: {warnings:?}");
+    };
+    let size = "frames of 2048x16 take about";
+    for part in [cause, size, "max-size", "stays in use"] {
+        assert!(warning.contains(part), "{warning}");
+    }
+}
+
+#[test]
+fn a_style_image_that_does_not_fit_leaves_the_one_in_use() {
+    let (files, large) = wide();
+    let mut painter = wide_painter(&files, 4.0);
+    let mut paintings = vec![paint(&mut painter)];
+    let path = large.to_str().unwrap();
+    painter.element.set_property("style-image", path);
+    let begun = Instant::now();
+    let mut warnings = Vec::new();
+    while warnings.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "no warning came");
+        paintings.push(paint(&mut painter));
+        warnings = painter.warnings();
+    }
+    assert_warns(&warnings, &format!("style-image=‘{path}’"));
+    paintings.push(paint(&mut painter));
+    assert_eq!(painter.warnings(), [""; 0]);
+
+    let mut undisturbed = wide_painter(&files, 4.0);
+    for painting in paintings {
+        assert!(paint(&mut undisturbed) == painting);
+    }
+}
+
+#[test]
+fn a_style_scale_that_does_not_fit_leaves_the_one_in_use() {
+    let (mut files, large) = wide();
+    files.style = large;
+    for after_a_jump in [false, true] {
+        let [mut painter, mut undisturbed] = [0.05; 2].map(|scale| wide_painter(&files, scale));
+        assert!(paint(&mut painter) == paint(&mut undisturbed));
+        painter.element.set_property("style-scale", 4.0);
+        if after_a_jump {
+            painter.jump(2);
+            undisturbed.jump(2);
+        }
+        for _ in 0..2 {
+            assert!(paint(&mut painter) == paint(&mut undisturbed));
+        }
+        assert_warns(&painter.warnings(), "");
+    }
 }

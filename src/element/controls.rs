@@ -36,8 +36,8 @@ struct Values {
     style_generation: u64,
     /// Whether a thread loads style images; it also sees to those set meanwhile.
     style_loading: bool,
-    /// Loaded, and not yet used by a frame.
-    next_style: Option<StyleImage>,
+    /// Loaded, and not yet used by a frame; with the settings that name it.
+    next_style: Option<(Settings, StyleImage)>,
     /// Of the last frame.
     stats: Option<gst::Structure>,
     /// Of the weights in use, or last in use.
@@ -110,8 +110,8 @@ impl Controls {
         values.next_style = None;
     }
 
-    /// What has changed since the last frame: the settings, and the style image.
-    pub fn take_changes(&self) -> (Option<Settings>, Option<StyleImage>) {
+    /// What has changed since the last frame: the settings, and the style image with those that name it.
+    pub fn take_changes(&self) -> (Option<Settings>, Option<(Settings, StyleImage)>) {
         let mut values = self.lock();
         let changed = std::mem::take(&mut values.changed);
         let settings = changed.then(|| values.settings.clone());
@@ -144,7 +144,7 @@ impl Controls {
             }
             values.style_loading = false;
             if values.started {
-                values.next_style = Some(style?);
+                values.next_style = Some((settings, style?));
             }
             return Ok(());
         }

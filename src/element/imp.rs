@@ -267,6 +267,7 @@ impl VideoFilterImpl for Gatys {
         lock(&self.stream).set_info(in_info);
         // With the settings that the first frame will have: a smaller `max-size` may have been set since.
         let fits = self.with_stylizer(|stylizer| {
+            stylizer.set_frame_size(size);
             self.apply_changes(stylizer);
             stylizer.check_memory(size)
         });
@@ -388,12 +389,15 @@ impl Gatys {
     /// Gives the stylizer the settings and the style image that have changed since the last frame.
     fn apply_changes(&self, stylizer: &mut Stylizer) {
         let (settings, style) = self.controls.take_changes();
-        if let Some(style) = style {
-            stylizer.set_style(style);
-        }
+        // The settings first: with them the style image may fit.
         if let Some(settings) = settings {
             self.configure(stylizer, &settings);
             lock(&self.stream).pace.forget();
+        }
+        if let Some((settings, style)) = style
+            && let Err(error) = load::apply_style(&settings, style, stylizer)
+        {
+            self.warn(&error);
         }
     }
 

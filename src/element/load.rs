@@ -89,11 +89,26 @@ fn decode(
     path: &Path,
     load: impl FnOnce(&Path) -> Result<StyleImage, style::Error> + UnwindSafe,
 ) -> Result<StyleImage, String> {
-    let fault = |cause: &dyn Display| format!("style-image=‘{}’: {cause}", path.display());
     match catch_unwind(|| load(path)) {
-        Ok(style) => style.map_err(|error| fault(&error)),
-        Err(_) => Err(fault(&"the image decoder panicked")),
+        Ok(style) => style.map_err(|error| style_fault(path, &error)),
+        Err(_) => Err(style_fault(path, &"the image decoder panicked")),
     }
+}
+
+fn style_fault(path: &Path, cause: &dyn Display) -> String {
+    format!("style-image=‘{}’: {cause}", path.display())
+}
+
+/// Gives a running stylizer the style image that `settings` name. An error says why it cannot be used: the
+/// one in use is kept.
+pub fn apply_style(
+    settings: &Settings,
+    style: StyleImage,
+    stylizer: &mut Stylizer,
+) -> Result<(), String> {
+    let path = settings.style_path().unwrap_or_default();
+    let applied = stylizer.set_style(style);
+    applied.map_err(|error| style_fault(&path, &error))
 }
 
 /// Gives a running stylizer the settings. Where one cannot be used, the value in use is kept; the
@@ -112,14 +127,7 @@ pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
                 "content-layers" => config.content_layers = in_use.content_layers.clone(),
                 _ => config.style_layers = in_use.style_layers.clone(),
             },
-            stylizer::Error::Memory(_) => {
-                config.max_size = in_use.max_size;
-                config.style_scale = in_use.style_scale;
-                config.lbfgs_history = in_use.lbfgs_history;
-                config.optimizer = in_use.optimizer;
-                config.content_layers = in_use.content_layers.clone();
-                config.style_layers = in_use.style_layers.clone();
-            }
+            stylizer::Error::Memory(_) => config = config.with_memory_of(&in_use),
             stylizer::Error::Threads(_) if config.n_threads != in_use.n_threads => {
                 config.n_threads = in_use.n_threads;
             }

@@ -310,6 +310,19 @@ fn check(name: &'static str, value: impl Into<f64>, range: ValidRange) -> Result
 }
 
 impl Config {
+    /// These settings, but with `other`'s where the memory that a frame takes depends on them.
+    pub fn with_memory_of(&self, other: &Self) -> Self {
+        Self {
+            style_scale: other.style_scale,
+            content_layers: other.content_layers.clone(),
+            style_layers: other.style_layers.clone(),
+            optimizer: other.optimizer,
+            lbfgs_history: other.lbfgs_history,
+            max_size: other.max_size,
+            ..self.clone()
+        }
+    }
+
     /// Checks that the values are in range, and the layers part of this network.
     pub fn validate(&self, vgg: &Vgg) -> Result<(), ConfigError> {
         use ValidRange::{Positive, Unit, Weight};

@@ -5,6 +5,7 @@
 use super::config::Config;
 use super::objective::Objective;
 use super::resize::fit;
+use super::style::StyleImage;
 use super::{Error, Stylizer, device, optimizer};
 use std::fmt;
 
@@ -69,33 +70,34 @@ impl Stylizer {
     /// Estimates the bytes of memory that painting frames of a height and width takes: the GPU's or,
     /// where the CPU computes, the machine's. The network is not part of it.
     pub fn needed_bytes(&self, frame: (usize, usize)) -> usize {
-        self.bytes(&self.config, frame, fit(frame, self.config.max_size))
+        let size = fit(frame, self.config.max_size);
+        self.bytes(&self.config, &self.style, frame, size)
     }
 
     /// Checks that frames of a height and width fit into the free memory, by an estimate. Those of
-    /// the last one's size do.
+    /// the last one's size do: what has changed since was checked then.
     pub fn check_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
         let size = fit(frame, self.config.max_size);
         match &self.canvas {
-            Some(canvas) if canvas.size == size && canvas.objective.is_some() => Ok(()),
-            _ => self.check_free_memory(&self.config, frame),
+            Some(canvas) if canvas.size == size => Ok(()),
+            _ => self.check_free_memory(&self.config, &self.style, frame),
         }
     }
 
-    /// Checks that frames like the last one fit with other settings, if these take more memory.
-    pub(super) fn check_config(&self, config: &Config) -> Result<(), Error> {
-        let Some((output, _)) = &self.last_output else {
-            return Ok(());
-        };
-        let (h, w, _) = output.dims3()?;
-        let needed = self.bytes(config, (h, w), fit((h, w), config.max_size));
-        match needed > self.needed_bytes((h, w)) {
-            true => self.check_free_memory(config, (h, w)),
-            false => Ok(()),
+    /// Checks that frames of the size in use fit with other settings or another style image.
+    pub(super) fn check_change(&self, config: &Config, style: &StyleImage) -> Result<(), Error> {
+        match self.frame_size {
+            Some(frame) => self.check_free_memory(config, style, frame),
+            None => Ok(()),
         }
     }
 
-    fn check_free_memory(&self, config: &Config, frame: (usize, usize)) -> Result<(), Error> {
+    fn check_free_memory(
+        &self,
+        config: &Config,
+        style: &StyleImage,
+        frame: (usize, usize),
+    ) -> Result<(), Error> {
         let Some(free) = device::free_bytes(self.device())? else {
             return Ok(());
         };
@@ -103,7 +105,7 @@ impl Stylizer {
             bytes: free.saturating_add(self.canvas_bytes()),
             on_gpu: !self.device().is_cpu(),
         };
-        let bytes = |size| self.bytes(config, frame, size);
+        let bytes = |size| self.bytes(config, style, frame, size);
         check(frame, config.max_size, free, bytes).map_err(Error::Memory)
     }
 
@@ -118,15 +120,21 @@ impl Stylizer {
         }
         // Otherwise the pool would withhold what the frame had allocated so far from other users.
         device::give_back_memory(self.device());
-        let check = self.check_free_memory(&self.config, frame);
+        let check = self.check_free_memory(&self.config, &self.style, frame);
         check.err().unwrap_or(error)
     }
 
     /// Estimates the bytes of memory that the optimisation of images of `size` for a frame takes.
-    fn bytes(&self, config: &Config, frame: (usize, usize), size: (usize, usize)) -> usize {
+    fn bytes(
+        &self,
+        config: &Config,
+        style: &StyleImage,
+        frame: (usize, usize),
+        size: (usize, usize),
+    ) -> usize {
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
         let objective = Objective::bytes(&self.vgg, size, content_layers, style_layers);
-        let (style_h, style_w) = self.style.size(size.0.max(size.1), config.style_scale);
+        let (style_h, style_w) = style.size(size.0.max(size.1), config.style_scale);
         let deepest = style_layers.deepest();
         let style = self.vgg.feature_bytes(style_h, style_w, deepest);
         let images = self.canvas_image_bytes(config, size);

@@ -96,6 +96,8 @@ pub struct Stylizer {
     style: StyleImage,
     config: Config,
     thread_pool: Arc<ThreadPool>,
+    /// The height and width of the frames in use, once they are known.
+    frame_size: Option<(usize, usize)>,
     canvas: Option<Canvas>,
     transfer: Transfer,
     /// The last output, in the size of its frame, and its losses.
@@ -114,6 +116,7 @@ impl Stylizer {
             vgg,
             style,
             config,
+            frame_size: None,
             canvas: None,
             transfer: Transfer::default(),
             last_output: None,
@@ -147,15 +150,22 @@ impl Stylizer {
         (self.frames_in_scene + others).is_multiple_of(interval)
     }
 
-    /// Applies other settings from the next frame on. Invalid ones, and those with which frames like
-    /// the last one would not fit into memory, change nothing.
+    /// Takes the height and width of the frames that follow. Changes are checked for them from here on.
+    pub fn set_frame_size(&mut self, frame: (usize, usize)) {
+        self.frame_size = Some(frame);
+    }
+
+    /// Applies other settings from the next frame on. Invalid ones, and those with which frames of the
+    /// size in use would not fit into memory, change nothing.
     pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
         config.validate(&self.vgg)?;
         if config == self.config {
             return Ok(());
         }
-        self.check_config(&config)?;
         let before = &self.config;
+        if config.with_memory_of(before) != config {
+            self.check_change(&config, &self.style)?;
+        }
         let thread_pool = match config.n_threads == before.n_threads {
             true => self.thread_pool.clone(),
             false => thread_pool(&config)?,
@@ -181,13 +191,16 @@ impl Stylizer {
         Ok(())
     }
 
-    /// Takes another style image from the next frame on.
-    pub fn set_style(&mut self, style: StyleImage) {
+    /// Takes another style image from the next frame on. One with which frames of the size in use would
+    /// not fit into memory changes nothing.
+    pub fn set_style(&mut self, style: StyleImage) -> Result<(), Error> {
+        self.check_change(&self.config, &style)?;
         self.style = style;
         if let Some(canvas) = &mut self.canvas {
             canvas.forget_style();
             canvas.still_convergence = StillConvergence::default();
         }
+        Ok(())
     }
 
     /// Drops the state of earlier frames: the next one is a first one.
@@ -207,6 +220,7 @@ impl Stylizer {
     /// where a GPU replays a CUDA graph, only before the evaluation that the graph is of.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
         let (h, w, _) = frame.dims3()?;
+        self.set_frame_size((h, w));
         let thread_pool = self.thread_pool.clone();
         let stylized = thread_pool.install(|| self.stylize_in_pool(frame, cancel));
         stylized.map_err(|error| self.explain_out_of_memory(error, (h, w)))

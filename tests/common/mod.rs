@@ -50,9 +50,9 @@ pub fn random_weights(channels: &[usize]) -> Weights {
     Weights::new(convs.collect(), Preprocessing::TORCHVISION)
 }
 
-/// Writes the narrow network as a safetensors file.
-pub fn narrow_weights_file(dir: &Path) -> PathBuf {
-    let weights = random_weights(&NARROW);
+/// Writes a network with random weights as a safetensors file.
+fn weights_file(dir: &Path, channels: &[usize]) -> PathBuf {
+    let weights = random_weights(channels);
     let tensors = Layer::all().zip(weights.convs);
     let tensors = tensors.flat_map(|(layer, (kernel, bias))| {
         [
@@ -61,7 +61,7 @@ pub fn narrow_weights_file(dir: &Path) -> PathBuf {
         ]
     });
     let metadata = weights.preprocessing.to_metadata();
-    let path = dir.join("narrow.safetensors");
+    let path = dir.join("weights.safetensors");
     safetensors::serialize_to_file(tensors, Some(metadata), &path).unwrap();
     path
 }
@@ -85,16 +85,20 @@ pub fn style_image_file(dir: &Path, pattern: u32) -> PathBuf {
 /// The files that an element needs; they are removed on drop.
 pub struct Files {
     pub dir: TempDir,
-    /// The narrow network.
+    /// The narrow network, or one of other channels.
     pub weights: PathBuf,
     pub style: PathBuf,
 }
 
 impl Files {
     pub fn new() -> Self {
+        Self::with_channels(&NARROW)
+    }
+
+    pub fn with_channels(channels: &[usize]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self {
-            weights: narrow_weights_file(dir.path()),
+            weights: weights_file(dir.path(), channels),
             style: style_image_file(dir.path(), 0),
             dir,
         }
