@@ -17,6 +17,7 @@ use gstgatys::stylizer::device::free_bytes;
 use gstgatys::stylizer::style::StyleImage;
 use gstgatys::stylizer::{Error, Stylizer};
 use gstgatys::vgg::Vgg;
+use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -212,5 +213,25 @@ fn a_style_scale_that_does_not_fit_leaves_the_one_in_use() {
             assert!(paint(&mut painter) == paint(&mut undisturbed));
         }
         assert_warns(&painter.warnings(), "");
+    }
+}
+
+/// The warning says how much memory is free, which varies.
+#[test]
+fn a_value_that_does_not_fit_is_warned_of_once_whatever_is_free() {
+    let (mut files, large) = wide();
+    files.style = large;
+    let mut painter = wide_painter(&files, 0.05);
+    let mut held = Vec::new();
+    for style_scale in [4.0, 3.9] {
+        painter.element.set_property("style-scale", style_scale);
+        paint(&mut painter);
+        assert_warns(&painter.warnings(), "");
+        for n_threads in 1..4u32 {
+            held.push(black_box(vec![1u8; 64 << 20]));
+            painter.element.set_property("n-threads", n_threads);
+            paint(&mut painter);
+        }
+        assert_eq!(painter.warnings(), [""; 0]);
     }
 }

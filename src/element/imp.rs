@@ -405,8 +405,8 @@ impl Gatys {
     fn configure(&self, stylizer: &mut Stylizer, settings: &Settings) {
         let refused = load::apply(settings, stylizer);
         let warned = std::mem::replace(&mut lock(&self.stream).warned, refused.clone());
-        for cause in refused.iter().filter(|cause| !warned.contains(cause)) {
-            self.warn(cause);
+        for refusal in refused.iter().filter(|refusal| !warned.contains(refusal)) {
+            self.warn(&refusal.cause);
         }
     }
 

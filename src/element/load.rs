@@ -4,7 +4,7 @@
 //! the cause.
 
 use super::settings::{InvalidSetting, Settings, weights_by_name};
-use crate::stylizer::config::ConfigError;
+use crate::stylizer::config::{Config, ConfigError};
 use crate::stylizer::style::{self, StyleImage};
 use crate::stylizer::{self, Stylizer, device};
 use crate::vgg::weights::WeightsSource;
@@ -111,14 +111,38 @@ pub fn apply_style(
     applied.map_err(|error| style_fault(&path, &error))
 }
 
+/// What is wrong with a value that cannot be used. Two are equal if it is the same value.
+#[derive(Clone)]
+pub struct Refusal {
+    pub cause: String,
+    /// The settings with which frames do not fit into memory: the cause also says how much is free,
+    /// which varies.
+    too_large: Option<Config>,
+}
+
+impl PartialEq for Refusal {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.too_large, &other.too_large) {
+            (Some(config), Some(other)) => config.with_memory_of(other) == *config,
+            (None, None) => self.cause == other.cause,
+            _ => false,
+        }
+    }
+}
+
 /// Gives a running stylizer the settings. Where one cannot be used, the value in use is kept; the
 /// result says what was wrong with each of those.
-pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<String> {
+pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<Refusal> {
     let in_use = stylizer.config().clone();
     let (mut config, invalid) = settings.config_or(&in_use);
-    let mut refused: Vec<String> = invalid.iter().map(ToString::to_string).collect();
+    let refusal = |cause: String, too_large| Refusal { cause, too_large };
+    let mut refused: Vec<Refusal> = invalid
+        .iter()
+        .map(|invalid| refusal(invalid.to_string(), None))
+        .collect();
     while let Err(error) = stylizer.set_config(config.clone()) {
-        refused.push(error.to_string());
+        let too_large = matches!(error, stylizer::Error::Memory(_)).then(|| config.clone());
+        refused.push(refusal(error.to_string(), too_large));
         match error {
             stylizer::Error::Config(ConfigError::NoLoss) => {
                 (config.alpha, config.beta) = (in_use.alpha, in_use.beta);

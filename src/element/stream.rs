@@ -4,6 +4,7 @@
 
 use super::clock::{FrameTime, Timeline};
 use super::dump::MotionDump;
+use super::load::Refusal;
 use super::pace::Pace;
 use super::qos::QosEvent;
 use crate::stylizer::{Report, Stylizer};
@@ -49,7 +50,7 @@ pub struct StreamState {
     reset_pending: bool,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
-    pub warned: Vec<String>,
+    pub warned: Vec<Refusal>,
 }
 
 impl StreamState {
