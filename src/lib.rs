@@ -33,6 +33,7 @@
 pub mod element;
 pub mod ops;
 pub mod stylizer;
+mod threads;
 pub mod vgg;
 
 #[cfg(feature = "plugin")]

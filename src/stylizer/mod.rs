@@ -15,6 +15,7 @@ pub mod resize;
 pub mod style;
 
 use crate::ops::transfer::Transfer;
+use crate::threads;
 use crate::vgg::{self, Cancel, Vgg};
 use candle_core::{Device, Tensor};
 use canvas::{Canvas, PreparedFrame, Scene, StillConvergence};
@@ -25,9 +26,7 @@ use motion::pyramid::Pyramid;
 use objective::{LossWeights, Losses, Objective};
 use optimizer::{Budget, Outcome, Reason};
 use rayon::ThreadPool;
-use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 use style::StyleImage;
 
@@ -449,14 +448,8 @@ impl Stopwatch {
     }
 }
 
-/// Far more threads than cores mostly wait for each other.
-const MAX_THREADS_PER_CORE: usize = 8;
-
 fn thread_pool(config: &Config) -> Result<Arc<ThreadPool>, Error> {
-    let cores = available_parallelism().map_or(1, NonZero::get);
-    let thread_pool = rayon::ThreadPoolBuilder::new()
-        .num_threads((config.n_threads as usize).min(cores * MAX_THREADS_PER_CORE))
-        .thread_name(|index| format!("gatys-{index}"))
-        .build()?;
-    Ok(Arc::new(thread_pool))
+    let builder = threads::pool(config.n_threads);
+    let builder = builder.thread_name(|index| format!("gatys-{index}"));
+    Ok(Arc::new(builder.build()?))
 }

@@ -12,12 +12,12 @@ pub mod weights;
 use crate::ops::conv::{Border, Conv3x3};
 use crate::ops::elementwise::clear;
 pub use crate::ops::pool::Pooling;
+use crate::threads;
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 use precision::ResolvedPrecision;
 pub use precision::{Error as PrecisionError, Precision};
-use rayon::ThreadPoolBuilder;
 use std::fmt;
 use std::str::FromStr;
 use weights::Weights;
@@ -249,7 +249,7 @@ impl Vgg {
             ResolvedPrecision::Gpu(_) => load(),
             // A temporary pool: rayon's global one would stay, and panics where threads cannot be
             // started.
-            _ => ThreadPoolBuilder::new()
+            _ => threads::pool(0)
                 .build()
                 .map_err(candle_core::Error::wrap)?
                 .install(load),
