@@ -197,4 +197,23 @@ mod tests {
         assert_eq!(controls.take_changes().0.unwrap().alpha, 2.0);
         assert!(controls.take_changes().0.is_none());
     }
+
+    #[test]
+    fn a_value_that_means_what_is_in_use_needs_no_restart() {
+        gst::init().unwrap();
+        for unset in [None, Some("")] {
+            let controls = Controls::default();
+            set(&controls, "weights", unset);
+            controls.start();
+            for (property, value) in [
+                ("weights", None),
+                ("weights", Some("")),
+                ("device", None),
+                ("device", Some("auto")),
+            ] {
+                let pending = set(&controls, property, value);
+                assert_eq!(pending, Pending::Nothing, "{property}={value:?}");
+            }
+        }
+    }
 }

@@ -109,7 +109,7 @@ macro_rules! properties {
         let $defaults:ident = $config:expr;
         $($field:ident: $type:ty = $default:expr, $range:expr, $name:literal, $nick:literal, $blurb:expr, $flags:expr;)+
     ) => {
-        /// The values of the properties, as they were set.
+        /// The values of the properties, as they were set; where nothing is, in one form.
         #[derive(Clone, Debug)]
         pub struct Settings { $(pub $field: $type,)+ }
 
@@ -126,7 +126,10 @@ macro_rules! properties {
             vec![$(Property {
                 spec: <$type>::spec($name, $nick, $blurb, defaults.$field.clone(), $range, $flags),
                 get: |settings| settings.$field.to_value(),
-                set: |settings, value| settings.$field.set(value),
+                set: |settings, value| {
+                    settings.$field.set(value);
+                    settings.normalise();
+                },
             },)+]
         });
     };
@@ -258,6 +261,18 @@ pub struct InvalidSetting {
 }
 
 impl Settings {
+    /// Gives the values that mean that nothing is set one form, so that they compare equal.
+    fn normalise(&mut self) {
+        for path in [
+            &mut self.style_image,
+            &mut self.motion_dump,
+            &mut self.weights,
+        ] {
+            path.take_if(|path| path.as_os_str().is_empty());
+        }
+        self.device.get_or_insert_with(|| "auto".into());
+    }
+
     /// The stylizer's configuration.
     pub fn config(&self) -> Result<Config, InvalidSetting> {
         Ok(Config {
@@ -318,17 +333,17 @@ impl Settings {
 
     /// The style image's path, if one is set.
     pub fn style_path(&self) -> Option<PathBuf> {
-        non_empty(&self.style_image)
+        self.style_image.clone()
     }
 
     /// The folder for pictures of the motion, if one is set.
     pub fn dump_folder(&self) -> Option<PathBuf> {
-        non_empty(&self.motion_dump)
+        self.motion_dump.clone()
     }
 
     /// The device to compute on.
     pub fn device(&self) -> Result<DeviceChoice, InvalidSetting> {
-        let value = self.device.as_deref().unwrap_or("auto");
+        let value = self.device.as_deref().unwrap_or_default();
         value
             .parse()
             .map_err(|error| InvalidSetting::new("device", value, error))
@@ -336,7 +351,7 @@ impl Settings {
 
     /// Where the weights are read from: a path that exists, else a name in the data directory.
     pub fn weights(&self) -> WeightsSource {
-        let Some(path) = non_empty(&self.weights) else {
+        let Some(path) = self.weights.clone() else {
             return WeightsSource::BuiltIn;
         };
         match weights_by_name(&path) {
@@ -344,11 +359,6 @@ impl Settings {
             _ => WeightsSource::File(path),
         }
     }
-}
-
-/// A path that is set and not empty.
-fn non_empty(path: &Option<PathBuf>) -> Option<PathBuf> {
-    path.clone().filter(|path| !path.as_os_str().is_empty())
 }
 
 /// The path of the weights called `path` in the data directory, unless that has several components or
