@@ -314,6 +314,21 @@ fn strokes_go_with_what_moves() {
     assert!(held < 0.9 * flow, "{held} {flow}");
 }
 
+/// A few iterations would not suffice to learn the temporal term's curvature.
+#[test]
+fn few_iterations_are_held_to_the_last_painting() {
+    let files = Files::new();
+    let with = |temporal_weight: f64| {
+        flicker(&files, |element| {
+            element.set_property("iterations", LATER);
+            element.set_property("temporal-weight", temporal_weight);
+        })
+    };
+    let (free, held) = (with(0.0), with(1000.0));
+    println!("free {free:.1}, held {held:.1}");
+    assert!(held < free, "{held} {free}");
+}
+
 /// A frame that becomes darker is painted darker, though its shapes stay.
 #[test]
 fn light_is_followed() {

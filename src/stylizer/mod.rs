@@ -381,6 +381,7 @@ impl Stylizer {
         objective.set_temporal(temporal_target)?;
         let weights = LossWeights::from(&self.config);
         let optimizer = &mut canvas.optimizer;
+        optimizer.set_known_curvature(objective.temporal_curvature(weights))?;
         Ok(
             optimizer.minimize(&canvas.image, budget, &mut |image, gradient| {
                 objective.evaluate(image, weights, gradient, cancel)

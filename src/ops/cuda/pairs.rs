@@ -97,6 +97,25 @@ impl DevicePairs {
             .map(drop)
     }
 
+    /// Adds `shift` s to the y of each pair. One whose cosine is not above `min_cosine` then is dropped,
+    /// with the older ones.
+    pub fn shift(&self, shift: f64, min_cosine: f64) -> Result<()> {
+        let gpu = Gpu::of(self.vectors.device())?;
+        let stream = gpu.lock_stream()?;
+        let (history, shift) = (Arg::Int(self.history as i32), Arg::Double(shift));
+        let values = Arg::Long(self.values as i64);
+        let args = [arg(&self.vectors)?, shift, history, values];
+        stream.launch_1d("lbfgs_shift", self.history * self.values, &args)?;
+        let args = [
+            arg(&self.state)?,
+            arg(&self.products)?,
+            shift,
+            history,
+            Arg::Double(min_cosine),
+        ];
+        stream.launch("lbfgs_shift_products", (1, 1), &args)
+    }
+
     /// −H `gradient` into `direction`, without the components that point out of 0..1 where `image` is at
     /// a bound. While the curvature is unknown, its root mean square is `first_step`.
     pub fn direction(

@@ -86,6 +86,16 @@ impl InverseHessian {
         }
     }
 
+    /// Makes the pairs those of an objective whose Hessian is larger by `shift` I: each y becomes
+    /// y + `shift` s. A pair that fails the curvature condition then is dropped, with the older ones.
+    pub fn shift(&mut self, shift: f64) -> Result<()> {
+        match self {
+            Self::Host(host) => host.shift(shift),
+            #[cfg(feature = "cudnn")]
+            Self::Gpu(pairs) => pairs.shift(shift, MIN_COSINE),
+        }
+    }
+
     /// What has been learnt about the curvature so far. Waits for a GPU.
     pub fn contents(&self) -> Result<Contents> {
         match self {
@@ -142,11 +152,24 @@ pub struct Contents {
     pub gamma: bool,
 }
 
-/// A displacement s, the change y of the gradient over it, and sᵀy > 0.
+/// A displacement s and the change y of the gradient over it.
 struct CurvaturePair {
     s: Tensor,
     y: Tensor,
+    /// sᵀy
     sy: f64,
+    /// sᵀy / yᵀy
+    gamma: f64,
+}
+
+impl CurvaturePair {
+    /// Computes the scalars. Returns whether the pair meets the curvature condition.
+    fn measure(&mut self) -> Result<bool> {
+        let Self { s, y, .. } = self;
+        let (sy, ss, yy) = (dot(s, y)?, dot(s, s)?, dot(y, y)?);
+        (self.sy, self.gamma) = (sy, sy / yy);
+        Ok(sy > MIN_COSINE * (ss * yy).sqrt())
+    }
 }
 
 /// The inverse Hessian with its scalars on the host.
@@ -202,16 +225,33 @@ impl HostInverseHessian {
         };
         difference(&s, trial, image)?;
         difference(&y, trial_gradient, gradient)?;
-        let (sy, ss, yy) = (dot(&s, &y)?, dot(&s, &s)?, dot(&y, &y)?);
-        let pair = CurvaturePair { s, y, sy };
-        if sy > MIN_COSINE * (ss * yy).sqrt() {
-            self.gamma = Some(sy / yy);
+        let mut pair = CurvaturePair {
+            s,
+            y,
+            sy: 0.0,
+            gamma: 0.0,
+        };
+        if pair.measure()? {
+            self.gamma = Some(pair.gamma);
             self.pairs.push_back(pair);
             while self.pairs.len() > self.history {
                 self.spare = self.pairs.pop_front();
             }
         } else {
             self.spare = Some(pair);
+        }
+        Ok(())
+    }
+
+    fn shift(&mut self, shift: f64) -> Result<()> {
+        let mut usable = 0;
+        for pair in &mut self.pairs {
+            axpy(shift, &pair.s, &pair.y)?;
+            usable = if pair.measure()? { usable + 1 } else { 0 };
+        }
+        self.pairs.drain(..self.pairs.len() - usable);
+        if let Some(latest) = self.pairs.back() {
+            self.gamma = Some(latest.gamma);
         }
         Ok(())
     }
@@ -243,6 +283,41 @@ mod tests {
         let curved = update([1.0, 0.5, 0.0]);
         assert_eq!(update([-1.0, 0.5, 0.0]), curved);
         assert_ne!(update([2.0, 0.5, 0.0]), curved);
+    }
+
+    /// As if the gradients had been those of the other objective from the start.
+    #[test]
+    fn a_shift_is_that_of_the_hessian() {
+        let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
+        let steps = [[0.1, 0.0, -0.1], [0.0, 0.1, 0.2f32]];
+        let with = |hessian: [f32; 3]| {
+            let mut inverse = InverseHessian::new(2, &from).unwrap();
+            for step in steps {
+                let to = image(step.map(|s| 0.5 + s));
+                let change = image([0, 1, 2].map(|i| hessian[i] * step[i]));
+                let from = (&from, &image([0.0; 3]));
+                inverse.update(from, (&to, &change)).unwrap();
+            }
+            inverse
+        };
+        let direction = |inverse: &InverseHessian| {
+            let direction = from.zeros_like().unwrap();
+            inverse.direction((&from, &gradient), &direction).unwrap();
+            direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let mut inverse = with([1.0, 2.0, 5.0]);
+        // The second shift leaves the older pair no curvature.
+        for (shift, hessian) in [(3.0, [4.0, 5.0, 8.0]), (-7.0, [-3.0, -2.0, 1.0])] {
+            inverse.shift(shift).unwrap();
+            let expected = direction(&with(hessian));
+            for (shifted, expected) in direction(&inverse).iter().zip(&expected) {
+                let error = (shifted - expected).abs();
+                assert!(error < 1e-3, "{shift}: {shifted}, not {expected}");
+            }
+        }
+        inverse.shift(-9.0).unwrap();
+        let left = inverse.contents().unwrap();
+        assert!(!left.pairs && left.gamma);
     }
 
     #[test]

@@ -65,6 +65,12 @@ pub trait Optimizer: Send {
     /// Applies the settings that concern the optimiser; its state is kept.
     fn configure(&mut self, config: &Config);
 
+    /// Tells the curvature of a term that comes and goes: the objective's Hessian has `curvature` I as
+    /// a part from now on, none at first. Only L-BFGS remembers curvature.
+    fn set_known_curvature(&mut self, _curvature: f64) -> candle_core::Result<()> {
+        Ok(())
+    }
+
     /// Starts from `image` and leaves the best image found in it.
     fn minimize(
         &mut self,

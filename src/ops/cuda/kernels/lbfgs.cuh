@@ -106,6 +106,41 @@ KERNEL lbfgs_store(const double* state, float* vectors, int history, long long n
     });
 }
 
+// Makes the pairs those of an objective whose Hessian is larger by shift * I: y += shift * s.
+KERNEL lbfgs_shift(float* vectors, double shift, int history, long long n) {
+    float* y = vectors + history * n;
+    grid_stride(history * n, [=](long long i) { y[i] = (float)(y[i] + shift * vectors[i]); });
+}
+
+// The same for the inner products. A pair whose cosine is not above min_cosine then is dropped, with
+// the older ones. A single block does the work.
+KERNEL lbfgs_shift_products(double* state, double* products, double shift, int history, double min_cosine) {
+    int rows = 2 * history;
+    for (int i = threadIdx.x; i < history * history; i += THREADS) {
+        int a = i / history, b = i % history;
+        double* s = products + a * rows + b;
+        double* y = s + history * rows;
+        y[history] += shift * (s[history] + y[0] + shift * s[0]);
+        s[history] += shift * s[0];
+        y[0] += shift * s[0];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int kept = 0;
+        for (; kept < (int)state[PAIRS]; kept++) {
+            int s = slot_of(state, history, kept), y = history + s;
+            double ss = products[s * rows + s], sy = products[s * rows + y], yy = products[y * rows + y];
+            if (!(sy > min_cosine * sqrt(ss * yy))) {
+                break;
+            }
+            if (kept == 0) {
+                state[CURVATURE] = sy / yy;
+            }
+        }
+        state[PAIRS] = kept;
+    }
+}
+
 // direction = -gradient, without the components that point out of 0..1 at the bounds.
 KERNEL lbfgs_steepest_descent(const float* gradient, const float* image, float* direction, long long n) {
     grid_stride(n, [=](long long i) { direction[i] = project_direction(-gradient[i], image[i]); });

@@ -54,6 +54,36 @@ fn the_pairs_of_one_frame_speed_up_the_next() {
     assert!(carried < fresh, "carried {carried}, fresh {fresh}");
 }
 
+/// ½ k Σ (xᵢ − sᵢ)² holds the second frame to its start s, with a k amid the bowl's curvatures. To the
+/// pairs of the first frame it is new: their steps would be too long where the bowl is flat.
+#[test]
+fn the_known_curvature_of_a_new_term_is_not_learnt() {
+    const CURVATURE: f64 = 30.0;
+    let bowl = Bowl::new();
+    let fall = |known: f64| {
+        let (mut lbfgs, image) = (new(OptimizerKind::Lbfgs), grey());
+        minimize(&mut *lbfgs, &image, iterations(20), |image, gradient| {
+            bowl.evaluate(image, gradient)
+        });
+        let (start, next) = (values(&image), bowl.moved(0.1));
+        lbfgs.set_known_curvature(known).unwrap();
+        let outcome = minimize(&mut *lbfgs, &image, iterations(4), |image, gradient| {
+            let free = next.evaluate(image, gradient).total;
+            let away = values(image).into_iter().zip(&start).map(|(x, s)| x - s);
+            let away: Vec<f64> = away.collect();
+            let slopes = values(gradient).into_iter().zip(&away);
+            let slopes = slopes.map(|(slope, away)| (slope + CURVATURE * away) as f32);
+            write(gradient, slopes.collect());
+            let squares: f64 = away.iter().map(|away| away * away).sum();
+            losses(free + 0.5 * CURVATURE * squares)
+        });
+        outcome.initial.total - outcome.best.total
+    };
+    let (known, unknown) = (fall(CURVATURE), fall(0.0));
+    println!("known {known:.1}, unknown {unknown:.1}");
+    assert!(known > 1.2 * unknown, "known {known}, unknown {unknown}");
+}
+
 /// The curvature of an objective of another scale is useless, and must not be kept.
 #[test]
 fn a_change_of_the_objectives_scale_is_recovered_from() {

@@ -84,6 +84,15 @@ impl KernelPairs {
         );
     }
 
+    fn shift(&mut self, shift: f64) {
+        let history = HISTORY as i32;
+        let arguments = (self.vectors.write(), shift, history, N as i64);
+        launch("lbfgs_shift", BLOCKS, arguments);
+        let (state, products) = (self.state.write(), self.products.write());
+        let arguments = (state, products, shift, history, MIN_COSINE);
+        launch("lbfgs_shift_products", 1, arguments);
+    }
+
     /// Checks that the kept inner products are those of the pairs.
     #[track_caller]
     fn check_products(&self) {
@@ -163,6 +172,19 @@ impl TwoLoop {
             self.pairs.push_front([s, y]);
         }
         accepted
+    }
+
+    fn shift(&mut self, shift: f64) {
+        for [s, y] in &mut self.pairs {
+            axpy(shift, s, y);
+        }
+        let usable =
+            |[s, y]: &[Vec<f64>; 2]| dot(s, y) > MIN_COSINE * (dot(s, s) * dot(y, y)).sqrt();
+        let kept = self.pairs.iter().take_while(|pair| usable(pair)).count();
+        self.pairs.truncate(kept);
+        if let Some([s, y]) = self.pairs.front() {
+            self.curvature = Some(dot(s, y) / dot(y, y));
+        }
     }
 
     fn direction(&self, gradient: &[f64], image: &[f64]) -> Vec<f64> {
@@ -290,6 +312,31 @@ fn directions_are_those_of_the_two_loop_recursion() {
     plain.update(&step);
     kernels.update(&step);
     check_direction("with a new pair", &kernels, &plain, &step);
+}
+
+/// The mean curvature of a pair is about 1.7 times that of its step.
+#[test]
+fn shifted_pairs_are_those_of_the_shifted_hessian() {
+    let (mut kernels, mut plain) = (KernelPairs::new(), TwoLoop::default());
+    let last = Step::new(5, 3.0);
+    kernels.shift(1.0);
+    check_direction("without pairs", &kernels, &plain, &last);
+    for (seed, curvature) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 3.0)] {
+        let step = Step::new(seed, curvature);
+        plain.update(&step);
+        kernels.update(&step);
+    }
+    for (shift, left) in [(0.7, 3), (-3.0, 2), (-3.0, 0)] {
+        kernels.shift(shift);
+        plain.shift(shift);
+        assert_eq!(plain.pairs.len(), left);
+        assert_eq!(kernels.state.values()[0], left as f64);
+        kernels.check_products();
+        check_direction(&format!("shifted by {shift}"), &kernels, &plain, &last);
+    }
+    plain.update(&last);
+    kernels.update(&last);
+    check_direction("with a new pair", &kernels, &plain, &last);
 }
 
 /// With more rows than a block has threads.
