@@ -93,17 +93,23 @@ fn stop(element: &gst::Element) {
     element.set_bus(None);
 }
 
+/// The error that was posted since the last call, which must be the only one.
+fn only_error(bus: &gst::Bus) -> gst::glib::Error {
+    let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
+    assert!(bus.pop_filtered(&[gst::MessageType::Error]).is_none());
+    let gst::MessageView::Error(error) = message.view() else {
+        unreachable!();
+    };
+    error.error()
+}
+
 /// Each takes over a terabyte.
 #[test]
 fn caps_of_frames_that_do_not_fit_are_an_error() {
     for side in [8192, 32_768] {
         let (element, bus) = started();
         assert!(!takes(&element, side, side));
-        let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
-        let gst::MessageView::Error(error) = message.view() else {
-            unreachable!();
-        };
-        let error = error.error();
+        let error = only_error(&bus);
         assert_eq!(error.kind(), Some(gst::ResourceError::NoSpaceLeft));
         let size = format!("frames of {side}x{side} take about");
         for part in [&size, "MiB of memory, of which", "max-size"] {
@@ -112,6 +118,23 @@ fn caps_of_frames_that_do_not_fit_are_an_error() {
         println!("{error}");
         stop(&element);
     }
+}
+
+/// GStreamer offers refused caps again, with the query or the buffer that follows.
+#[test]
+fn caps_that_are_refused_again_are_one_error() {
+    let (element, bus) = started();
+    let refuses = |side: u32| {
+        for _ in 0..3 {
+            assert!(!takes(&element, side, side));
+        }
+        only_error(&bus);
+    };
+    refuses(8192);
+    refuses(32_768);
+    assert!(takes(&element, 16, 16));
+    refuses(32_768);
+    stop(&element);
 }
 
 #[test]

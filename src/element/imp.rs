@@ -271,11 +271,15 @@ impl VideoFilterImpl for Gatys {
             self.apply_changes(stylizer);
             stylizer.check_memory(size)
         });
-        if let Some(Err(error)) = fits {
+        let Some(Err(error)) = fits else {
+            lock(&self.stream).too_large = None;
+            return Ok(());
+        };
+        // GStreamer offers refused caps again, with the query or the buffer that follows.
+        if lock(&self.stream).too_large.replace(size) != Some(size) {
             gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
-            return Err(gst::loggable_error!(CAT, "{error}"));
         }
-        Ok(())
+        Err(gst::loggable_error!(CAT, "{error}"))
     }
 }
 

@@ -51,6 +51,8 @@ pub struct StreamState {
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<Refusal>,
+    /// The size of frames whose caps were refused, as they do not fit into memory: an error has said so.
+    pub too_large: Option<(usize, usize)>,
 }
 
 impl StreamState {
