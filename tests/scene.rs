@@ -6,186 +6,15 @@
 #[path = "../benches/common/clip.rs"]
 #[allow(dead_code)]
 mod clip;
+#[path = "common/pictures.rs"]
+mod pictures;
 
-use candle_core::{Device, Tensor};
 use gstgatys::stylizer::motion::flow::bidirectional;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, cut_score};
 use gstgatys::stylizer::motion::still::is_still;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use pictures::{AHEAD, Frame, H, Picture, Pose, W};
 use std::path::{Path, PathBuf};
-
-const H: usize = 360;
-const W: usize = 640;
-
-/// A picture that is mirrored beyond its edges.
-struct Picture {
-    h: usize,
-    w: usize,
-    values: Vec<[f32; 3]>,
-}
-
-/// A camera's position in pixels from the picture's centre, its scale `reach` in pixels of the picture
-/// per pixel of the frame, and the distance `blur` that it moves during the exposure of a frame.
-#[derive(Clone, Copy)]
-struct Pose {
-    y: f32,
-    x: f32,
-    angle: f32,
-    reach: f32,
-    blur: f32,
-}
-
-const AHEAD: Pose = Pose {
-    y: 0.0,
-    x: 0.0,
-    angle: 0.0,
-    reach: 1.0,
-    blur: 0.0,
-};
-
-#[derive(Clone)]
-struct Frame(Vec<[f32; 3]>);
-
-impl Picture {
-    /// Noise of seven octaves, with wavelengths from 256 pixels down to 4.
-    fn texture(seed: u64) -> Self {
-        let (h, w) = (768, 1024);
-        let mut values = vec![[0.5; 3]; h * w];
-        let mut random = StdRng::seed_from_u64(seed);
-        for octave in 0..7 {
-            let cell = 256 >> octave;
-            let strength = 0.25 * 0.7f32.powi(octave);
-            let columns = w / cell + 2;
-            let corners: Vec<f32> = (0..(h / cell + 2) * columns)
-                .map(|_| random.random_range(-strength..strength))
-                .collect();
-            for (i, pixel) in values.iter_mut().enumerate() {
-                let (y, x) = (i / w, i % w);
-                let corner = &corners[y / cell * columns + x / cell..];
-                let smooth = |at: usize| {
-                    let t = (at % cell) as f32 / cell as f32;
-                    t * t * (3.0 - 2.0 * t)
-                };
-                let (fy, fx) = (smooth(y), smooth(x));
-                let above = corner[0] + fx * (corner[1] - corner[0]);
-                let below = corner[columns] + fx * (corner[columns + 1] - corner[columns]);
-                *pixel = pixel.map(|value| value + above + fy * (below - above));
-            }
-        }
-        Self { h, w, values }
-    }
-
-    fn load(path: &Path) -> Self {
-        let picture = image::open(path).unwrap().into_rgb8();
-        Self {
-            h: picture.height() as usize,
-            w: picture.width() as usize,
-            values: picture
-                .pixels()
-                .map(|pixel| pixel.0.map(|byte| f32::from(byte) / 255.0))
-                .collect(),
-        }
-    }
-
-    fn at(&self, y: f32, x: f32) -> [f32; 3] {
-        let mirrored = |at: i64, side: usize| {
-            let at = at.rem_euclid(2 * side as i64) as usize;
-            at.min(2 * side - 1 - at)
-        };
-        let (fy, fx) = (y - y.floor(), x - x.floor());
-        let pixel = |dy: i64, dx: i64| {
-            let (y, x) = (y.floor() as i64 + dy, x.floor() as i64 + dx);
-            self.values[mirrored(y, self.h) * self.w + mirrored(x, self.w)]
-        };
-        let (above, below) = ([pixel(0, 0), pixel(0, 1)], [pixel(1, 0), pixel(1, 1)]);
-        std::array::from_fn(|i| {
-            let row = |pixels: [[f32; 3]; 2]| pixels[0][i] + fx * (pixels[1][i] - pixels[0][i]);
-            row(above) + fy * (row(below) - row(above))
-        })
-    }
-
-    fn seen(&self, pose: Pose) -> Frame {
-        let samples = (pose.blur / 4.0).ceil().max(2.0) as usize;
-        let (sin, cos) = pose.angle.sin_cos();
-        let (middle_y, middle_x) = (self.h as f32 / 2.0 + pose.y, self.w as f32 / 2.0 + pose.x);
-        let pixel = |i: usize| {
-            let mut sum = [0.0; 3];
-            for sample in 0..samples {
-                let within = (sample as f32 + 0.5) / samples as f32 - 0.5;
-                let y = ((i / W) as f32 + within - H as f32 / 2.0) * pose.reach;
-                let x = ((i % W) as f32 + within * (1.0 + pose.blur) - W as f32 / 2.0) * pose.reach;
-                let value = self.at(middle_y + cos * y - sin * x, middle_x + sin * y + cos * x);
-                sum.iter_mut()
-                    .zip(value)
-                    .for_each(|(sum, value)| *sum += value / samples as f32);
-            }
-            sum
-        };
-        Frame((0..H * W).map(pixel).collect())
-    }
-}
-
-impl Frame {
-    fn grey(value: f32) -> Self {
-        Self(vec![[value; 3]; H * W])
-    }
-
-    fn lit(&self, gain: f32, offset: f32) -> Self {
-        let light = |value: f32| (gain * value + offset).clamp(0.0, 1.0);
-        Self(self.0.iter().map(|pixel| pixel.map(light)).collect())
-    }
-
-    /// This frame where `first(row, column)` is true, the other elsewhere.
-    fn beside(&self, other: &Self, first: impl Fn(f32, f32) -> bool) -> Self {
-        let pixel = |i: usize| match first((i / W) as f32, (i % W) as f32) {
-            true => self.0[i],
-            false => other.0[i],
-        };
-        Self((0..H * W).map(pixel).collect())
-    }
-
-    fn mixed(&self, other: &Self, share: f32) -> Self {
-        let pixels = self.0.iter().zip(&other.0);
-        Self(
-            pixels
-                .map(|(a, b)| std::array::from_fn(|i| a[i] + share * (b[i] - a[i])))
-                .collect(),
-        )
-    }
-
-    fn mirrored(&self) -> Self {
-        Self(
-            self.0
-                .chunks(W)
-                .flat_map(|row| row.iter().rev().copied())
-                .collect(),
-        )
-    }
-
-    /// Adds noise whose standard deviation is in units of 1/255.
-    fn noisy(&self, deviation: f32, seed: u64) -> Self {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut noise = move || {
-            let uniform: f32 = (0..12).map(|_| random.random_range(-0.5f32..0.5)).sum();
-            deviation / 255.0 * uniform
-        };
-        Self(
-            self.0
-                .iter()
-                .map(|pixel| pixel.map(|value| value + noise()))
-                .collect(),
-        )
-    }
-
-    /// The pyramid of the frame quantised to 8 bits.
-    fn pyramid(&self) -> Pyramid {
-        let byte = |value: &f32| (255.0 * value.clamp(0.0, 1.0)).round() / 255.0;
-        let values = self.0.iter().flatten().map(byte).collect::<Vec<_>>();
-        Pyramid::new(&Tensor::from_vec(values, (H, W, 3), &Device::Cpu).unwrap()).unwrap()
-    }
-}
 
 /// The scores of pairs of frames.
 #[derive(Default)]
@@ -265,7 +94,17 @@ fn transitions(pictures: &[(String, Picture)]) -> Table {
         table.cut(name("mirrored"), frame, &frame.mirrored());
         table.cut(name("to a close-up"), &wide, &close);
         table.cut(name("to a wide shot"), &close, &wide);
-        table.cut(name("from black"), &Frame::grey(0.0), frame);
+        for tone in [0.0, 0.5, 1.0] {
+            let plain = Frame::grey(tone);
+            table.cut(name(&format!("from {tone}")), &plain, frame);
+            table.cut(name(&format!("to {tone}")), frame, &plain);
+            let [before, now] = [frame.noisy(10.0, 1), plain.noisy(10.0, 2)];
+            table.cut(name(&format!("to {tone}, grain")), &before, &now);
+        }
+
+        let hazy = frame.lit(0.4, 0.3);
+        table.cut(name("low contrast to black"), &hazy, &Frame::grey(0.0));
+        table.cut(name("low contrast to white"), &hazy, &Frame::grey(1.0));
 
         table.none(name("grain"), &frame.noisy(10.0, 1), &frame.noisy(10.0, 2));
         for x in [30.0, 100.0, 200.0] {
@@ -310,13 +149,31 @@ fn transitions(pictures: &[(String, Picture)]) -> Table {
             let [first, second] = [step, step + 1].map(|step| step as f32 / 12.0);
             let [one, two] = [first, second].map(|share| frame.mixed(other, share));
             table.none(name(&format!("dissolve, {step}")), &one, &two);
-            let [one, two] = [first, second].map(|gain| frame.lit(gain, 0.0));
-            table.neither(name(&format!("fade, {step}")), &one, &two);
+        }
+        for (frames, from) in [(8, 0), (30, 27)] {
+            for (tone, step) in [0.0, 1.0]
+                .into_iter()
+                .flat_map(|tone| (from..frames).map(move |step| (tone, step)))
+            {
+                let share = |step: usize| step as f32 / frames as f32;
+                let [one, two] =
+                    [step, step + 1].map(|step| frame.mixed(&Frame::grey(tone), share(step)));
+                table.neither(
+                    name(&format!("fade to {tone} in {frames}, {step}")),
+                    &one,
+                    &two,
+                );
+            }
         }
         let white = frame.mixed(&Frame::grey(1.0), 0.85);
         table.neither(name("flash"), frame, &white);
         table.neither(name("flash, overexposed"), frame, &frame.lit(1.0, 0.4));
-        table.neither(name("light goes out"), frame, &frame.lit(0.2, 0.0));
+        table.neither(name("light goes out"), frame, &frame.lit(0.1, 0.0));
+        table.none(
+            name("light goes out, grain"),
+            &frame.noisy(3.0, 1),
+            &frame.lit(0.1, 0.0).noisy(3.0, 2),
+        );
     }
     table
 }
@@ -356,6 +213,62 @@ fn cuts_between_photographs_and_paintings_are_found_and_no_others() {
     if let Some(pictures) = photographs() {
         transitions(&pictures).check();
     }
+}
+
+#[test]
+fn plain_frames_are_cut_by_their_colour_alone() {
+    let plain = |color: [f32; 3]| Frame(vec![color; H * W]);
+    let [black, white, red, blue] =
+        [[0.0; 3], [1.0; 3], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]].map(plain);
+    let mut table = Table::default();
+    for (name, one, other) in [
+        ("black, white", &black, &white),
+        ("red, blue", &red, &blue),
+        ("black, blue", &black, &blue),
+    ] {
+        for noise in [0.0, 3.0, 10.0] {
+            let [one, other] = [one.noisy(noise, 1), other.noisy(noise, 2)];
+            table.cut(format!("{name}, noise {noise}, there"), &one, &other);
+            table.cut(format!("{name}, noise {noise}, back"), &other, &one);
+        }
+        for step in 0..8 {
+            let [one, two] = [step, step + 1].map(|step| one.mixed(other, step as f32 / 8.0));
+            table.neither(format!("{name}, step {step}"), &one, &two);
+        }
+    }
+    for noise in [3.0, 10.0] {
+        table.none(
+            format!("noise {noise}"),
+            &black.noisy(noise, 1),
+            &black.noisy(noise, 2),
+        );
+        table.neither(
+            format!("noise {noise} that ends"),
+            &black.noisy(noise, 1),
+            &black,
+        );
+    }
+    let cursor = |y: f32, x: f32| (100.0..124.0).contains(&y) && (50.0..62.0).contains(&x);
+    table.neither(
+        "a blinking cursor".into(),
+        &black,
+        &white.beside(&black, cursor),
+    );
+    for centre in [320.0, 630.0, 650.0] {
+        let ball = |y: f32, x: f32| (y - 180.0).hypot(x - centre) < 20.0;
+        table.none(
+            format!("a ball leaves from {centre}"),
+            &white.beside(&black, ball),
+            &black,
+        );
+    }
+    let picture = Picture::texture(1).seen(AHEAD);
+    for step in 0..16 {
+        let [one, two] = [step, step + 1]
+            .map(|step| black.beside(&picture, |_, x| x < step as f32 * W as f32 / 16.0));
+        table.none(format!("the lens is covered, {step}"), &one, &two);
+    }
+    table.check();
 }
 
 #[cfg(feature = "plugin")]

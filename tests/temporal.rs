@@ -99,6 +99,32 @@ fn a_cut_begins_anew() {
     }
 }
 
+#[test]
+fn a_cut_to_a_plain_picture_begins_anew() {
+    let files = Files::new();
+    let plain = |color: [u8; 3]| vec![color; WIDTH * HEIGHT];
+    let [black, white, red] = [[0; 3], [255; 3], [255, 0, 0]].map(plain);
+    let frames = [
+        picture(0, 0),
+        black.clone(),
+        black,
+        white.clone(),
+        red,
+        picture(0, 0),
+        white,
+    ];
+    for motion in ["flow", "none"] {
+        let element = element(&files);
+        element.set_property_from_str("motion", motion);
+        let mut painter = painter(&element);
+        for (number, frame) in frames.iter().enumerate() {
+            let report = report(&mut painter, frame);
+            let cut = !matches!(number, 0 | 2);
+            assert_eq!(is_cut(&report), cut, "{motion}, {number}: {report}");
+        }
+    }
+}
+
 /// The painting before a cut leaves no trace.
 #[test]
 fn a_new_scene_is_painted_as_if_it_were_the_first() {

@@ -26,8 +26,8 @@ const AREA: f32 = (BLOCK * BLOCK) as f32;
 /// in each channel stays below it.
 const HALF_WEIGHT_DEVIATION: f32 = 3.0;
 /// The same for the frames as wholes: the root of their blocks' mean variance, summed over both. The
-/// first frame of a fade from black stays below it.
-const HALF_WEIGHT_FRAME_DEVIATION: f64 = 3.0;
+/// first frame of a fade from black in 8 frames is hardly above it.
+const HALF_WEIGHT_FRAME_DEVIATION: f64 = 3.5;
 
 /// Luma (0..255) of the frame before above which structure may be lost to overexposure.
 const OVEREXPOSED_LUMA: f32 = 245.0;
@@ -54,35 +54,49 @@ const MAX_FLOW_GRADIENT: f32 = 0.4;
 /// A [`cut_score`] by the flow alone below this is final: no pan is searched for.
 const CLEAR_SCORE: f64 = 0.2;
 
-/// The weight of the prior that a frame shows the same scene, per block: a block of full structure
-/// weighs 1.
-const PRIOR_WEIGHT: f64 = 0.01;
+/// The weight of the change from the frame before, per block: it decides where a frame has no structure.
+/// A block of full structure weighs 1.
+const CHANGE_WEIGHT: f64 = 0.01;
+
+/// The changes to a frame without structure that are as much as one half: of the blocks' deviation of
+/// luma, in the mean, and of their colours. The last step of a fade in 8 frames stays below both, and so
+/// does a small thing that leaves; a picture that is cut to black is far above them.
+const HALF_LOST_DEVIATION: f64 = 5.0;
+const HALF_COLOR_CHANGE: f64 = 0.18;
+/// The share of the structure's amplitude that is still there at which a change counts half. An encoder
+/// leaves 0.005 of the picture before at a cut, and a tenth of the light a tenth.
+const HALF_LEFT: f64 = 0.05;
+/// The mean deviation of luma that counts as no structure there.
+const FAINT_DEVIATION: f64 = 1.0;
 
 /// How surely `now` begins a new scene, 0..1: the share of its structure that is found in `before`
-/// neither along the flow nor along a pan.
+/// neither along the flow nor along a pan or, if it has none, how much of `before` it lost at once.
 ///
 /// Structure is the variation of blocks around their mean, compared up to gain and offset, so that a
-/// flash or a fade is no new scene, nor is a frame without structure. A pan is searched for because
-/// flow does not follow one by a large part of the picture.
+/// flash or a fade is no new scene. A pan is searched for because flow does not follow one by a large
+/// part of the picture.
 pub fn cut_score(now: &Pyramid, before: &Pyramid, backward: &Field, forward: &Field) -> f64 {
     Arch::new().dispatch(
         #[inline(always)]
-        || unexplained(now, before, [backward, forward]),
+        || score(now, before, [backward, forward]),
     )
 }
 
 #[inline(always)]
-fn unexplained(now: &Pyramid, before: &Pyramid, flows: [&Field; 2]) -> f64 {
+fn score(now: &Pyramid, before: &Pyramid, flows: [&Field; 2]) -> f64 {
     let compared = now.first_level(MAX_COMPARED_PIXELS);
     let (level, other) = (&now.levels[compared], &before.levels[compared]);
     let (rows, columns) = (level.h / BLOCK, level.w / BLOCK);
     let count = (rows * columns) as f64;
     let mut blocks = Vec::with_capacity(rows * columns);
     let (mut total, mut explained, mut variance) = (0.0, 0.0, 0.0);
+    let mut loss = Loss::default();
     for index in 0..rows * columns {
         let origin = [index / columns * BLOCK, index % columns * BLOCK];
         let block = Block::new(level, origin);
-        variance += f64::from(block.variance + Block::new(other, origin).variance);
+        let earlier = Block::new(other, origin);
+        variance += f64::from(block.variance + earlier.variance);
+        loss.add(&block, &earlier);
         let trust = 1.0 - OVEREXPOSURE_DISCOUNT * overexposed(other, origin);
         let weight = f64::from(
             trust * soft_step(block.variance / (HALF_WEIGHT_DEVIATION * HALF_WEIGHT_DEVIATION)),
@@ -92,21 +106,24 @@ fn unexplained(now: &Pyramid, before: &Pyramid, flows: [&Field; 2]) -> f64 {
         explained += weight * found;
         blocks.push((block, weight, found));
     }
-    let structure = soft_step(
+    let structure = f64::from(soft_step(
         (variance / count / (HALF_WEIGHT_FRAME_DEVIATION * HALF_WEIGHT_FRAME_DEVIATION)) as f32,
-    );
-    let unexplained = |explained: f64| {
-        f64::from(structure) * (total - explained).max(0.0) / (total + PRIOR_WEIGHT * count)
-    };
+    ));
+    let change_weight = CHANGE_WEIGHT * count;
+    let unexplained =
+        |explained: f64| structure * (total - explained).max(0.0) / (total + change_weight);
+    let color_change = f64::from(now.thumbnail.mean_difference(&before.thumbnail));
+    let change =
+        change_weight / (structure * total + change_weight) * loss.score(count, color_change);
     if unexplained(explained) < CLEAR_SCORE {
-        return unexplained(explained);
+        return unexplained(explained) + change;
     }
     let pan = pan(now, before, compared);
     for (block, weight, found) in &blocks {
         let by_pan = f64::from(block.found_by_pan(pan, other));
         explained += weight * (by_pan - found).max(0.0);
     }
-    unexplained(explained)
+    unexplained(explained) + change
 }
 
 /// A smooth step from 0 at 0 to 1 at infinity, one half at 1.
@@ -123,6 +140,37 @@ fn overexposed(level: &Level, [y, x]: [usize; 2]) -> f32 {
         .map(|&luma| f32::from(luma > OVEREXPOSED_LUMA))
         .sum::<f32>()
         / AREA
+}
+
+/// What a frame lost of the structure at the same places of the one before.
+#[derive(Default)]
+struct Loss {
+    /// The sum of the blocks' deviations before.
+    before: f64,
+    /// The same in the frame.
+    now: f64,
+    /// The part of that which is as before.
+    left: f64,
+}
+
+impl Loss {
+    #[inline(always)]
+    fn add(&mut self, now: &Block, before: &Block) {
+        let covariance = sum(|i, j| now.luma[i][j] * before.luma[i][j]) / AREA;
+        let deviation = before.variance.sqrt();
+        self.before += f64::from(deviation);
+        self.now += f64::from(now.variance.sqrt());
+        self.left += f64::from(covariance / (deviation + ROUNDING_VARIANCE.sqrt()));
+    }
+
+    /// How surely the frame begins a new scene if it has no structure, by that and its change of colour.
+    fn score(&self, count: f64, color_change: f64) -> f64 {
+        let deviation = (self.before - self.now).max(0.0) / count;
+        let left = (self.left / (self.before + FAINT_DEVIATION * count)).max(0.0);
+        let change =
+            (deviation / HALF_LOST_DEVIATION).powi(2) + (color_change / HALF_COLOR_CHANGE).powi(2);
+        f64::from(soft_step(change as f32) * (1.0 - soft_step((left / HALF_LEFT) as f32)))
+    }
 }
 
 struct Block {

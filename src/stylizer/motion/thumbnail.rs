@@ -42,6 +42,17 @@ impl Thumbnail {
         let side = |at: usize, side: usize| SQUARE.min(side - at * SQUARE);
         (side(y, self.size.0), side(x, self.size.1))
     }
+
+    /// The mean over the squares of the channel that differs most from that of a picture of the same
+    /// size, 0..1.
+    pub fn mean_difference(&self, other: &Self) -> f32 {
+        let difference = |(a, b): (&Rgb, &Rgb)| {
+            let channels = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+            channels.fold(0.0, f32::max).min(1.0)
+        };
+        let pairs = self.values.iter().zip(&other.values);
+        pairs.map(difference).sum::<f32>() / self.values.len() as f32
+    }
 }
 
 /// The means of one row of squares, dispatched by SIMD instruction set.
