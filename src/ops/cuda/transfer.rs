@@ -49,6 +49,8 @@ impl Staging {
     pub fn upload(&mut self, image: &Tensor) -> Result<Tensor> {
         let (device, count) = (&self.gpu.device, image.elem_count());
         let main = device.cuda_stream();
+        // The events are asked in the thread's context, and cudarc does not set it for that.
+        main.context().bind_to_thread().w()?;
         let fits = |buffer: &UploadBuffer| buffer.memory.len() == count && buffer.is_free();
         let index = match self.uploads.iter().position(fits) {
             Some(index) => index,
