@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The parts of CUDA that the kernels use, for a C++ compiler, so that tests can run the kernels on
-// the CPU. The blocks of a grid run one after another, the threads of a block concurrently.
+// The parts of CUDA that the kernels use, for a C++ compiler, so that tests can run the kernels on the CPU: one thread of a
+// grid after another, each up to its next barrier.
 
 #pragma once
 
 #include <algorithm>
-#include <barrier>
 #include <bit>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <mutex>
-#include <thread>
+#include <setjmp.h>
+#include <ucontext.h>
 #include <vector>
 
 #define __global__
@@ -23,12 +25,7 @@ struct Index {
     unsigned x, y;
 };
 
-inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
-inline thread_local std::barrier<>* block_barrier;
-
-inline void __syncthreads() {
-    block_barrier->arrive_and_wait();
-}
+inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 using std::max;
 using std::min;
@@ -49,29 +46,109 @@ inline unsigned short float_to_half(float value) {
     return std::bit_cast<unsigned short>((_Float16)value);
 }
 
-// Runs body(context) in each thread of each block of a grid; one grid at a time.
-extern "C" void run_grid(unsigned grid_x, unsigned grid_y, unsigned block, void (*body)(void*), void* context) {
-    static std::mutex turn;
-    std::lock_guard lock(turn);
-    std::barrier<> barrier(block);
-    auto run = [&](unsigned thread) {
-        block_barrier = &barrier;
-        threadIdx = {thread, 0};
-        blockDim = {block, 1};
-        gridDim = {grid_x, grid_y};
-        for (unsigned y = 0; y < grid_y; y++) {
-            for (unsigned x = 0; x < grid_x; x++) {
-                blockIdx = {x, y};
-                body(context);
-                __syncthreads();
+// A thread of a block, on a stack of its own, so that it can wait for the others. It serves one block after another.
+struct HostThread {
+    std::vector<char> stack;
+    // Where it waits.
+    jmp_buf position;
+    bool ended;
+};
+
+struct HostBlock {
+    std::vector<HostThread> threads;
+    jmp_buf scheduler;
+    void (*body)(void*);
+    void* argument;
+    // The thread that runs; null where threads run to their ends.
+    HostThread* running;
+    bool waited;
+};
+
+inline HostBlock host_block;
+
+// Goes on with the scheduler, until that resumes this thread. (swapcontext would ask the kernel each time.)
+inline void suspend_host_thread() {
+    if (!_setjmp(host_block.running->position)) {
+        _longjmp(host_block.scheduler, 1);
+    }
+}
+
+inline void __syncthreads() {
+    if (!host_block.running) {
+        fputs("a later block has a barrier where the first had none\n", stderr);
+        abort();
+    }
+    host_block.waited = true;
+    suspend_host_thread();
+}
+
+inline void run_host_thread() {
+    for (;;) {
+        host_block.body(host_block.argument);
+        host_block.running->ended = true;
+        suspend_host_thread();
+    }
+}
+
+// Runs a thread until it waits or ends.
+[[gnu::noinline]] inline void resume_host_thread(HostThread& thread) {
+    host_block.running = &thread;
+    if (_setjmp(host_block.scheduler)) {
+        return;
+    }
+    if (!thread.stack.empty()) {
+        _longjmp(thread.position, 1);
+    }
+    thread.stack.resize(64 << 10);
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = thread.stack.data();
+    start.uc_stack.ss_size = thread.stack.size();
+    makecontext(&start, run_host_thread, 0);
+    setcontext(&start);
+}
+
+// Runs a block whose threads may wait for each other.
+inline void run_waiting_block() {
+    std::vector<HostThread>& threads = host_block.threads;
+    threads.resize(max<size_t>(threads.size(), blockDim.x));
+    for (HostThread& thread : threads) {
+        thread.ended = false;
+    }
+    for (unsigned left = blockDim.x; left > 0;) {
+        for (unsigned index = 0; index < blockDim.x; index++) {
+            if (!threads[index].ended) {
+                threadIdx = {index, 0};
+                resume_host_thread(threads[index]);
+                left -= threads[index].ended;
             }
         }
-    };
-    std::vector<std::thread> threads;
-    for (unsigned thread = 0; thread < block; thread++) {
-        threads.emplace_back(run, thread);
     }
-    for (std::thread& thread : threads) {
-        thread.join();
+    host_block.running = nullptr;
+}
+
+// Runs body(argument) in each thread of each block of a grid; one grid at a time.
+extern "C" inline __attribute__((used)) void run_grid(unsigned grid_x, unsigned grid_y, unsigned threads,
+                                                    void (*body)(void*), void* argument) {
+    static std::mutex turn;
+    std::lock_guard lock(turn);
+    gridDim = {grid_x, grid_y};
+    blockDim = {threads, 1};
+    host_block.body = body;
+    host_block.argument = argument;
+    host_block.waited = false;
+    for (unsigned y = 0; y < grid_y; y++) {
+        for (unsigned x = 0; x < grid_x; x++) {
+            blockIdx = {x, y};
+            // If no thread of the first block waits, none of the others does.
+            if (x + y == 0 || host_block.waited) {
+                run_waiting_block();
+                continue;
+            }
+            for (unsigned index = 0; index < threads; index++) {
+                threadIdx = {index, 0};
+                body(argument);
+            }
+        }
     }
 }

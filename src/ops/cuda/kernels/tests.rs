@@ -28,7 +28,7 @@ static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     let library = folder.path().join("kernels.so");
     let compiler = std::env::var("CXX").unwrap_or("c++".into());
     let compiled = Command::new(&compiler)
-        .args("-std=c++20 -O2 -shared -fPIC -pthread -x c++ -include host.h".split(' '))
+        .args("-std=c++20 -O2 -U_FORTIFY_SOURCE -shared -fPIC -x c++ -include host.h".split(' '))
         .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
         .args(["kernels.cu", "-o"])
         .arg(&library)
