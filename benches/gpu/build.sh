@@ -30,17 +30,8 @@ build() {
     eval "$environment"
     "$here/stubs.sh" "$made/stubs"
     export LIBRARY_PATH=$PWD/$made/stubs:$LIBRARY_PATH
-    cargo build --release --locked --bench gpu --no-default-features --features cudnn \
-        --message-format json-render-diagnostics > "$made/built.json"
+    program=$("$here/program.sh" --no-default-features --features cudnn)
     cargo build --release --locked --lib --features cuda,cudnn
-}
-
-# Prints the path of the benchmark program, whose name has a hash in it.
-program() {
-    python3 -c '
-import json, sys
-built = [json.loads(line) for line in open(sys.argv[1])]
-print(*[it["executable"] for it in built if it.get("executable") and it["target"]["name"] == "gpu"])' "$made/built.json"
 }
 
 # Makes a clip and a style image.
@@ -66,7 +57,7 @@ build
 rm -rf "$folder" "$archive"
 mkdir -p "$folder"/{bin,lib,plugins}
 cp "$here/run.sh" "$here/peer.py" "$folder"
-cp "$(program)" "$folder/gpu"
+cp "$program" "$folder/gpu"
 cp -L "$(command -v gst-launch-1.0)" "$folder/bin"
 for element in "${elements[@]}"; do
     plugin=$(plugin_of "$element")

@@ -4,14 +4,8 @@
 # sonames and functions that do nothing.
 set -euo pipefail
 [[ $# == 1 ]] || { echo "usage: ${0##*/} DIR" >&2; exit 2; }
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 mkdir -p "$1"
-
-# The sources of cudarc, of the version in Cargo.lock.
-cudarc=$(cargo metadata --locked --features cudnn --format-version 1 --manifest-path "$root/Cargo.toml" | python3 -c '
-import json, os, sys
-packages = json.load(sys.stdin)["packages"]
-print(*(os.path.dirname(it["manifest_path"]) for it in packages if it["name"] == "cudarc"))')
+cudarc=$("$(dirname "${BASH_SOURCE[0]}")/cudarc.sh")
 
 # stub MODULE LIBRARY SONAME
 stub() {

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// The device's memory: blocks between guard bytes, poisoned before and after their use.
+
+#include "device.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+
+namespace {
+
+constexpr size_t ALIGNMENT = 512, GUARD_BYTES = 512, DEVICE_BYTES = 2ull << 30;
+constexpr unsigned char GUARD = 0xab;
+
+// Freed blocks stay poisoned until so many bytes of them have gathered.
+constexpr size_t FREED_BYTES = 64 << 20;
+
+struct Block {
+    size_t bytes;
+    bool freed;
+};
+
+struct Memory {
+    std::map<char*, Block> blocks;
+    std::deque<char*> freed;
+    size_t allocated = 0, freed_bytes = 0;
+
+    ~Memory() {
+        for (auto& [start, block] : blocks) {
+            if (!block.freed) {
+                check_guards(start, block.bytes);
+            }
+        }
+    }
+
+    static void check_guards(const char* start, size_t bytes) {
+        auto whole = [](const char* guard) {
+            return std::all_of(guard, guard + GUARD_BYTES, [](char byte) { return (unsigned char)byte == GUARD; });
+        };
+        if (!whole(start - GUARD_BYTES) || !whole(start + bytes)) {
+            fault("written beyond a block of %zu bytes", bytes);
+        }
+    }
+};
+
+Memory memory;
+
+} // namespace
+
+CUresult allocate(size_t bytes, CUdeviceptr* block) {
+    if (bytes == 0) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (memory.allocated + bytes > DEVICE_BYTES) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    size_t whole = (bytes + 2 * GUARD_BYTES + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    char* start = (char*)std::aligned_alloc(ALIGNMENT, whole) + GUARD_BYTES;
+    std::memset(start - GUARD_BYTES, GUARD, GUARD_BYTES);
+    std::memset(start, POISON, bytes);
+    std::memset(start + bytes, GUARD, GUARD_BYTES);
+    memory.blocks[start] = {bytes, false};
+    memory.allocated += bytes;
+    *block = (CUdeviceptr)start;
+    return CUDA_SUCCESS;
+}
+
+void release(CUdeviceptr address) {
+    char* start = (char*)address;
+    auto found = memory.blocks.find(start);
+    if (found == memory.blocks.end() || found->second.freed) {
+        fault("what is freed is not allocated");
+    }
+    Block& block = found->second;
+    Memory::check_guards(start, block.bytes);
+    std::memset(start, POISON, block.bytes);
+    block.freed = true;
+    memory.allocated -= block.bytes;
+    memory.freed.push_back(start);
+    memory.freed_bytes += block.bytes;
+    while (memory.freed_bytes > FREED_BYTES) {
+        char* oldest = memory.freed.front();
+        memory.freed.pop_front();
+        memory.freed_bytes -= memory.blocks[oldest].bytes;
+        memory.blocks.erase(oldest);
+        std::free(oldest - GUARD_BYTES);
+    }
+}
+
+void expect_memory(const void* start, size_t bytes, const char* use) {
+    auto after = memory.blocks.upper_bound((char*)start);
+    if (after == memory.blocks.begin()) {
+        fault("%s: no device memory", use);
+    }
+    auto& [first, block] = *--after;
+    if (block.freed || (char*)start + bytes > first + block.bytes) {
+        fault("%s: %zu bytes at %td of a block of %zu%s", use, bytes, (char*)start - first, block.bytes,
+              block.freed ? ", which is freed" : "");
+    }
+}
+
+size_t allocated_bytes() {
+    return memory.allocated;
+}
+
+size_t device_bytes() {
+    return DEVICE_BYTES;
+}
