@@ -13,7 +13,6 @@ use common::{Files, NARROW, random_weights};
 use gst::prelude::*;
 use gst_video::VideoFormat;
 use gstgatys::stylizer::config::Config;
-use gstgatys::stylizer::device::free_bytes;
 use gstgatys::stylizer::style::StyleImage;
 use gstgatys::stylizer::{Error, Stylizer};
 use gstgatys::vgg::Vgg;
@@ -21,6 +20,7 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use sysinfo::System;
 
 fn stylizer(config: &Config) -> Stylizer {
     let vgg = Vgg::new(&random_weights(&NARROW), &Device::Cpu).unwrap();
@@ -154,12 +154,14 @@ const LARGE_STYLE: u32 = 2 * WIDTH;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A network with a first layer so wide that, at `style-scale=4`, its features of a large style image take
-/// at least twice the memory that is free; and that style image.
+/// at least twice the machine's memory; and that style image.
 fn wide() -> (Files, PathBuf) {
-    let free = free_bytes(&Device::Cpu).unwrap().unwrap();
+    let mut system = System::new();
+    system.refresh_memory();
+    let memory = (system.total_memory() + system.total_swap()) as usize;
     let bytes_of_channel = (4 * WIDTH as usize).pow(2) * DType::BF16.size_in_bytes();
     let mut channels = NARROW;
-    channels[0] = 2 * free / bytes_of_channel;
+    channels[0] = 2 * memory / bytes_of_channel;
     let files = Files::with_channels(&channels);
     let style = files.dir.path().join("large.png");
     let image = image::GrayImage::from_pixel(LARGE_STYLE, LARGE_STYLE, image::Luma([99]));

@@ -396,7 +396,9 @@ impl Gatys {
         // The settings first: with them the style image may fit.
         if let Some(settings) = settings {
             self.configure(stylizer, &settings);
-            lock(&self.stream).pace.forget();
+            let mut stream = lock(&self.stream);
+            stream.pace.forget();
+            stream.too_large = None;
         }
         if let Some((settings, style)) = style
             && let Err(error) = load::apply_style(&settings, style, stylizer)

@@ -162,7 +162,12 @@ impl Stylizer {
             return Ok(());
         }
         let before = &self.config;
-        if config.with_memory_of(before) != config {
+        let same_network = before.pooling == config.pooling
+            && before.content_layers == config.content_layers
+            && before.style_layers == config.style_layers;
+        let same_style = before.style_scale == config.style_scale && before.color == config.color;
+        let forgets_style = !same_network || !same_style;
+        if forgets_style || config.with_memory_of(before) != config {
             self.check_change(&config, &self.style)?;
         }
         let thread_pool = match config.n_threads == before.n_threads {
@@ -177,12 +182,7 @@ impl Stylizer {
             }
             canvas.still_convergence = StillConvergence::default();
             canvas.may_be_still &= before.color == config.color;
-            let same_network = before.pooling == config.pooling
-                && before.content_layers == config.content_layers
-                && before.style_layers == config.style_layers;
-            let same_style =
-                before.style_scale == config.style_scale && before.color == config.color;
-            if !same_network || !same_style {
+            if forgets_style {
                 canvas.forget_style();
             }
         }

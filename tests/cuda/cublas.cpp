@@ -121,6 +121,7 @@ Status cublasSetPointerMode_v2(Context* handle, int mode) {
 }
 
 Status cublasSetWorkspace_v2(Context* handle, void* workspace, size_t bytes) {
+    std::lock_guard guard(device_lock);
     expect_memory(workspace, bytes, "the workspace of matrix products");
     handle->workspace = workspace;
     handle->workspace_bytes = bytes;
@@ -133,6 +134,7 @@ Status cublasGemmStridedBatchedEx(Context* handle, int a_operation,
                                           const void* b_start, int b_type, int b_stride, long long b_step,
                                           const void* beta, void* c_start, int c_type, int c_stride,
                                           long long c_step, int count, int compute, int) {
+    std::lock_guard guard(device_lock);
     if (compute != CUBLAS_COMPUTE_32F) {
         fault("a matrix product computed in %d", compute);
     }
@@ -154,7 +156,9 @@ Status cublasGemmStridedBatchedEx(Context* handle, int a_operation,
         expect_memory(beta, sizeof(float), "β");
     }
     auto work = [=, workspace = handle->workspace, bytes = handle->workspace_bytes] {
-        std::memset(workspace, POISON, bytes);
+        if (workspace) {
+            std::memset(workspace, POISON, bytes);
+        }
         for (int i = 0; i < count; i++) {
             float factor = on_host ? host_alpha : *(float*)alpha, kept = on_host ? host_beta : *(float*)beta;
             multiply(factor, a.read(i), b.read(i), kept, c, i, k);

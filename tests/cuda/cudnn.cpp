@@ -122,10 +122,13 @@ void* their_library() {
 
 Handle* their_gpu() {
     static Handle* gpu = [] {
-        std::ifstream file(std::getenv("GPU_PROPERTIES"));
+        const char* path = std::getenv("GPU_PROPERTIES");
+        std::ifstream file(path ? path : "");
         std::string properties(std::istreambuf_iterator<char>(file), {});
         const auto version = std::to_string(THEIRS(cudnnGetVersion)());
-        properties.replace(properties.find("VERSION"), 7, version);
+        if (size_t place = properties.find("VERSION"); place != std::string::npos) {
+            properties.replace(place, 7, version);
+        }
         Handle* made;
         THEIRS(cudnnBackendCreateDescriptor)(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &made);
         THEIRS(cudnnBackendSetAttribute)
@@ -176,9 +179,12 @@ std::vector<char> own_values(const Descriptor& descriptor, Name name) {
 }
 
 // Fills in the descriptors of an attribute that this library sets. Returns their number.
-int64_t own_parts(const Descriptor& descriptor, Name name, Handle** parts) {
+int64_t own_parts(const Descriptor& descriptor, Name name, int64_t room, Handle** parts) {
     switch (name) {
     case CUDNN_ATTR_ENGINEHEUR_RESULTS:
+        if (room < 2) {
+            fault("room for %ld engines", (long)room);
+        }
         for (int64_t index : {SUITABLE_ENGINE, INDETERMINATE_ENGINE}) {
             auto engine = std::make_shared<Descriptor>(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
             engine->values[CUDNN_ATTR_ENGINE_GLOBAL_INDEX].assign((char*)&index, (char*)(&index + 1));
@@ -459,7 +465,7 @@ Status cudnnBackendGetAttribute(Handle* handle, Name name, Type type,
         return THEIRS(cudnnBackendGetAttribute)(descriptor.theirs, name, type, room, count, parts ? theirs.data() : values);
     }
     if (parts) {
-        *count = own_parts(descriptor, name, (Handle**)values);
+        *count = own_parts(descriptor, name, room, (Handle**)values);
         return SUCCESS;
     }
     auto own = own_values(descriptor, name);
@@ -470,6 +476,7 @@ Status cudnnBackendGetAttribute(Handle* handle, Name name, Type type,
 
 Status cudnnBackendExecute(Context* handle, Handle* plan_handle,
                                   Handle* pack_handle) {
+    std::lock_guard guard(device_lock);
     const Descriptor &plan = *of(plan_handle), &pack = *of(pack_handle);
     if (plan.value<Context*>(CUDNN_ATTR_EXECUTION_PLAN_HANDLE) != handle) {
         fault("a plan of another handle");

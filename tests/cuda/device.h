@@ -10,7 +10,8 @@
 #include <functional>
 #include <mutex>
 
-// Held during every call. Recursive, as work calls functions that need it, too.
+// Held by every call that has to do with the device's memory or its streams. Recursive, as work calls functions that need it,
+// too.
 extern std::recursive_mutex device_lock;
 
 using Work = std::function<void()>;
@@ -26,10 +27,12 @@ bool is_capturing(CUstream stream);
 // Device memory is filled with this when it is allocated and freed: as a number in any format it is NaN.
 constexpr int POISON = 0xff;
 
-// It must lie in one block that is allocated.
+// It must lie in one block that is allocated, and not to be freed.
 void expect_memory(const void* start, size_t bytes, const char* use);
 
 CUresult allocate(size_t bytes, CUdeviceptr* block);
+// From here on no call may use the block; work that was enqueued before may, until it is released.
+void retire(CUdeviceptr block);
 void release(CUdeviceptr block);
 size_t allocated_bytes();
 size_t device_bytes();

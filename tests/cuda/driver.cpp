@@ -266,6 +266,7 @@ CALL cuMemAllocAsync(CUdeviceptr* block, size_t bytes, CUstream stream) {
 CALL cuMemFreeAsync(CUdeviceptr block, CUstream stream) {
     Guard guard(device_lock);
     expect_not_captured(stream, __func__);
+    retire(block);
     enqueue(stream, [=] { release(block); });
     OK;
 }
@@ -284,6 +285,10 @@ CALL cuMemFreeHost(void* block) {
     expect_no_capture(__func__);
     if (!pinned.erase((char*)block)) {
         fault("%s of what is not pinned", __func__);
+    }
+    // As the driver does: copies may be under way.
+    for (CUstream stream : streams) {
+        work_off(stream, stream->enqueued);
     }
     std::free(block);
     OK;

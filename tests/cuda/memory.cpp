@@ -18,9 +18,11 @@ constexpr unsigned char GUARD = 0xab;
 // Freed blocks stay poisoned until so many bytes of them have gathered.
 constexpr size_t FREED_BYTES = 64 << 20;
 
+enum class State { USED, RETIRED, FREED };
+
 struct Block {
     size_t bytes;
-    bool freed;
+    State state;
 };
 
 struct Memory {
@@ -30,18 +32,19 @@ struct Memory {
 
     ~Memory() {
         for (auto& [start, block] : blocks) {
-            if (!block.freed) {
-                check_guards(start, block.bytes);
-            }
+            check(start, block);
         }
     }
 
-    static void check_guards(const char* start, size_t bytes) {
-        auto whole = [](const char* guard) {
-            return std::all_of(guard, guard + GUARD_BYTES, [](char byte) { return (unsigned char)byte == GUARD; });
+    static void check(const char* start, const Block& block) {
+        auto filled = [](const char* first, size_t bytes, unsigned char value) {
+            return std::all_of(first, first + bytes, [=](char byte) { return (unsigned char)byte == value; });
         };
-        if (!whole(start - GUARD_BYTES) || !whole(start + bytes)) {
-            fault("written beyond a block of %zu bytes", bytes);
+        if (!filled(start - GUARD_BYTES, GUARD_BYTES, GUARD) || !filled(start + block.bytes, GUARD_BYTES, GUARD)) {
+            fault("written beyond a block of %zu bytes", block.bytes);
+        }
+        if (block.state == State::FREED && !filled(start, block.bytes, POISON)) {
+            fault("written to a block of %zu bytes after it was freed", block.bytes);
         }
     }
 };
@@ -62,22 +65,26 @@ CUresult allocate(size_t bytes, CUdeviceptr* block) {
     std::memset(start - GUARD_BYTES, GUARD, GUARD_BYTES);
     std::memset(start, POISON, bytes);
     std::memset(start + bytes, GUARD, GUARD_BYTES);
-    memory.blocks[start] = {bytes, false};
+    memory.blocks[start] = {bytes, State::USED};
     memory.allocated += bytes;
     *block = (CUdeviceptr)start;
     return CUDA_SUCCESS;
 }
 
-void release(CUdeviceptr address) {
-    char* start = (char*)address;
-    auto found = memory.blocks.find(start);
-    if (found == memory.blocks.end() || found->second.freed) {
+void retire(CUdeviceptr address) {
+    auto found = memory.blocks.find((char*)address);
+    if (found == memory.blocks.end() || found->second.state != State::USED) {
         fault("what is freed is not allocated");
     }
-    Block& block = found->second;
-    Memory::check_guards(start, block.bytes);
+    found->second.state = State::RETIRED;
+}
+
+void release(CUdeviceptr address) {
+    char* start = (char*)address;
+    Block& block = memory.blocks.at(start);
+    Memory::check(start, block);
     std::memset(start, POISON, block.bytes);
-    block.freed = true;
+    block.state = State::FREED;
     memory.allocated -= block.bytes;
     memory.freed.push_back(start);
     memory.freed_bytes += block.bytes;
@@ -85,6 +92,7 @@ void release(CUdeviceptr address) {
         char* oldest = memory.freed.front();
         memory.freed.pop_front();
         memory.freed_bytes -= memory.blocks[oldest].bytes;
+        Memory::check(oldest, memory.blocks[oldest]);
         memory.blocks.erase(oldest);
         std::free(oldest - GUARD_BYTES);
     }
@@ -96,9 +104,10 @@ void expect_memory(const void* start, size_t bytes, const char* use) {
         fault("%s: no device memory", use);
     }
     auto& [first, block] = *--after;
-    if (block.freed || (char*)start + bytes > first + block.bytes) {
+    bool used = block.state == State::USED;
+    if (!used || (char*)start + bytes > first + block.bytes) {
         fault("%s: %zu bytes at %td of a block of %zu%s", use, bytes, (char*)start - first, block.bytes,
-              block.freed ? ", which is freed" : "");
+              used ? "" : ", which is freed");
     }
 }
 

@@ -109,6 +109,7 @@ impl Conv {
         let convolution = CudnnConvolution::new(self.format, size, [self.n_out, self.n_in]);
         let key = self.cache_key("backward", size, [self.n_out, self.n_in], &gpu)?;
         let stream = gpu.lock_stream()?;
+        // cuDNN has engines that take the derivative along, but compiles each at run time.
         if !masked {
             let count = upstream.elem_count();
             let args = [

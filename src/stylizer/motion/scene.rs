@@ -10,8 +10,8 @@ use pan::pan;
 use pulp::Arch;
 
 /// The [`cut_score`] from which a frame is a new scene, halfway between the largest that was measured
-/// without a cut (0.65: a pan that sets in with 100 pixels in one frame) and the smallest at one (0.75:
-/// between two pictures out of focus; in focus 0.83: from a picture to its mirror image).
+/// without a cut (0.62: the first frame of a fade from black in 8 frames) and the smallest at one (0.79:
+/// from a texture to its mirror image).
 pub const DEFAULT_SCENE_CUT: f64 = 0.7;
 
 /// Most pixels of the level at which structure is compared.
@@ -59,8 +59,8 @@ const CLEAR_SCORE: f64 = 0.2;
 const CHANGE_WEIGHT: f64 = 0.01;
 
 /// The changes to a frame without structure that are as much as one half: of the blocks' deviation of
-/// luma, in the mean, and of their colours. The last step of a fade in 8 frames stays below both, and so
-/// does a small thing that leaves; a picture that is cut to black is far above them.
+/// luma, in the mean, and of their colours. The last step of a fade of a photograph in 8 frames stays below
+/// both, and so does a small thing that leaves; a picture that is cut to black is far above them.
 const HALF_LOST_DEVIATION: f64 = 5.0;
 const HALF_COLOR_CHANGE: f64 = 0.18;
 /// The share of the structure's amplitude that is still there at which a change counts half. An encoder
@@ -90,13 +90,13 @@ fn score(now: &Pyramid, before: &Pyramid, flows: [&Field; 2]) -> f64 {
     let count = (rows * columns) as f64;
     let mut blocks = Vec::with_capacity(rows * columns);
     let (mut total, mut explained, mut variance) = (0.0, 0.0, 0.0);
-    let mut loss = Loss::default();
+    let mut lost = Lost::default();
     for index in 0..rows * columns {
         let origin = [index / columns * BLOCK, index % columns * BLOCK];
         let block = Block::new(level, origin);
         let earlier = Block::new(other, origin);
         variance += f64::from(block.variance + earlier.variance);
-        loss.add(&block, &earlier);
+        lost.add(&block, &earlier);
         let trust = 1.0 - OVEREXPOSURE_DISCOUNT * overexposed(other, origin);
         let weight = f64::from(
             trust * soft_step(block.variance / (HALF_WEIGHT_DEVIATION * HALF_WEIGHT_DEVIATION)),
@@ -114,7 +114,7 @@ fn score(now: &Pyramid, before: &Pyramid, flows: [&Field; 2]) -> f64 {
         |explained: f64| structure * (total - explained).max(0.0) / (total + change_weight);
     let color_change = f64::from(now.thumbnail.mean_difference(&before.thumbnail));
     let change =
-        change_weight / (structure * total + change_weight) * loss.score(count, color_change);
+        change_weight / (structure * total + change_weight) * lost.score(count, color_change);
     if unexplained(explained) < CLEAR_SCORE {
         return unexplained(explained) + change;
     }
@@ -144,7 +144,7 @@ fn overexposed(level: &Level, [y, x]: [usize; 2]) -> f32 {
 
 /// What a frame lost of the structure at the same places of the one before.
 #[derive(Default)]
-struct Loss {
+struct Lost {
     /// The sum of the blocks' deviations before.
     before: f64,
     /// The same in the frame.
@@ -153,7 +153,7 @@ struct Loss {
     left: f64,
 }
 
-impl Loss {
+impl Lost {
     #[inline(always)]
     fn add(&mut self, now: &Block, before: &Block) {
         let covariance = sum(|i, j| now.luma[i][j] * before.luma[i][j]) / AREA;

@@ -29,7 +29,13 @@ static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     let compiler = std::env::var("CXX").unwrap_or("c++".into());
     let compiled = Command::new(&compiler)
         .args("-std=c++20 -O2 -U_FORTIFY_SOURCE -shared -fPIC -x c++ -include host.h".split(' '))
-        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
+        .args([
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-Wno-clobbered",
+        ])
         .args(["kernels.cu", "-o"])
         .arg(&library)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda/kernels"))
