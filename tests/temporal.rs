@@ -263,6 +263,24 @@ fn another_colour_wakes_a_still_picture() {
     }
 }
 
+/// What L-BFGS has learnt of it is kept.
+#[test]
+fn a_still_picture_is_painted_over_two_frames_as_over_one() {
+    let files = Files::new();
+    let loss = |frames: &[u32]| {
+        let element = element(&files);
+        element.set_property("initial-iterations", frames[0]);
+        element.set_property("iterations", frames[frames.len() - 1]);
+        let mut painter = painter(&element);
+        let reports = frames.iter().map(|_| report(&mut painter, &picture(0, 0)));
+        reports.last().unwrap().get::<f64>("total-loss").unwrap()
+    };
+    // The second frame begins with an evaluation of what the first one ended with.
+    let (one, two) = (loss(&[40]), loss(&[20, 21]));
+    println!("one {one}, two {two}");
+    assert!((two / one - 1.0).abs() < 0.01, "one {one}, two {two}");
+}
+
 #[test]
 fn a_still_picture_is_painted_as_the_settings_say_now() {
     let files = Files::new();
@@ -340,7 +358,7 @@ fn strokes_go_with_what_moves() {
     assert!(held < 0.9 * flow, "{held} {flow}");
 }
 
-/// A few iterations would not suffice to learn the temporal term's curvature.
+/// Though they must learn the temporal term's curvature.
 #[test]
 fn few_iterations_are_held_to_the_last_painting() {
     let files = Files::new();
@@ -353,6 +371,42 @@ fn few_iterations_are_held_to_the_last_painting() {
     let (free, held) = (with(0.0), with(1000.0));
     println!("free {free:.1}, held {held:.1}");
     assert!(held < free, "{held} {free}");
+}
+
+/// The one step of such a frame must not be too long, nor stay too long once it was.
+#[test]
+fn two_iterations_improve_a_frame_that_moved() {
+    let files = Files::new();
+    for temporal_weight in [0.0, 1000.0] {
+        let element = element(&files);
+        element.set_property("iterations", 2u32);
+        element.set_property("initial-iterations", 60u32);
+        element.set_property("temporal-weight", temporal_weight);
+        element.set_property("scene-cut", 1.0);
+        let mut painter = painter(&element);
+        let mut improves = |picture: &Pixels| {
+            let report = report(&mut painter, picture);
+            let [total, initial] =
+                ["total-loss", "initial-loss"].map(|loss| report.get::<f64>(loss));
+            total.unwrap() < initial.unwrap()
+        };
+        let mut improved = Vec::new();
+        for number in 0..12 {
+            // A flash in between.
+            let white = vec![[255; 3]; WIDTH * HEIGHT];
+            let picture = if number == 5 {
+                white
+            } else {
+                picture(0, 2 * number)
+            };
+            improved.push(improves(&picture));
+        }
+        println!("{improved:?}");
+        assert!(
+            improved[8..].iter().all(|&improved| improved),
+            "{improved:?}"
+        );
+    }
 }
 
 /// A frame that becomes darker is painted darker, though its shapes stay.

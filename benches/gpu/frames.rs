@@ -90,6 +90,7 @@ fn iteration(problem: &Problem, rounds: usize) -> Outcome<f64> {
     };
     let mut once = || {
         copy(&image, &problem.image)?;
+        optimizer.next_objective()?;
         let (time, outcome) = timed(|| {
             optimizer.minimize(&image, budget, &mut |image, gradient| {
                 Ok(problem.evaluate_at(image, gradient))

@@ -24,8 +24,7 @@ enum Painter {
     Stylizer,
     /// A stylizer that is reset before each frame.
     Resetting,
-    /// A bare optimiser that continues from the last result, unmoved, with its state: what the
-    /// stylizer does while nothing moves.
+    /// A bare optimiser that continues from the last result, unmoved.
     Optimizer,
 }
 
@@ -266,6 +265,7 @@ impl Variant {
             };
             let (time, outcome) = timed(|| {
                 objective.set_content(frame, &|| false)?;
+                optimizer.next_objective()?;
                 optimizer.minimize(&image, budget, &mut |image, gradient| {
                     objective.evaluate(image, loss_weights, gradient, &|| false)
                 })

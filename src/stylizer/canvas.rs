@@ -92,6 +92,9 @@ pub struct Canvas {
     /// made with other colour settings.
     pub may_be_still: bool,
     pub still_convergence: StillConvergence,
+    /// Whether a still frame would have the objective of the frame painted last. Not if that one had a
+    /// temporal term, nor after a change of the settings or the style image.
+    pub keeps_objective: bool,
 }
 
 impl Canvas {
@@ -114,6 +117,7 @@ impl Canvas {
             history: FrameHistory::default(),
             may_be_still: false,
             still_convergence: StillConvergence::default(),
+            keeps_objective: false,
         })
     }
 

@@ -181,6 +181,7 @@ impl Stylizer {
                 canvas.reset_optimizer(&config)?;
             }
             canvas.still_convergence = StillConvergence::default();
+            canvas.keeps_objective = false;
             canvas.may_be_still &= before.color == config.color;
             if forgets_style {
                 canvas.forget_style();
@@ -198,6 +199,7 @@ impl Stylizer {
         if let Some(canvas) = &mut self.canvas {
             canvas.forget_style();
             canvas.still_convergence = StillConvergence::default();
+            canvas.keeps_objective = false;
         }
         Ok(())
     }
@@ -312,6 +314,8 @@ impl Stylizer {
         if first || !previous {
             // The curvature and moments seen so far are those of another image.
             canvas.reset_optimizer(&self.config)?;
+        } else if !(still && canvas.keeps_objective) {
+            canvas.optimizer.next_objective()?;
         }
         let mut motion_time = stopwatch.lap();
         if first && previous && canvas.style_colors.is_none() {
@@ -321,6 +325,7 @@ impl Stylizer {
         }
         let start = canvas.starting_point(&frame, &scene, &self.config)?;
         let temporal_target = canvas.load(start, &mut self.transfer)?;
+        canvas.keeps_objective = temporal_target.is_none();
         motion_time += stopwatch.lap();
         if still {
             // The painting goes on towards the content that it was begun with, without new noise.
@@ -381,7 +386,6 @@ impl Stylizer {
         objective.set_temporal(temporal_target)?;
         let weights = LossWeights::from(&self.config);
         let optimizer = &mut canvas.optimizer;
-        optimizer.set_known_curvature(objective.temporal_curvature(weights))?;
         Ok(
             optimizer.minimize(&canvas.image, budget, &mut |image, gradient| {
                 objective.evaluate(image, weights, gradient, cancel)

@@ -149,11 +149,6 @@ impl Objective {
         Ok(self.terms.temporal.set_target(target)?)
     }
 
-    /// The curvature of the temporal term with the current target, in the total.
-    pub fn temporal_curvature(&self, weights: LossWeights) -> f64 {
-        self.terms.temporal_curvature(weights)
-    }
-
     /// The losses of `image` `[h, w, 3]`; the gradient of the total is written to `gradient`, of
     /// the same shape.
     pub fn evaluate(

@@ -17,8 +17,9 @@ pub struct DevicePairs {
     values: usize,
     /// `[2 history + 2, values]`: s of each slot, y of each slot, and s and y of the candidate.
     vectors: Tensor,
-    /// `f64` `[4]`: the number of pairs, the slot of the next, whether the candidate was accepted, and
-    /// the curvature scale sᵀy / yᵀy, 0 if unknown.
+    /// `f64` `[5]`: the number of pairs, the slot of the next, whether the candidate was accepted, the
+    /// curvature scale sᵀy / yᵀy, which is the latest pair's, and that of the objective's first pair; both
+    /// 0 if unknown.
     state: Tensor,
     /// The inner products of the slots' rows, `f64` `[2 history, 2 history]`.
     products: Tensor,
@@ -41,7 +42,7 @@ impl DevicePairs {
             history,
             values,
             vectors: Tensor::zeros((rows + 2, values), DType::F32, device)?,
-            state: Tensor::zeros(4, doubles, device)?,
+            state: Tensor::zeros(5, doubles, device)?,
             products: Tensor::zeros((rows, rows), doubles, device)?,
             row_products: Tensor::zeros((2, rows + 2), doubles, device)?,
             coefficients: Tensor::zeros(rows + 1, doubles, device)?,
@@ -97,23 +98,12 @@ impl DevicePairs {
             .map(drop)
     }
 
-    /// Adds `shift` s to the y of each pair. One whose cosine is not above `min_cosine` then is dropped,
-    /// with the older ones.
-    pub fn shift(&self, shift: f64, min_cosine: f64) -> Result<()> {
-        let gpu = Gpu::of(self.vectors.device())?;
+    /// Prepares for another objective: drops the pairs, and returns to the curvature scale of the first
+    /// pair of the objective so far.
+    pub fn next_objective(&self) -> Result<()> {
+        let gpu = Gpu::of(self.state.device())?;
         let stream = gpu.lock_stream()?;
-        let (history, shift) = (Arg::Int(self.history as i32), Arg::Double(shift));
-        let values = Arg::Long(self.values as i64);
-        let args = [arg(&self.vectors)?, shift, history, values];
-        stream.launch_1d("lbfgs_shift", self.history * self.values, &args)?;
-        let args = [
-            arg(&self.state)?,
-            arg(&self.products)?,
-            shift,
-            history,
-            Arg::Double(min_cosine),
-        ];
-        stream.launch("lbfgs_shift_products", (1, 1), &args)
+        stream.launch("lbfgs_next_objective", (1, 1), &[arg(&self.state)?])
     }
 
     /// −H `gradient` into `direction`, without the components that point out of 0..1 where `image` is at
@@ -175,9 +165,9 @@ impl DevicePairs {
         self.state.narrow(0, 0, 1)?.zero_set()
     }
 
-    /// Drops the curvature scale.
+    /// Drops both curvature scales.
     pub fn reset_curvature(&self) -> Result<()> {
-        self.state.narrow(0, 3, 1)?.zero_set()
+        self.state.narrow(0, 3, 2)?.zero_set()
     }
 
     /// The address of the inner products with the first or the second vector. `direction` uses the first

@@ -272,15 +272,6 @@ impl Terms {
         losses
     }
 
-    /// The second derivative of the total's temporal part by any value of a pixel with c = 1, as most
-    /// have.
-    pub fn temporal_curvature(&self, weights: LossWeights) -> f64 {
-        match self.temporal.is_active(weights) {
-            true => 2.0 * weights.temporal_weight / self.values,
-            false => 0.0,
-        }
-    }
-
     /// Sets each term's gradient factor. Those of the layers are multiplied by `scale`, a power of
     /// two.
     pub fn set_gradient_factors(&self, factors: &mut [f32], weights: LossWeights, scale: f64) {

@@ -37,8 +37,9 @@ impl InverseHessian {
             _ => Ok(Self::Host(HostInverseHessian {
                 history,
                 pairs: VecDeque::new(),
-                spare: None,
+                spares: Vec::new(),
                 gamma: None,
+                opening_gamma: None,
             })),
         }
     }
@@ -52,7 +53,8 @@ impl InverseHessian {
         }
     }
 
-    /// Changes the largest number of pairs. The latest ones are kept, on a GPU none.
+    /// Changes the largest number of pairs. The latest ones are kept; on a GPU all that was learnt is
+    /// dropped.
     #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
     pub fn set_history(&mut self, history: usize, image: &Tensor) -> Result<()> {
         match self {
@@ -60,6 +62,7 @@ impl InverseHessian {
                 host.history = history;
                 let excess = host.pairs.len().saturating_sub(history);
                 host.pairs.drain(..excess);
+                host.spares.clear();
             }
             #[cfg(feature = "cudnn")]
             Self::Gpu(_) => *self = Self::new(history, image)?,
@@ -86,16 +89,6 @@ impl InverseHessian {
         }
     }
 
-    /// Makes the pairs those of an objective whose Hessian is larger by `shift` I: each y becomes
-    /// y + `shift` s. A pair that fails the curvature condition then is dropped, with the older ones.
-    pub fn shift(&mut self, shift: f64) -> Result<()> {
-        match self {
-            Self::Host(host) => host.shift(shift),
-            #[cfg(feature = "cudnn")]
-            Self::Gpu(pairs) => pairs.shift(shift, MIN_COSINE),
-        }
-    }
-
     /// What has been learnt about the curvature so far. Waits for a GPU.
     pub fn contents(&self) -> Result<Contents> {
         match self {
@@ -114,11 +107,25 @@ impl InverseHessian {
         }
     }
 
+    /// Prepares for another objective: drops the pairs, and returns to the γ of the first pair of the
+    /// objective so far.
+    pub fn next_objective(&mut self) -> Result<()> {
+        match self {
+            Self::Host(host) => {
+                host.drop_pairs();
+                host.gamma = host.opening_gamma.take().or(host.gamma);
+                Ok(())
+            }
+            #[cfg(feature = "cudnn")]
+            Self::Gpu(pairs) => pairs.next_objective(),
+        }
+    }
+
     /// Drops the pairs, but not γ.
     pub fn drop_pairs(&mut self) -> Result<()> {
         match self {
             Self::Host(host) => {
-                host.pairs.clear();
+                host.drop_pairs();
                 Ok(())
             }
             #[cfg(feature = "cudnn")]
@@ -126,22 +133,16 @@ impl InverseHessian {
         }
     }
 
-    /// Drops γ.
+    /// Drops γ, and that of the first pair.
     pub fn drop_gamma(&mut self) -> Result<()> {
         match self {
             Self::Host(host) => {
-                host.gamma = None;
+                (host.gamma, host.opening_gamma) = (None, None);
                 Ok(())
             }
             #[cfg(feature = "cudnn")]
             Self::Gpu(pairs) => pairs.reset_curvature(),
         }
-    }
-
-    /// Drops the pairs and γ.
-    pub fn reset(&mut self) -> Result<()> {
-        self.drop_pairs()?;
-        self.drop_gamma()
     }
 }
 
@@ -152,24 +153,11 @@ pub struct Contents {
     pub gamma: bool,
 }
 
-/// A displacement s and the change y of the gradient over it.
+/// A displacement s, the change y of the gradient over it, and sᵀy > 0.
 struct CurvaturePair {
     s: Tensor,
     y: Tensor,
-    /// sᵀy
     sy: f64,
-    /// sᵀy / yᵀy
-    gamma: f64,
-}
-
-impl CurvaturePair {
-    /// Computes the scalars. Returns whether the pair meets the curvature condition.
-    fn measure(&mut self) -> Result<bool> {
-        let Self { s, y, .. } = self;
-        let (sy, ss, yy) = (dot(s, y)?, dot(s, s)?, dot(y, y)?);
-        (self.sy, self.gamma) = (sy, sy / yy);
-        Ok(sy > MIN_COSINE * (ss * yy).sqrt())
-    }
 }
 
 /// The inverse Hessian with its scalars on the host.
@@ -177,13 +165,20 @@ pub struct HostInverseHessian {
     history: usize,
     /// The oldest first.
     pairs: VecDeque<CurvaturePair>,
-    /// A dropped pair, whose tensors the next one reuses.
-    spare: Option<CurvaturePair>,
-    /// γ = sᵀy / yᵀy of the last pair (Nocedal and Wright, eq. 7.20); outlives the pairs.
+    /// Dropped pairs, whose tensors the next ones reuse.
+    spares: Vec<CurvaturePair>,
+    /// γ = sᵀy / yᵀy of the last pair (Nocedal and Wright, eq. 7.20) or, at the start of an objective, of
+    /// the first pair of the one before; outlives the pairs.
     gamma: Option<f64>,
+    /// γ of the objective's first pair.
+    opening_gamma: Option<f64>,
 }
 
 impl HostInverseHessian {
+    fn drop_pairs(&mut self) {
+        self.spares.extend(self.pairs.drain(..));
+    }
+
     /// The two-loop recursion (Nocedal and Wright, algorithm 7.4).
     fn direction(&self, (image, gradient): Point, d: &Tensor) -> Result<()> {
         copy(d, gradient)?;
@@ -219,39 +214,23 @@ impl HostInverseHessian {
     }
 
     fn update(&mut self, (image, gradient): Point, (trial, trial_gradient): Point) -> Result<()> {
-        let (s, y) = match self.spare.take() {
+        let (s, y) = match self.spares.pop() {
             Some(CurvaturePair { s, y, .. }) => (s, y),
             None => (image.zeros_like()?, image.zeros_like()?),
         };
         difference(&s, trial, image)?;
         difference(&y, trial_gradient, gradient)?;
-        let mut pair = CurvaturePair {
-            s,
-            y,
-            sy: 0.0,
-            gamma: 0.0,
-        };
-        if pair.measure()? {
-            self.gamma = Some(pair.gamma);
+        let (sy, ss, yy) = (dot(&s, &y)?, dot(&s, &s)?, dot(&y, &y)?);
+        let pair = CurvaturePair { s, y, sy };
+        if sy > MIN_COSINE * (ss * yy).sqrt() {
+            self.gamma = Some(sy / yy);
+            self.opening_gamma = self.opening_gamma.or(self.gamma);
             self.pairs.push_back(pair);
-            while self.pairs.len() > self.history {
-                self.spare = self.pairs.pop_front();
+            if self.pairs.len() > self.history {
+                self.spares.extend(self.pairs.pop_front());
             }
         } else {
-            self.spare = Some(pair);
-        }
-        Ok(())
-    }
-
-    fn shift(&mut self, shift: f64) -> Result<()> {
-        let mut usable = 0;
-        for pair in &mut self.pairs {
-            axpy(shift, &pair.s, &pair.y)?;
-            usable = if pair.measure()? { usable + 1 } else { 0 };
-        }
-        self.pairs.drain(..self.pairs.len() - usable);
-        if let Some(latest) = self.pairs.back() {
-            self.gamma = Some(latest.gamma);
+            self.spares.push(pair);
         }
         Ok(())
     }
@@ -285,39 +264,30 @@ mod tests {
         assert_ne!(update([2.0, 0.5, 0.0]), curved);
     }
 
-    /// As if the gradients had been those of the other objective from the start.
+    /// Though the history has forgotten that pair.
     #[test]
-    fn a_shift_is_that_of_the_hessian() {
+    fn another_objective_begins_with_the_scale_of_the_first_pair() {
         let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
-        let steps = [[0.1, 0.0, -0.1], [0.0, 0.1, 0.2f32]];
-        let with = |hessian: [f32; 3]| {
-            let mut inverse = InverseHessian::new(2, &from).unwrap();
-            for step in steps {
-                let to = image(step.map(|s| 0.5 + s));
-                let change = image([0, 1, 2].map(|i| hessian[i] * step[i]));
-                let from = (&from, &image([0.0; 3]));
-                inverse.update(from, (&to, &change)).unwrap();
-            }
-            inverse
-        };
-        let direction = |inverse: &InverseHessian| {
-            let direction = from.zeros_like().unwrap();
-            inverse.direction((&from, &gradient), &direction).unwrap();
-            direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        };
-        let mut inverse = with([1.0, 2.0, 5.0]);
-        // The second shift leaves the older pair no curvature.
-        for (shift, hessian) in [(3.0, [4.0, 5.0, 8.0]), (-7.0, [-3.0, -2.0, 1.0])] {
-            inverse.shift(shift).unwrap();
-            let expected = direction(&with(hessian));
-            for (shifted, expected) in direction(&inverse).iter().zip(&expected) {
-                let error = (shifted - expected).abs();
-                assert!(error < 1e-3, "{shift}: {shifted}, not {expected}");
-            }
+        let mut hessian = InverseHessian::new(2, &from).unwrap();
+        let to = image([0.5, 0.5, 0.6]);
+        for curvature in [5.0, 2.0, 1.0f32] {
+            let change = image([0.0, 0.0, 0.1 * curvature]);
+            let from = (&from, &image([0.0; 3]));
+            hessian.update(from, (&to, &change)).unwrap();
         }
-        inverse.shift(-9.0).unwrap();
-        let left = inverse.contents().unwrap();
-        assert!(!left.pairs && left.gamma);
+        // Dropping the pairs does not make the next one the first.
+        hessian.drop_pairs().unwrap();
+        let to_fourth = (&to, &image([0.0, 0.0, 0.4]));
+        hessian
+            .update((&from, &image([0.0; 3])), to_fourth)
+            .unwrap();
+        hessian.next_objective().unwrap();
+        let direction = from.zeros_like().unwrap();
+        hessian.direction((&from, &gradient), &direction).unwrap();
+        let direction = direction.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (direction, gradient) in direction.iter().zip([0.1, -0.2, 0.3]) {
+            assert!((direction + gradient / 5.0).abs() < 1e-6, "{direction}");
+        }
     }
 
     #[test]

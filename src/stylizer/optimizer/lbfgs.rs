@@ -23,19 +23,18 @@ const MAX_BACKTRACKS: u32 = 6;
 /// L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5) with a backtracking line search. Each step
 /// is projected onto 0..1, and the pairs are made of the projected displacement.
 ///
-/// The pairs are carried over from frame to frame: the curvature of the next frame's objective is
-/// similar. They are not moved along with the picture: moving them made the losses of a panning and
-/// a turning clip 0.4 and 1.6 % lower, and their warping errors 7 % lower and 2 % higher.
+/// Once the objective is another, that of the next frame, only the γ of the first pair is kept: a frame
+/// starts with errors that are new to it, in directions of high curvature, where the last steps of the
+/// frame before would be too long. Its pairs would be those of a picture that has moved since: they make
+/// paintings flicker.
 ///
-/// The known curvature of a term that comes and goes does not have to be learnt: the pairs are
-/// [shifted](InverseHessian::shift) by what it changes.
-///
-/// Where backtracking finds no lower loss, first the pairs are dropped, then γ.
+/// Where backtracking finds no lower loss, first the pairs are dropped, then γ. Where a frame's iterations
+/// end before any step was found, backtracking goes on in the next frame.
 pub struct Lbfgs {
     history: usize,
     inverse_hessian: InverseHessian,
-    /// The part of the Hessian that was told.
-    known_curvature: f64,
+    /// The step length that the next frame tries first; 1 unless all steps of this one were too long.
+    opening_length: f64,
     direction: Tensor,
     gradient: Tensor,
     /// The image after a step, and its gradient.
@@ -54,7 +53,7 @@ impl Lbfgs {
         Ok(Self {
             history,
             inverse_hessian: InverseHessian::new(history, image)?,
-            known_curvature: 0.0,
+            opening_length: 1.0,
             direction: image.zeros_like()?,
             gradient: image.zeros_like()?,
             trial: image.zeros_like()?,
@@ -139,13 +138,8 @@ impl Optimizer for Lbfgs {
         self.history = config.lbfgs_history as usize;
     }
 
-    fn set_known_curvature(&mut self, curvature: f64) -> candle_core::Result<()> {
-        if curvature != self.known_curvature {
-            self.inverse_hessian
-                .shift(curvature - self.known_curvature)?;
-            self.known_curvature = curvature;
-        }
-        Ok(())
+    fn next_objective(&mut self) -> candle_core::Result<()> {
+        self.inverse_hessian.next_objective()
     }
 
     fn minimize(
@@ -159,13 +153,13 @@ impl Optimizer for Lbfgs {
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;
         self.set_direction(image)?;
-        let mut search = LineSearch::default();
+        let mut search = LineSearch::from(std::mem::replace(&mut self.opening_length, 1.0));
         let reason = loop {
             let progressed = best.total < initial.total;
             if let Some(reason) = run.stop_reason() {
-                // A direction that failed throughout this frame would fail in the next one, too.
-                if search.backtracks > 0 && best.total == initial.total {
-                    self.inverse_hessian.reset()?;
+                // A step that was too long throughout this frame would be in the next one, too.
+                if search.backtracks > 0 && !progressed {
+                    self.opening_length = search.step_length;
                 }
                 break reason;
             }
@@ -177,6 +171,8 @@ impl Optimizer for Lbfgs {
                     true
                 }
                 Verdict::Backtrack => continue,
+                // An earlier frame has shortened it.
+                Verdict::Negligible if search.is_shortened() => true,
                 // Either this is the minimum, or the curvature is that of another objective.
                 Verdict::Negligible => !progressed && self.restart(image, progressed)?,
                 Verdict::Failed => self.restart(image, progressed)?,
@@ -184,7 +180,7 @@ impl Optimizer for Lbfgs {
             if !restarted {
                 break Reason::Converged;
             }
-            search = LineSearch::default();
+            search = LineSearch::from(1.0);
         };
         Ok(run.outcome(reason, initial, best))
     }
@@ -216,16 +212,22 @@ struct LineSearch {
     backtracks: u32,
 }
 
-impl Default for LineSearch {
-    fn default() -> Self {
+impl From<f64> for LineSearch {
+    /// A search that tries this step length first.
+    fn from(step_length: f64) -> Self {
         Self {
-            step_length: 1.0,
+            step_length,
             backtracks: 0,
         }
     }
 }
 
 impl LineSearch {
+    /// Whether the next trial is the first, of a step that is not the full one.
+    fn is_shortened(&self) -> bool {
+        self.backtracks == 0 && self.step_length < 1.0
+    }
+
     /// Compares a trial with the loss that it is to lower, and shortens the next step if it did not.
     fn assess(&mut self, trial: &Trial, loss: f64) -> Verdict {
         let (total, derivative) = (trial.losses.total, trial.derivative);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The optimisers. Both carry their state over from one frame to the next.
+//! The optimisers. Both carry over to the next frame what they have learnt: Adam all of it, L-BFGS the
+//! length of a first step and, while the objective stays the same, all of it.
 
 mod adam;
 mod inverse_hessian;
@@ -65,9 +66,8 @@ pub trait Optimizer: Send {
     /// Applies the settings that concern the optimiser; its state is kept.
     fn configure(&mut self, config: &Config);
 
-    /// Tells the curvature of a term that comes and goes: the objective's Hessian has `curvature` I as
-    /// a part from now on, none at first. Only L-BFGS remembers curvature.
-    fn set_known_curvature(&mut self, _curvature: f64) -> candle_core::Result<()> {
+    /// Announces that the next [`minimize`](Self::minimize) is of another objective, that of another frame.
+    fn next_objective(&mut self) -> candle_core::Result<()> {
         Ok(())
     }
 

@@ -9,7 +9,7 @@
 // 0..history and the changes y of the gradient in rows history..2 * history; then the s and the y of
 // the candidate, the latest step. Slots without a pair may hold anything.
 // products, double [2 * history, 2 * history]: the inner products of the rows of the ring buffer.
-// state, double [4]: see State.
+// state, double [5]: see State.
 
 #pragma once
 
@@ -23,8 +23,11 @@ enum State {
     NEXT,
     // Whether the latest candidate was accepted as a pair, 0 or 1.
     ACCEPTED,
-    // s.y / y.y of the latest pair: the scale of the initial inverse Hessian; 0 if unknown.
+    // The scale of the initial inverse Hessian: s.y / y.y of the latest pair or, at the start of an
+    // objective, of the first pair of the one before; 0 if unknown.
     CURVATURE,
+    // The CURVATURE of the objective's first pair; 0 if unknown.
+    OPENING_CURVATURE,
 };
 
 // The slot of the pair that is `age` pairs older than the latest.
@@ -88,6 +91,21 @@ KERNEL lbfgs_update(double* state, const double* s_products, const double* y_pro
             state[PAIRS] = min(pairs + 1, history);
             state[NEXT] = (s + 1) % history;
             state[CURVATURE] = sy / yy;
+            if (state[OPENING_CURVATURE] == 0) {
+                state[OPENING_CURVATURE] = state[CURVATURE];
+            }
+        }
+    }
+}
+
+// Prepares for another objective: drops the pairs, and returns to the curvature scale of the first pair
+// of the objective so far. A single thread does the work.
+KERNEL lbfgs_next_objective(double* state) {
+    if (threadIdx.x == 0) {
+        state[PAIRS] = 0;
+        if (state[OPENING_CURVATURE] != 0) {
+            state[CURVATURE] = state[OPENING_CURVATURE];
+            state[OPENING_CURVATURE] = 0;
         }
     }
 }
@@ -104,41 +122,6 @@ KERNEL lbfgs_store(const double* state, float* vectors, int history, long long n
         s[i] = candidate[i];
         y[i] = candidate[n + i];
     });
-}
-
-// Makes the pairs those of an objective whose Hessian is larger by shift * I: y += shift * s.
-KERNEL lbfgs_shift(float* vectors, double shift, int history, long long n) {
-    float* y = vectors + history * n;
-    grid_stride(history * n, [=](long long i) { y[i] = (float)(y[i] + shift * vectors[i]); });
-}
-
-// The same for the inner products. A pair whose cosine is not above min_cosine then is dropped, with
-// the older ones. A single block does the work.
-KERNEL lbfgs_shift_products(double* state, double* products, double shift, int history, double min_cosine) {
-    int rows = 2 * history;
-    for (int i = threadIdx.x; i < history * history; i += THREADS) {
-        int a = i / history, b = i % history;
-        double* s = products + a * rows + b;
-        double* y = s + history * rows;
-        y[history] += shift * (s[history] + y[0] + shift * s[0]);
-        s[history] += shift * s[0];
-        y[0] += shift * s[0];
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        int kept = 0;
-        for (; kept < (int)state[PAIRS]; kept++) {
-            int s = slot_of(state, history, kept), y = history + s;
-            double ss = products[s * rows + s], sy = products[s * rows + y], yy = products[y * rows + y];
-            if (!(sy > min_cosine * sqrt(ss * yy))) {
-                break;
-            }
-            if (kept == 0) {
-                state[CURVATURE] = sy / yy;
-            }
-        }
-        state[PAIRS] = kept;
-    }
 }
 
 // direction = -gradient, without the components that point out of 0..1 at the bounds.

@@ -73,6 +73,7 @@ macro_rules! arguments {
     };
 }
 
+arguments!(A);
 arguments!(A B C);
 arguments!(A B C D);
 arguments!(A B C D E);

@@ -21,7 +21,7 @@ impl KernelPairs {
     fn new() -> Self {
         Self {
             vectors: Buffer::unset((ROWS + 2) * N),
-            state: Buffer::of(&[0.0; 4]),
+            state: Buffer::of(&[0.0; 5]),
             products: Buffer::unset(ROWS * ROWS),
         }
     }
@@ -84,13 +84,8 @@ impl KernelPairs {
         );
     }
 
-    fn shift(&mut self, shift: f64) {
-        let history = HISTORY as i32;
-        let arguments = (self.vectors.write(), shift, history, N as i64);
-        launch("lbfgs_shift", BLOCKS, arguments);
-        let (state, products) = (self.state.write(), self.products.write());
-        let arguments = (state, products, shift, history, MIN_COSINE);
-        launch("lbfgs_shift_products", 1, arguments);
+    fn next_objective(&mut self) {
+        launch("lbfgs_next_objective", 1, (self.state.write(),));
     }
 
     /// Checks that the kept inner products are those of the pairs.
@@ -150,6 +145,7 @@ impl KernelPairs {
 struct TwoLoop {
     pairs: VecDeque<[Vec<f64>; 2]>,
     curvature: Option<f64>,
+    opening_curvature: Option<f64>,
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -168,23 +164,16 @@ impl TwoLoop {
         let accepted = sy > MIN_COSINE * (dot(&s, &s) * dot(&y, &y)).sqrt();
         if accepted {
             self.curvature = Some(sy / dot(&y, &y));
+            self.opening_curvature = self.opening_curvature.or(self.curvature);
             self.pairs.truncate(HISTORY - 1);
             self.pairs.push_front([s, y]);
         }
         accepted
     }
 
-    fn shift(&mut self, shift: f64) {
-        for [s, y] in &mut self.pairs {
-            axpy(shift, s, y);
-        }
-        let usable =
-            |[s, y]: &[Vec<f64>; 2]| dot(s, y) > MIN_COSINE * (dot(s, s) * dot(y, y)).sqrt();
-        let kept = self.pairs.iter().take_while(|pair| usable(pair)).count();
-        self.pairs.truncate(kept);
-        if let Some([s, y]) = self.pairs.front() {
-            self.curvature = Some(dot(s, y) / dot(y, y));
-        }
+    fn next_objective(&mut self) {
+        self.pairs.clear();
+        self.curvature = self.opening_curvature.take().or(self.curvature);
     }
 
     fn direction(&self, gradient: &[f64], image: &[f64]) -> Vec<f64> {
@@ -305,7 +294,7 @@ fn directions_are_those_of_the_two_loop_recursion() {
     // Dropping the pairs keeps the curvature scale, wherever the ring buffer's next slot is.
     let state = kernels.state.values();
     assert_ne!(state[1], 0.0);
-    kernels.state = Buffer::of(&[0.0, state[1], 0.0, state[3]]);
+    kernels.state = Buffer::of(&[0.0, state[1], 0.0, state[3], state[4]]);
     plain.pairs.clear();
     let step = Step::new(7, 1.0);
     check_direction("without pairs", &kernels, &plain, &step);
@@ -314,29 +303,25 @@ fn directions_are_those_of_the_two_loop_recursion() {
     check_direction("with a new pair", &kernels, &plain, &step);
 }
 
-/// The mean curvature of a pair is about 1.7 times that of its step.
 #[test]
-fn shifted_pairs_are_those_of_the_shifted_hessian() {
+fn another_objective_begins_with_the_scale_of_the_first_pair() {
     let (mut kernels, mut plain) = (KernelPairs::new(), TwoLoop::default());
-    let last = Step::new(5, 3.0);
-    kernels.shift(1.0);
-    check_direction("without pairs", &kernels, &plain, &last);
-    for (seed, curvature) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 3.0)] {
-        let step = Step::new(seed, curvature);
-        plain.update(&step);
-        kernels.update(&step);
+    let step = Step::new(99, 1.0);
+    kernels.next_objective();
+    check_direction("without pairs", &kernels, &plain, &step);
+    // More steps than the history has room for, then fewer, with the first one rejected, then none accepted.
+    for steps in [&[0.5, 1.0, 2.0, 3.0][..], &[-1.0, 4.0, 2.0], &[-1.0]] {
+        for (seed, &curvature) in (1..).zip(steps) {
+            let step = Step::new(seed, curvature);
+            plain.update(&step);
+            kernels.update(&step);
+        }
+        check_direction("before", &kernels, &plain, &step);
+        plain.next_objective();
+        kernels.next_objective();
+        assert_ne!(plain.curvature, None);
+        check_direction("after", &kernels, &plain, &step);
     }
-    for (shift, left) in [(0.7, 3), (-3.0, 2), (-3.0, 0)] {
-        kernels.shift(shift);
-        plain.shift(shift);
-        assert_eq!(plain.pairs.len(), left);
-        assert_eq!(kernels.state.values()[0], left as f64);
-        kernels.check_products();
-        check_direction(&format!("shifted by {shift}"), &kernels, &plain, &last);
-    }
-    plain.update(&last);
-    kernels.update(&last);
-    check_direction("with a new pair", &kernels, &plain, &last);
 }
 
 /// With more rows than a block has threads.
@@ -362,7 +347,13 @@ fn coefficients_are_those_of_the_two_loop_recursion_for_a_long_history() {
     let products = Buffer::<f64>::of(&products.collect::<Vec<f64>>());
     let dots: Vec<f64> = vectors.iter().map(|row| dot(row, &q)).collect();
     let mut dots = Buffer::<f64>::of(&dots);
-    let state = [PAIRS as f64, NEXT as f64, 1.0, plain.curvature.unwrap()];
+    let state = [
+        PAIRS as f64,
+        NEXT as f64,
+        1.0,
+        plain.curvature.unwrap(),
+        0.0,
+    ];
     let (state, squares) = (Buffer::<f64>::of(&state), Buffer::<f64>::of(&[1.0]));
     let mut coefficients = Buffer::<f64>::unset(2 * PAIRS + 1);
     launch(
@@ -396,7 +387,7 @@ fn coefficients_are_those_of_the_two_loop_recursion_for_a_long_history() {
 fn steps_are_accepted_above_the_least_cosine() {
     let (ss, yy, min_cosine) = (4.0, 9.0, 0.5);
     for (sy, accepted) in [(3.0, 0.0), (3.01, 1.0), (f64::NAN, 0.0)] {
-        let mut state = Buffer::<f64>::of(&[0.0, 0.0, 0.5, 0.0]);
+        let mut state = Buffer::<f64>::of(&[0.0, 0.0, 0.5, 0.0, 0.0]);
         let mut products = Buffer::<f64>::unset(4);
         let s = Buffer::<f64>::of(&[f64::NAN, f64::NAN, ss, sy]);
         let y = Buffer::<f64>::of(&[f64::NAN, f64::NAN, sy, yy]);
@@ -410,7 +401,8 @@ fn steps_are_accepted_above_the_least_cosine() {
         );
         launch("lbfgs_update", 1, arguments);
         let curvature = if accepted > 0.0 { sy / yy } else { 0.0 };
-        assert_eq!(state.values(), [accepted, 0.0, accepted, curvature]);
+        let expected = [accepted, 0.0, accepted, curvature, curvature];
+        assert_eq!(state.values(), expected);
     }
 }
 
