@@ -18,7 +18,7 @@ use gstgatys::stylizer::{Error, Stylizer};
 use gstgatys::vgg::Vgg;
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use sysinfo::System;
 
@@ -67,6 +67,9 @@ fn settings_with_which_frames_would_not_fit_change_nothing() {
         stylizer.stylize(&frame, &|| false).unwrap();
     }
 }
+
+/// Longer than anything takes but a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An element that is ready for caps and paints frames in their own size.
 fn started() -> (gst::Element, gst::Bus) {
@@ -137,6 +140,22 @@ fn caps_that_are_refused_again_are_one_error() {
     stop(&element);
 }
 
+/// Settings that have the objective made anew, but on which the memory that a frame takes does not depend.
+#[test]
+fn caps_that_do_not_fit_are_an_error_whatever_else_has_changed() {
+    for (property, value) in [("pooling", "max"), ("color", "content")] {
+        let (element, bus) = started();
+        element.set_property_from_str(property, value);
+        let (answer, answered) = mpsc::channel();
+        let asked = element.clone();
+        std::thread::spawn(move || answer.send(takes(&asked, 8192, 8192)));
+        let taken = answered.recv_timeout(PATIENCE);
+        assert!(!taken.expect("the element never answers"), "{property}");
+        only_error(&bus);
+        stop(&element);
+    }
+}
+
 #[test]
 fn a_smaller_max_size_set_before_the_caps_counts() {
     let (element, bus) = started();
@@ -149,9 +168,6 @@ fn a_smaller_max_size_set_before_the_caps_counts() {
 /// The width of frames, and the side of a style image that is twice as large as them at `style-scale=4`.
 const WIDTH: u32 = 2048;
 const LARGE_STYLE: u32 = 2 * WIDTH;
-
-/// Longer than anything takes but a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A network with a first layer so wide that, at `style-scale=4`, its features of a large style image take
 /// at least twice the machine's memory; and that style image.

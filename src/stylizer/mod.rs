@@ -167,7 +167,7 @@ impl Stylizer {
             && before.style_layers == config.style_layers;
         let same_style = before.style_scale == config.style_scale && before.color == config.color;
         let forgets_style = !same_network || !same_style;
-        if forgets_style || config.with_memory_of(before) != config {
+        if config.with_memory_of(before) != config {
             self.check_change(&config, &self.style)?;
         }
         let thread_pool = match config.n_threads == before.n_threads {
