@@ -42,6 +42,25 @@ pub enum Scene {
     Moving(Option<Box<Motion>>),
 }
 
+impl Scene {
+    /// Whether the frame goes on from no other.
+    pub fn begins(&self) -> bool {
+        matches!(self, Self::First | Self::Cut)
+    }
+
+    pub fn is_still(&self) -> bool {
+        matches!(self, Self::Still)
+    }
+}
+
+/// What a canvas of another size needs of the last one, on the CPU.
+pub struct LastPainted {
+    /// Height and width before padding.
+    size: (usize, usize),
+    content: Tensor,
+    result: Tensor,
+}
+
 /// Whether the painting of a still picture has converged.
 #[derive(Default)]
 pub struct StillConvergence {
@@ -121,17 +140,24 @@ impl Canvas {
         })
     }
 
+    /// The last frame and its painting, if there are any. All else is freed.
+    pub fn into_last_painted(self) -> Option<LastPainted> {
+        self.history.latest()?;
+        Some(LastPainted {
+            size: self.size,
+            content: self.content,
+            result: self.result,
+        })
+    }
+
     /// Takes over the last frame and its painting from a canvas of another size.
-    pub fn continue_from(&mut self, earlier: &Self, config: &Config) -> Result<()> {
-        if earlier.history.latest().is_none() {
-            return Ok(());
-        }
+    pub fn continue_from(&mut self, last: &LastPainted, config: &Config) -> Result<()> {
         let scaled = |image: &Tensor| {
-            let image = resize::crop(image, earlier.size)?;
+            let image = resize::crop(image, last.size)?;
             resize::pad(&resize::resize(&image, self.size)?)
         };
-        self.result = scaled(&earlier.result)?;
-        self.content = scaled(&earlier.content)?;
+        self.result = scaled(&last.result)?;
+        self.content = scaled(&last.content)?;
         let pyramid = Pyramid::new(&self.content)?;
         let illumination = illumination(&pyramid, config);
         self.history.push(pyramid, illumination);
@@ -192,11 +218,11 @@ impl Canvas {
             // The strokes, that is the result less its frame, stay where they are, over the new frame.
             // The last result unchanged can satisfy the content loss of deep layers without ever
             // showing what moved.
-            Scene::Moving(_) => {
+            Scene::Moving(_) if previous => {
                 let change = (content - &self.content)?;
                 (Some((&self.result + change)?.clamp(0f32, 1f32)?), None)
             }
-            Scene::First | Scene::Cut => (None, None),
+            Scene::Moving(_) | Scene::First | Scene::Cut => (None, None),
         };
         let image = match image.filter(|_| previous) {
             Some(image) => image,
@@ -231,8 +257,15 @@ impl Canvas {
         (image * (1.0 - noise))? + (random * noise)?
     }
 
+    /// Takes note that the next frame is painted with other settings, even if it shows the same.
+    pub fn settings_changed(&mut self) {
+        self.still_convergence = StillConvergence::default();
+        self.keeps_objective = false;
+    }
+
     /// Has the objective and the colours of the style image made anew for the next frame.
     pub fn forget_style(&mut self) {
+        self.settings_changed();
         self.objective = None;
         self.style_colors = None;
     }
@@ -251,8 +284,8 @@ impl Canvas {
         target.transpose()
     }
 
-    /// Replaces the optimiser by one without any state.
-    pub fn reset_optimizer(&mut self, config: &Config) -> Result<()> {
+    /// Replaces the optimiser by the one that `config` names.
+    pub fn replace_optimizer(&mut self, config: &Config) -> Result<()> {
         self.optimizer = optimizer::optimizer(&self.image, config)?;
         Ok(())
     }

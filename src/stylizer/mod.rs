@@ -18,7 +18,7 @@ use crate::ops::transfer::Transfer;
 use crate::threads;
 use crate::vgg::{self, Cancel, Vgg};
 use candle_core::{Device, Tensor};
-use canvas::{Canvas, PreparedFrame, Scene, StillConvergence};
+use canvas::{Canvas, PreparedFrame, Scene};
 use color::Statistics;
 use config::{Color, Config, ConfigError, Init};
 use motion::Motion;
@@ -166,7 +166,6 @@ impl Stylizer {
             && before.content_layers == config.content_layers
             && before.style_layers == config.style_layers;
         let same_style = before.style_scale == config.style_scale && before.color == config.color;
-        let forgets_style = !same_network || !same_style;
         if config.with_memory_of(before) != config {
             self.check_change(&config, &self.style)?;
         }
@@ -178,13 +177,12 @@ impl Stylizer {
             if before.optimizer == config.optimizer {
                 canvas.optimizer.configure(&config);
             } else {
-                canvas.reset_optimizer(&config)?;
+                canvas.replace_optimizer(&config)?;
             }
-            canvas.still_convergence = StillConvergence::default();
-            canvas.keeps_objective = false;
             canvas.may_be_still &= before.color == config.color;
-            if forgets_style {
-                canvas.forget_style();
+            match same_network && same_style {
+                true => canvas.settings_changed(),
+                false => canvas.forget_style(),
             }
         }
         (self.thread_pool, self.config) = (thread_pool, config);
@@ -198,8 +196,6 @@ impl Stylizer {
         self.style = style;
         if let Some(canvas) = &mut self.canvas {
             canvas.forget_style();
-            canvas.still_convergence = StillConvergence::default();
-            canvas.keeps_objective = false;
         }
         Ok(())
     }
@@ -232,11 +228,12 @@ impl Stylizer {
         frame: &Tensor,
         cancel: Cancel,
     ) -> Result<(Tensor, Report), Error> {
+        let mut stopwatch = Stopwatch::start();
         let (h, w, _) = frame.dims3()?;
         self.check_memory((h, w))?;
         let size = resize::fit((h, w), self.config.max_size);
         let mut content = resize::pad(&resize::resize(frame, size)?)?;
-        let stopwatch = Stopwatch::start();
+        stopwatch.lap();
         let pyramid = Pyramid::new(&content)?;
         if self.config.color == Color::Content {
             content = color::grey(&content)?;
@@ -269,10 +266,12 @@ impl Stylizer {
     fn take_canvas(&mut self, size: (usize, usize), content: &Tensor) -> Result<Canvas, Error> {
         match self.canvas.take() {
             Some(canvas) if canvas.size == size => Ok(canvas),
-            earlier => {
+            other => {
+                // Frees the tensors of that size first.
+                let last = other.and_then(Canvas::into_last_painted);
                 let mut canvas = Canvas::new(size, content, self.vgg.device(), &self.config)?;
-                if let Some(earlier) = earlier {
-                    canvas.continue_from(&earlier, &self.config)?;
+                if let Some(last) = last {
+                    canvas.continue_from(&last, &self.config)?;
                 }
                 Ok(canvas)
             }
@@ -295,30 +294,18 @@ impl Stylizer {
         if cancel() {
             return Err(Error::Cancelled);
         }
-        let first = matches!(scene, Scene::First | Scene::Cut);
-        if first {
+        if scene.begins() {
             canvas.reset();
             self.frames_in_scene = 0;
         }
         self.frames_in_scene += 1;
-        let still = matches!(scene, Scene::Still);
-        let finished = still && canvas.still_convergence.reached;
-        if let Some((_, losses)) = self.last_output
-            && !first
-            && (finished || !due)
-        {
+        if let Some(losses) = self.repeatable(canvas, &scene, due) {
             return Ok(Report::repeated(losses, stopwatch.lap()));
         }
-
-        let previous = self.config.init == Init::Previous;
-        if first || !previous {
-            // The curvature and moments seen so far are those of another image.
-            canvas.reset_optimizer(&self.config)?;
-        } else if !(still && canvas.keeps_objective) {
-            canvas.optimizer.next_objective()?;
-        }
+        self.prepare_optimizer(canvas, &scene)?;
         let mut motion_time = stopwatch.lap();
-        if first && previous && canvas.style_colors.is_none() {
+        let previous = self.config.init == Init::Previous;
+        if scene.begins() && previous && canvas.style_colors.is_none() {
             let style = self.style_tensor(&frame.content)?;
             canvas.style_colors = Some(Statistics::of(&style)?);
             stopwatch.lap();
@@ -327,34 +314,52 @@ impl Stylizer {
         let temporal_target = canvas.load(start, &mut self.transfer)?;
         canvas.keeps_objective = temporal_target.is_none();
         motion_time += stopwatch.lap();
-        if still {
+        if scene.is_still() {
             // The painting goes on towards the content that it was begun with, without new noise.
             content = self.transfer.upload(&canvas.content, self.vgg.device())?;
         }
-        let budget = self.budget(first, stopwatch.started);
+        let budget = self.budget(scene.begins(), stopwatch.started);
         let outcome = self.optimize(canvas, &content, temporal_target, budget, cancel)?;
         stopwatch.lap();
         canvas.result = self.transfer.download(&canvas.image)?;
         canvas.remember(frame, &scene, &outcome, &self.config);
         motion_time += stopwatch.lap();
         let scene_cut = matches!(scene, Scene::Cut);
+        let finished = scene.is_still() && previous && canvas.still_convergence.reached;
         self.motion = match scene {
             Scene::Moving(motion) => motion,
             _ => None,
         };
         Ok(Report {
             iterations: outcome.iterations,
-            reason: Some(
-                match still && previous && canvas.still_convergence.reached {
-                    true => Reason::Converged,
-                    false => outcome.reason,
-                },
-            ),
+            reason: Some(match finished {
+                true => Reason::Converged,
+                false => outcome.reason,
+            }),
             initial: outcome.initial,
             losses: outcome.best,
             scene_cut,
             motion_time,
         })
+    }
+
+    /// The losses of the last result if it is to be repeated for a frame.
+    fn repeatable(&self, canvas: &Canvas, scene: &Scene, due: bool) -> Option<Losses> {
+        let finished = scene.is_still() && canvas.still_convergence.reached;
+        let (_, losses) = self.last_output.as_ref()?;
+        (!scene.begins() && (finished || !due)).then_some(*losses)
+    }
+
+    /// Has the optimiser keep of what it learnt what suits the next frame.
+    fn prepare_optimizer(&self, canvas: &mut Canvas, scene: &Scene) -> candle_core::Result<()> {
+        if scene.begins() || self.config.init != Init::Previous {
+            // The curvature and moments seen so far are those of another image.
+            canvas.optimizer.reset()
+        } else if scene.is_still() && canvas.keeps_objective {
+            Ok(())
+        } else {
+            canvas.optimizer.next_objective()
+        }
     }
 
     /// The budget of a frame whose stylisation started at `started`.

@@ -3,7 +3,7 @@
 //! Adam with projection onto the range of an image.
 
 use super::{Budget, Config, Evaluate, FrameRun, Optimizer, Outcome, Reason};
-use crate::ops::elementwise::{adam_step, copy, decay};
+use crate::ops::elementwise::{adam_step, clear, copy, decay};
 use crate::vgg::Error;
 use candle_core::Tensor;
 
@@ -51,6 +51,12 @@ impl Adam {
 impl Optimizer for Adam {
     fn configure(&mut self, config: &Config) {
         self.learning_rate = config.learning_rate;
+    }
+
+    fn reset(&mut self) -> candle_core::Result<()> {
+        self.steps = 0;
+        clear(&self.m)?;
+        clear(&self.v)
     }
 
     fn minimize(

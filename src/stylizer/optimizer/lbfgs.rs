@@ -87,7 +87,8 @@ impl Lbfgs {
         self.inverse_hessian.direction(point, &self.direction)
     }
 
-    /// Applies a changed history length, and drops the recording if it is of another image.
+    /// Applies a changed history length, and drops the recording if it is of another image or length. On a
+    /// GPU what was learnt goes with the tensors of another length.
     fn prepare(&mut self, image: &Tensor) -> candle_core::Result<()> {
         if self.inverse_hessian.history() != self.history || self.recorded_image != image.id() {
             self.inverse_hessian.set_history(self.history, image)?;
@@ -136,6 +137,12 @@ impl Lbfgs {
 impl Optimizer for Lbfgs {
     fn configure(&mut self, config: &Config) {
         self.history = config.lbfgs_history as usize;
+    }
+
+    fn reset(&mut self) -> candle_core::Result<()> {
+        self.opening_length = 1.0;
+        self.inverse_hessian.drop_pairs()?;
+        self.inverse_hessian.drop_gamma()
     }
 
     fn next_objective(&mut self) -> candle_core::Result<()> {

@@ -66,6 +66,9 @@ pub trait Optimizer: Send {
     /// Applies the settings that concern the optimiser; its state is kept.
     fn configure(&mut self, config: &Config);
 
+    /// Forgets all that was learnt, as is due before an image that does not go on from the last one.
+    fn reset(&mut self) -> candle_core::Result<()>;
+
     /// Announces that the next [`minimize`](Self::minimize) is of another objective, that of another frame.
     fn next_objective(&mut self) -> candle_core::Result<()> {
         Ok(())

@@ -325,3 +325,40 @@ fn settings_are_applied_between_frames() {
         }
     }
 }
+
+#[test]
+fn a_reset_optimiser_takes_the_steps_of_one_that_has_learnt_nothing() {
+    let bowl = Bowl::new();
+    let evaluate = |image: &Tensor, gradient: &Tensor| bowl.evaluate(image, gradient);
+    for kind in BOTH {
+        let painted = |optimizer: &mut dyn Optimizer| {
+            let image = grey();
+            minimize(optimizer, &image, iterations(15), evaluate);
+            values(&image)
+        };
+        let expected = painted(&mut *new(kind));
+        let mut optimizer = new(kind);
+        assert!(painted(&mut *optimizer) == expected, "{kind:?}");
+        assert!(painted(&mut *optimizer) != expected, "{kind:?}");
+        // With backtracking to go on with, too.
+        for misleading in [false, true] {
+            if misleading {
+                minimize(
+                    &mut *optimizer,
+                    &grey(),
+                    iterations(3),
+                    |image, gradient| {
+                        let total = bowl.evaluate(image, gradient).total;
+                        losses(if values(image) == values(&grey()) {
+                            total
+                        } else {
+                            2.0 * total + 1.0
+                        })
+                    },
+                );
+            }
+            optimizer.reset().unwrap();
+            assert!(painted(&mut *optimizer) == expected, "{kind:?}");
+        }
+    }
+}
