@@ -78,6 +78,8 @@ fn be_slow(painter: &mut Painter, interval: u64) -> (gst::ClockTime, gst::ClockT
     for _ in 0..6 * interval {
         pts += gst::ClockTime::USECOND;
         painter.harness.set_time(pts).unwrap();
+        // As a controller does, whose values may stay the same.
+        painter.element.set_property("alpha", 1.0);
         assert!(comes_out(painter, pts));
         let stats = painter.stats();
         if stats.get::<&str>("reason").unwrap() != "repeated" {

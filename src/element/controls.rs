@@ -9,7 +9,7 @@ use gst::PARAM_FLAG_MUTABLE_READY;
 use gst::glib::Value;
 use gst::prelude::*;
 use std::cmp::Ordering;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is left to do once a property has been set.
@@ -36,8 +36,8 @@ struct Values {
     style_generation: u64,
     /// Whether a thread loads style images; it also sees to those set meanwhile.
     style_loading: bool,
-    /// Loaded, and not yet used by a frame; with the settings that name it.
-    next_style: Option<(Settings, StyleImage)>,
+    /// Loaded, and not yet used by a frame; with its path.
+    next_style: Option<(PathBuf, StyleImage)>,
     /// Of the last frame.
     stats: Option<gst::Structure>,
     /// Of the weights in use, or last in use.
@@ -90,7 +90,7 @@ impl Controls {
     }
 
     pub fn dump_folder(&self) -> Option<PathBuf> {
-        self.lock().settings.dump_folder()
+        self.lock().settings.motion_dump.clone()
     }
 
     /// The settings to start with. From here on, a style image that is set is loaded at once.
@@ -110,8 +110,8 @@ impl Controls {
         values.next_style = None;
     }
 
-    /// What has changed since the last frame: the settings, and the style image with those that name it.
-    pub fn take_changes(&self) -> (Option<Settings>, Option<(Settings, StyleImage)>) {
+    /// What has been set since the last frame: the settings, and the style image with its path.
+    pub fn take_changes(&self) -> (Option<Settings>, Option<(PathBuf, StyleImage)>) {
         let mut values = self.lock();
         let changed = std::mem::take(&mut values.changed);
         let settings = changed.then(|| values.settings.clone());
@@ -130,21 +130,21 @@ impl Controls {
     /// has stopped.
     pub fn load_style(
         &self,
-        mut load: impl FnMut(&Settings) -> Result<StyleImage, String>,
+        mut load: impl FnMut(Option<&Path>) -> Result<StyleImage, String>,
     ) -> Result<(), String> {
         loop {
-            let (generation, settings) = {
+            let (generation, path) = {
                 let values = self.lock();
-                (values.style_generation, values.settings.clone())
+                (values.style_generation, values.settings.style_image.clone())
             };
-            let style = load(&settings);
+            let style = load(path.as_deref());
             let mut values = self.lock();
             if generation != values.style_generation && values.started {
                 continue;
             }
             values.style_loading = false;
             if values.started {
-                values.next_style = Some((settings, style?));
+                values.next_style = path.zip(Some(style?));
             }
             return Ok(());
         }
@@ -171,10 +171,10 @@ mod tests {
         controls.start();
         assert_eq!(set(&controls, "style-image", "b"), Pending::LoadStyle);
         let (mut pending, mut loads) = (None, 0);
-        let error = controls.load_style(|settings| {
+        let error = controls.load_style(|path| {
             pending.get_or_insert_with(|| set(&controls, "style-image", "c"));
             loads += 1;
-            Err(settings.style_path().unwrap().display().to_string())
+            Err(path.unwrap().display().to_string())
         });
         assert_eq!((error, loads), (Err("c".into()), 2));
         assert_eq!(pending, Some(Pending::Nothing));

@@ -23,11 +23,23 @@ const FORMATS: [VideoFormat; 11] = [
 
 /// The caps of both pads. Interlaced video is refused: the combing between its two fields would be
 /// painted.
-pub fn caps() -> gst::Caps {
+fn caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new()
         .format_list(FORMATS)
         .field("interlace-mode", "progressive")
         .build()
+}
+
+/// The templates of both pads.
+pub fn pad_templates() -> Vec<gst::PadTemplate> {
+    let always = gst::PadPresence::Always;
+    [
+        ("sink", gst::PadDirection::Sink),
+        ("src", gst::PadDirection::Src),
+    ]
+    .into_iter()
+    .filter_map(|(name, direction)| gst::PadTemplate::new(name, direction, always, &caps()).ok())
+    .collect()
 }
 
 /// Kr and Kb of BT.601, for grey video whose caps have no matrix.

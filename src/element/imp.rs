@@ -117,18 +117,7 @@ impl ElementImpl for Gatys {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(|| {
-            let template = |name, direction| {
-                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &frame::caps())
-            };
-            [
-                ("sink", gst::PadDirection::Sink),
-                ("src", gst::PadDirection::Src),
-            ]
-            .into_iter()
-            .filter_map(|(name, direction)| template(name, direction).ok())
-            .collect()
-        });
+        static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(frame::pad_templates);
         &TEMPLATES
     }
 
@@ -235,6 +224,8 @@ impl BaseTransformImpl for Gatys {
         self.parent_submit_input_buffer(is_discont, input)
     }
 
+    /// In place of `VideoFilterImpl::transform_frame`, which would push an unwritten buffer where one cannot be
+    /// mapped.
     fn transform(
         &self,
         input: &gst::Buffer,
@@ -277,14 +268,14 @@ impl VideoFilterImpl for Gatys {
         };
         // GStreamer offers refused caps again, with the query or the buffer that follows.
         if lock(&self.stream).too_large.replace(size) != Some(size) {
-            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
+            self.out_of_memory(&error);
         }
         Err(gst::loggable_error!(CAT, "{error}"))
     }
 }
 
 impl Gatys {
-    /// Runs on a thread of GStreamer's.
+    /// Loads the style image beside the stream, for the next frame.
     fn load_style(&self) {
         if let Err(error) = self.controls.load_style(load::style) {
             self.warn(&error);
@@ -395,13 +386,17 @@ impl Gatys {
         let (settings, style) = self.controls.take_changes();
         // The settings first: with them the style image may fit.
         if let Some(settings) = settings {
+            let before = stylizer.config().clone();
             self.configure(stylizer, &settings);
-            let mut stream = lock(&self.stream);
-            stream.pace.forget();
-            stream.too_large = None;
+            // A controller sets its properties before each frame, whether or not they change.
+            if *stylizer.config() != before {
+                let mut stream = lock(&self.stream);
+                stream.pace.forget();
+                stream.too_large = None;
+            }
         }
-        if let Some((settings, style)) = style
-            && let Err(error) = load::apply_style(&settings, style, stylizer)
+        if let Some((path, style)) = style
+            && let Err(error) = load::apply_style(&path, style, stylizer)
         {
             self.warn(&error);
         }
@@ -441,6 +436,10 @@ impl Gatys {
                 .stylize(&image, &|| self.is_cancelled())
                 .map_err(|error| match error {
                     stylizer::Error::Cancelled => gst::FlowError::Flushing,
+                    error @ stylizer::Error::Memory(_) => {
+                        self.out_of_memory(&error);
+                        gst::FlowError::Error
+                    }
                     error => self.fail("a frame cannot be stylised", &error.to_string()),
                 })?;
         write_image(&image, &input, &mut output).map_err(failed)?;
@@ -463,6 +462,11 @@ impl Gatys {
             );
         }
         lock(&self.stream).dump = dump;
+    }
+
+    /// An error that says which frames would fit.
+    fn out_of_memory(&self, error: &stylizer::Error) {
+        gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
     }
 
     fn fail(&self, what: &str, cause: &str) -> gst::FlowError {

@@ -20,10 +20,8 @@ pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), Error
     let invalid = |error: InvalidSetting| error_msg!(ResourceError::Settings, ("{error}"));
     let config = settings.config().map_err(invalid)?;
     let choice = settings.device().map_err(invalid)?;
-    let style = style(settings).map_err(|error| {
-        let code = unreadable(settings.style_path().as_deref());
-        error_msg!(code, ("{error}"))
-    })?;
+    let path = settings.style_image.as_deref();
+    let style = style(path).map_err(|error| error_msg!(unreadable(path), ("{error}")))?;
     let (device, fallback) = choice.open().map_err(|error| {
         let name = settings.device.as_deref().unwrap_or_default();
         let code = match error {
@@ -77,10 +75,9 @@ fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
 }
 
 /// Loads the image that `style-image` names.
-pub fn style(settings: &Settings) -> Result<StyleImage, String> {
-    let path = settings.style_path();
+pub fn style(path: Option<&Path>) -> Result<StyleImage, String> {
     let path = path.ok_or("style-image is not set: the path of an image is needed")?;
-    decode(&path, StyleImage::load)
+    decode(path, StyleImage::load)
 }
 
 /// Decodes a style image. A panic of the decoder is an error like any other: it would make the element
@@ -99,16 +96,11 @@ fn style_fault(path: &Path, cause: &dyn Display) -> String {
     format!("style-image=‘{}’: {cause}", path.display())
 }
 
-/// Gives a running stylizer the style image that `settings` name. An error says why it cannot be used: the
-/// one in use is kept.
-pub fn apply_style(
-    settings: &Settings,
-    style: StyleImage,
-    stylizer: &mut Stylizer,
-) -> Result<(), String> {
-    let path = settings.style_path().unwrap_or_default();
+/// Gives a running stylizer the style image from `path`. An error says why it cannot be used: the one in use
+/// is kept.
+pub fn apply_style(path: &Path, style: StyleImage, stylizer: &mut Stylizer) -> Result<(), String> {
     let applied = stylizer.set_style(style);
-    applied.map_err(|error| style_fault(&path, &error))
+    applied.map_err(|error| style_fault(path, &error))
 }
 
 /// What is wrong with a value that cannot be used. Two are equal if it is the same value.

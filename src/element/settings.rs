@@ -92,15 +92,21 @@ unranged! {
     bool, |value| value.get(), |name, default| glib::ParamSpecBoolean::builder(name).default_value(default);
     // Read as a path, because a string from C may not be UTF-8.
     Option<String>, |value| value.get().map(|text: Option<PathBuf>| text.map(|text| text.to_string_lossy().into_owned())), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref());
-    Option<PathBuf>, |value| value.get(), |name, default| glib::ParamSpecString::builder(name).default_value(default.as_deref().and_then(Path::to_str));
-    Optimizer, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Init, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Motion, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Pooling, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Color, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    Precision, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
-    LossScale, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+    // None is set by default.
+    Option<PathBuf>, |value| value.get(), |name, _default| glib::ParamSpecString::builder(name);
 }
+
+macro_rules! enums {
+    ($($type:ty),+) => {
+        unranged! {$(
+            $type, |value| value.get(), |name, default| glib::ParamSpecEnum::builder_with_default(name, default);
+        )+}
+    };
+}
+
+enums!(
+    Optimizer, Init, Motion, Pooling, Color, Precision, LossScale
+);
 
 /// Generates `Settings`, its defaults and `PROPERTIES` from rows of
 /// `field: type = default, range, "name", "nick", "blurb", flags;`.
@@ -109,7 +115,8 @@ macro_rules! properties {
         let $defaults:ident = $config:expr;
         $($field:ident: $type:ty = $default:expr, $range:expr, $name:literal, $nick:literal, $blurb:expr, $flags:expr;)+
     ) => {
-        /// The values of the properties, as they were set; where nothing is, in one form.
+        /// The values of the properties, as they were set. A path that is not set is None and never empty; a
+        /// device that is not set is `auto`.
         #[derive(Clone, Debug)]
         pub struct Settings { $(pub $field: $type,)+ }
 
@@ -260,8 +267,10 @@ pub struct InvalidSetting {
     cause: String,
 }
 
+type LayersSetting = Result<LayerWeights, InvalidSetting>;
+
 impl Settings {
-    /// Gives the values that mean that nothing is set one form, so that they compare equal.
+    /// Gives values that mean the same one form, so that they compare equal.
     fn normalise(&mut self) {
         for path in [
             &mut self.style_image,
@@ -275,12 +284,40 @@ impl Settings {
 
     /// The stylizer's configuration.
     pub fn config(&self) -> Result<Config, InvalidSetting> {
-        Ok(Config {
+        let (content_layers, style_layers) = self.layers();
+        Ok(self.config_with(content_layers?, style_layers?))
+    }
+
+    /// The stylizer's configuration, with the layers `in_use` for those that cannot be used.
+    pub fn config_or(&self, in_use: &Config) -> (Config, Vec<InvalidSetting>) {
+        let mut refused = Vec::new();
+        let mut usable = |layers: LayersSetting, in_use: &LayerWeights| {
+            layers.unwrap_or_else(|invalid| {
+                refused.push(invalid);
+                in_use.clone()
+            })
+        };
+        let (content_layers, style_layers) = self.layers();
+        let content_layers = usable(content_layers, &in_use.content_layers);
+        let style_layers = usable(style_layers, &in_use.style_layers);
+        (self.config_with(content_layers, style_layers), refused)
+    }
+
+    /// The layers of the content and of the style.
+    fn layers(&self) -> (LayersSetting, LayersSetting) {
+        (
+            parse_layers("content-layers", &self.content_layers),
+            parse_layers("style-layers", &self.style_layers),
+        )
+    }
+
+    fn config_with(&self, content_layers: LayerWeights, style_layers: LayerWeights) -> Config {
+        Config {
             style_scale: self.style_scale,
             alpha: self.alpha,
             beta: self.beta,
-            content_layers: parse_layers("content-layers", &self.content_layers)?,
-            style_layers: parse_layers("style-layers", &self.style_layers)?,
+            content_layers,
+            style_layers,
             iterations: self.iterations,
             initial_iterations: self.initial_iterations,
             time_budget: (self.time_budget > 0).then(|| Duration::from_nanos(self.time_budget)),
@@ -301,44 +338,7 @@ impl Settings {
             loss_scale: self.loss_scale.into(),
             frame_interval: self.frame_interval,
             n_threads: self.n_threads,
-        })
-    }
-
-    /// The stylizer's configuration, with the values `in_use` for those that cannot be used.
-    pub fn config_or(&self, in_use: &Config) -> (Config, Vec<InvalidSetting>) {
-        let mut settings = self.clone();
-        let mut refused = Vec::new();
-        for (property, list, in_use) in [
-            (
-                "content-layers",
-                &mut settings.content_layers,
-                &in_use.content_layers,
-            ),
-            (
-                "style-layers",
-                &mut settings.style_layers,
-                &in_use.style_layers,
-            ),
-        ] {
-            if let Err(invalid) = parse_layers(property, list) {
-                refused.push(invalid);
-                *list = Some(in_use.to_string());
-            }
         }
-        match settings.config() {
-            Ok(config) => (config, refused),
-            Err(invalid) => (in_use.clone(), vec![invalid]),
-        }
-    }
-
-    /// The style image's path, if one is set.
-    pub fn style_path(&self) -> Option<PathBuf> {
-        self.style_image.clone()
-    }
-
-    /// The folder for pictures of the motion, if one is set.
-    pub fn dump_folder(&self) -> Option<PathBuf> {
-        self.motion_dump.clone()
     }
 
     /// The device to compute on.
@@ -373,10 +373,7 @@ pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
     Some(named.into())
 }
 
-fn parse_layers(
-    property: &'static str,
-    list: &Option<String>,
-) -> Result<LayerWeights, InvalidSetting> {
+fn parse_layers(property: &'static str, list: &Option<String>) -> LayersSetting {
     let list = list.as_deref().unwrap_or_default();
     list.parse()
         .map_err(|error| InvalidSetting::new(property, list, error))
