@@ -135,8 +135,8 @@ impl StreamState {
             return None;
         }
         self.pace.rests = painted.reason.is_none();
-        // First frames take longer.
-        if self.pace.rests || frame.first || painted.scene_cut {
+        // Those that the next ones do not take as long as.
+        if self.pace.rests || frame.first || painted.scene_cut || painted.sets_up {
             return None;
         }
         (self.pace.add(time) && self.live).then(|| self.pace.latency())
@@ -194,9 +194,47 @@ impl StreamState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stylizer::objective::Losses;
+    use crate::stylizer::optimizer::Reason;
+    use gst_video::VideoFormat;
+    use std::time::Duration;
 
     fn ms(time: u64) -> ClockTime {
         ClockTime::from_mseconds(time)
+    }
+
+    #[test]
+    fn the_latency_is_that_of_frames_that_go_on() {
+        gst::init().unwrap();
+        let frame = |first| Frame {
+            info: VideoInfo::builder(VideoFormat::Rgb, 4, 4).build().unwrap(),
+            number: 0,
+            first,
+            due: true,
+        };
+        let painted = |scene_cut, sets_up| Report {
+            iterations: 3,
+            reason: Some(Reason::Iterations),
+            initial: Losses::default(),
+            losses: Losses::default(),
+            scene_cut,
+            sets_up,
+            motion_time: Duration::ZERO,
+        };
+        let mut stream = StreamState {
+            live: true,
+            ..StreamState::default()
+        };
+        for (first, scene_cut, sets_up) in [
+            (true, false, false),
+            (false, true, false),
+            (false, false, true),
+        ] {
+            let painted = painted(scene_cut, sets_up);
+            assert_eq!(stream.finish_frame(&frame(first), &painted, ms(900)), None);
+        }
+        let latency = stream.finish_frame(&frame(false), &painted(false, false), ms(100));
+        assert_eq!(latency, Some(ms(125)));
     }
 
     #[test]

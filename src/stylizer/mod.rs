@@ -69,6 +69,9 @@ pub struct Report {
     pub losses: Losses,
     /// Whether the frame is the first of a new scene.
     pub scene_cut: bool,
+    /// Whether the objective was made for this frame, as it is after a change of the size, the style or the
+    /// layers: that takes longer.
+    pub sets_up: bool,
     /// The part of the frame's time from building its pyramid to loading its start, and from
     /// downloading its result to remembering it: estimating the motion, moving the last result along
     /// it, the transfers to and from a GPU, and setting up the canvas. Neither the optimisation nor
@@ -84,6 +87,7 @@ impl Report {
             initial: losses,
             losses,
             scene_cut: false,
+            sets_up: false,
             motion_time,
         }
     }
@@ -318,6 +322,7 @@ impl Stylizer {
             // The painting goes on towards the content that it was begun with, without new noise.
             content = self.transfer.upload(&canvas.content, self.vgg.device())?;
         }
+        let sets_up = canvas.objective.is_none();
         let budget = self.budget(scene.begins(), stopwatch.started);
         let outcome = self.optimize(canvas, &content, temporal_target, budget, cancel)?;
         stopwatch.lap();
@@ -339,6 +344,7 @@ impl Stylizer {
             initial: outcome.initial,
             losses: outcome.best,
             scene_cut,
+            sets_up,
             motion_time,
         })
     }
