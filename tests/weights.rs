@@ -14,7 +14,7 @@ use files::{
 };
 use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::preprocessing::Preprocessing;
-use gstgatys::vgg::weights::{Error, Weights, WeightsSource};
+use gstgatys::vgg::weights::{Weights, WeightsSource};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype, TensorView};
@@ -33,6 +33,7 @@ struct Watched;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
+// SAFETY: every call goes on to the system's allocator as it is.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
@@ -56,10 +57,6 @@ unsafe impl GlobalAlloc for Watched {
 
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
-
-fn load_bytes(bytes: &[u8]) -> Result<Weights, Error> {
-    Weights::from_bytes(bytes)
-}
 
 /// IEEE 754's binary16.
 fn from_f16(bits: u16) -> f32 {
@@ -108,12 +105,12 @@ fn what_the_metadata_say_of_images_is_obeyed() {
         ("mean", "1, 2,3.5"),
         ("std", "1,2,4"),
     ];
-    let weights = load_bytes(&safetensors(&tensors, &said)).unwrap();
+    let weights = Weights::from_bytes(&safetensors(&tensors, &said)).unwrap();
     let expected = "BGR 0..255, mean 1 2 3.5, deviation 1 2 4";
     assert_eq!(weights.preprocessing.to_string(), expected);
     assert_eq!(weights.family.to_string(), "described");
     let named = [("family", "mine"), ("range", "0..1")];
-    let weights = load_bytes(&safetensors(&tensors, &named)).unwrap();
+    let weights = Weights::from_bytes(&safetensors(&tensors, &named)).unwrap();
     assert_eq!(weights.preprocessing, Preprocessing::TORCHVISION);
     assert_eq!(weights.family.to_string(), "mine");
 }
@@ -121,10 +118,10 @@ fn what_the_metadata_say_of_images_is_obeyed() {
 /// Layer names mean Caffe's preprocessing, module numbers torchvision's.
 #[test]
 fn what_names_say_of_images_where_there_are_no_metadata() {
-    let weights = load_bytes(&safetensors(&tensors(&NARROW[..1], by_layer), &[])).unwrap();
+    let weights = Weights::from_bytes(&safetensors(&tensors(&NARROW[..1], by_layer), &[])).unwrap();
     assert_eq!(weights.preprocessing, Preprocessing::CAFFE);
     let numbered = tensors(&NARROW[..1], |_| "features.0".into());
-    let weights = load_bytes(&safetensors(&numbered, &[])).unwrap();
+    let weights = Weights::from_bytes(&safetensors(&numbered, &[])).unwrap();
     assert_eq!(weights.preprocessing, Preprocessing::TORCHVISION);
 }
 
@@ -134,8 +131,8 @@ fn both_ways_of_naming_and_tensors_that_are_not_needed() {
     let ours = tensors(&NARROW, by_layer);
     let mut theirs = tensors(&NARROW, |index| format!("features.{}", torchvision[index]));
     theirs.insert("classifier.0.weight".into(), filled(f32::NAN, &[7, 7]));
-    let ours = load_bytes(&safetensors(&ours, &[])).unwrap();
-    let theirs = load_bytes(&safetensors(&theirs, &[])).unwrap();
+    let ours = Weights::from_bytes(&safetensors(&ours, &[])).unwrap();
+    let theirs = Weights::from_bytes(&safetensors(&theirs, &[])).unwrap();
     assert_eq!((ours.convs.len(), theirs.convs.len()), (16, 16));
     for (a, b) in ours.convs.iter().zip(&theirs.convs) {
         assert_eq!((values(&a.0), values(&a.1)), (values(&b.0), values(&b.1)));
@@ -194,15 +191,32 @@ fn other_types_of_numbers() {
             (*name, view)
         });
         let file = safetensors::serialize(views, None).unwrap();
-        let error = load_bytes(&file).unwrap_err().to_string();
+        let error = Weights::from_bytes(&file).unwrap_err().to_string();
         assert!(error.contains("conv1_1") && error.contains(name), "{error}");
     }
+}
+
+/// The first bytes are the header's length: with some lengths they begin as those of a web page do.
+#[test]
+fn headers_of_any_length() {
+    let file = safetensors(&tensors(&NARROW[..1], by_layer), &[]);
+    let (length, rest) = file.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap());
+    let (header, values) = rest.split_at(length as usize);
+    for length in [0x3C3C, 0x3C20, 0x3C0A, 0x3C0D] {
+        let padding = vec![b' '; length - header.len()];
+        let parts = [&(length as u64).to_le_bytes(), header, &padding, values];
+        let weights = Weights::from_bytes(&parts.concat());
+        weights.unwrap_or_else(|error| panic!("{length}: {error}"));
+    }
+    let error = Weights::from_bytes(b"  <!DOCTYPE html>").unwrap_err();
+    assert!(error.to_string().contains("a web page"), "{error}");
 }
 
 #[test]
 fn a_deviation_that_is_next_to_nothing() {
     let tensors = tensors(&NARROW[..1], by_layer);
-    let error = load_bytes(&safetensors(&tensors, &[("std", "1e-300,1,1")])).unwrap_err();
+    let error = Weights::from_bytes(&safetensors(&tensors, &[("std", "1e-300,1,1")])).unwrap_err();
     assert!(error.to_string().contains("not finite"), "{error}");
 }
 
@@ -234,7 +248,7 @@ fn survives(name: &str, file: &[u8]) {
     let mut taken = 0;
     for round in 0..2000 {
         let bytes = damaged(file, &mut rng);
-        let result = catch_unwind(|| load_bytes(&bytes).is_ok());
+        let result = catch_unwind(|| Weights::from_bytes(&bytes).is_ok());
         let Ok(is_ok) = result else {
             panic!("{name}: panicked in round {round}");
         };
@@ -292,52 +306,96 @@ fn zip(pickle: &[u8]) -> Vec<u8> {
     [local, central, end].concat()
 }
 
-/// Pickles that `torch.save` never writes. The opcodes are those of CPython's `pickletools.py`.
-#[cfg(feature = "plugin")]
-#[test]
-fn hostile_pickles() {
-    let folder = TempDir::new().unwrap();
-    let style = folder.path().join("style.png");
-    picture(32, 32).save(&style).unwrap();
-    let rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n";
+/// Pickles that `torch.save` never writes, and what is wrong with each. The opcodes are those of CPython's
+/// `pickletools.py`.
+fn hostile_pickles() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let program = |code: &[u8]| [b"\x80\x02", code, b"."].concat();
     let tensor = |arguments: &[u8]| {
         let name = b"}X\x0f\0\0\0features.0.bias";
-        [&b"\x80\x02"[..], name, rebuild, arguments, b"Rs."].concat()
+        let rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n";
+        program(&[&name[..], rebuild, arguments, b"Rs"].concat())
     };
-    // Each value is a pair of the one before: put that into the memo, get it, make a tuple.
-    let doubling = [&b"\x80\x02)"[..], &b"q\0h\0\x86".repeat(60), b"."].concat();
-    for (name, pickle) in [
-        ("nothing", b"".to_vec()),
-        ("stop", b".".to_vec()),
-        ("no-arguments", tensor(b")")),
-        ("few-arguments", tensor(b"(K\x01K\x02t")),
-        ("no-tuple", tensor(b"K\x01")),
+    // Calls a function with the same tuple of arguments, many times.
+    let calls = |function: &[u8], arguments: &[u8]| {
+        let call = b"h\0h\x01R".repeat(100_000);
+        program(&[function, b"q\0", arguments, b"q\x01", &call].concat())
+    };
+    let pairs = b"K\x01K\x01\x86".repeat(100_000);
+    let list = [b"](", &pairs[..], b"e\x85"].concat();
+    let tuple = [b"(", &pairs[..], b"t\x85"].concat();
+    let no_network = "no tensors called as a VGG-19's are";
+    let cut = "cannot be followed";
+    vec![
+        ("nothing", b"".to_vec(), "no end"),
+        ("stop", b".".to_vec(), no_network),
+        ("no-arguments", tensor(b")"), cut),
+        ("few-arguments", tensor(b"(K\x01K\x02t"), cut),
+        ("no-tuple", tensor(b"K\x01"), cut),
         (
             "storage-of-nothing",
             tensor(b"()QK\0K\x01\x85K\x01\x85\x89}t"),
+            cut,
         ),
-        ("long-text", b"\x80\x02X\xff\xff\xff\xff.".to_vec()),
+        ("long-text", program(b"X\xff\xff\xff\xff"), cut),
         (
             "long-number",
-            [&b"\x80\x02\x8a\xff"[..], &[0xFF; 255], b"."].concat(),
+            program(&[&b"\x8a\xff"[..], &[0xFF; 255]].concat()),
+            no_network,
         ),
         (
             "deep",
-            [&b"\x80\x02)"[..], &vec![0x85; 4 << 20], b"."].concat(),
+            program(&[&b")"[..], &vec![0x85; 1_000_000]].concat()),
+            no_network,
         ),
         (
             "deep-dict",
-            [
-                &b"\x80\x02"[..],
-                &b"}K\x01".repeat(1 << 20),
-                &vec![b's'; 1 << 20],
-                b".",
-            ]
-            .concat(),
+            program(
+                &[
+                    b"}".to_vec(),
+                    b"K\x01}".repeat(250_000),
+                    vec![b's'; 250_000],
+                ]
+                .concat(),
+            ),
+            no_network,
         ),
-        ("doubling", doubling),
-        ("endless", vec![b'('; 8 << 20]),
-    ] {
+        // Each value is a pair of the one before: put that into the memo, get it, make a tuple.
+        (
+            "doubling",
+            program(&[&b")"[..], &b"q\0h\0\x86".repeat(60)].concat()),
+            no_network,
+        ),
+        ("endless", vec![b'('; 1_000_000], "no end"),
+        ("too-long", vec![b'('; 8 << 20], "far too long"),
+        (
+            "many-dicts",
+            calls(b"ccollections\nOrderedDict\n", &list),
+            no_network,
+        ),
+        ("many-sizes", calls(b"ctorch\nSize\n", &tuple), no_network),
+        (
+            "many-tensors",
+            calls(b"ctorch._tensor\n_rebuild_from_type_v2\n", &rebuilt(20_000)),
+            no_network,
+        ),
+    ]
+}
+
+/// The arguments of `_rebuild_from_type_v2` for a call of itself, whose arguments are for another, and so on.
+fn rebuilt(calls: usize) -> Vec<u8> {
+    let call = b"ctorch._tensor\n_rebuild_from_type_v2\nq\x02N)\x87".to_vec();
+    let outer = b"q\x03h\x02Nh\x03\x87".repeat(calls);
+    [call, outer].concat()
+}
+
+/// In a few seconds, and without much memory.
+#[cfg(feature = "plugin")]
+#[test]
+fn hostile_pickles_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let style = folder.path().join("style.png");
+    picture(32, 32).save(&style).unwrap();
+    for (name, pickle, cause) in hostile_pickles() {
         let path: PathBuf = folder.path().join(format!("{name}.pth"));
         fs::write(&path, zip(&pickle)).unwrap();
         let launch = format!(
@@ -349,6 +407,8 @@ fn hostile_pickles() {
         let ended = run(gstreamer("sh").arg("-c").arg(launch));
         println!("{name}: {ended}");
         ended.assert_refused(name);
-        assert!(ended.stderr.contains(path.to_str().unwrap()), "{ended}");
+        for part in [path.to_str().unwrap(), cause] {
+            assert!(ended.stderr.contains(part), "{name}: no ‘{part}’: {ended}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::ops::conv::{Border, Conv3x3};
 use crate::ops::elementwise::clear;
 pub use crate::ops::pool::Pooling;
 use crate::threads;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, bail};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 use precision::ResolvedPrecision;
@@ -196,7 +196,7 @@ pub struct Vgg {
 }
 
 impl Vgg {
-    /// Puts `weights` on `device`, in f32.
+    /// Puts `weights` on `device`, in f32. They may end at any layer, but not before conv1_1.
     pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
         Self::build(weights.clone(), device, ResolvedPrecision::F32)
     }
@@ -227,6 +227,12 @@ impl Vgg {
             preprocessing,
             family,
         } = weights;
+        if !(1..=LAYERS).contains(&convs.len()) {
+            bail!(
+                "a VGG-19 has 1 to {LAYERS} convolutions, not {}",
+                convs.len()
+            );
+        }
         // Frees each kernel as soon as it is packed.
         let conv = |(index, (kernel, bias)): (usize, (Tensor, Tensor))| {
             let (kernel, bias, border) = if index == 0 {
@@ -439,7 +445,7 @@ impl Vgg {
         for index in (0..=features.deepest().0).rev() {
             let layer = Layer(index);
             let has_term = seed(layer, gradients.layer(layer), started)?;
-            // The pool after a layer masks the gradient like the ReLU, but a term adds to it anywhere.
+            // A GPU's pool masks the gradient like the ReLU before it, but a term adds to it anywhere.
             let masked = layer.precedes_pool() && !has_term;
             started |= has_term;
             if !started {

@@ -5,13 +5,27 @@ use crate::ops::amx::Amx;
 use crate::ops::reference::Array;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A network of kernels and biases of 0.1, so that no activation is zero.
+/// A kernel and a bias of 0.1, so that no activation is zero.
+fn conv(inputs: usize) -> (Tensor, Tensor) {
+    let full = |shape: &[usize]| Tensor::full(0.1f32, shape, &Device::Cpu).unwrap();
+    (full(&[2, inputs, 3, 3]), full(&[2]))
+}
+
+/// A network of such convolutions.
 fn vgg(layers: usize) -> Vgg {
-    let full = |value: f32, shape: &[usize]| Tensor::full(value, shape, &Device::Cpu).unwrap();
-    let conv = |inputs| (full(0.1, &[2, inputs, 3, 3]), full(0.1, &[2]));
     let convs = (0..layers).map(|i| conv(if i == 0 { 3 } else { 2 }));
     let weights = Weights::new(convs.collect(), Preprocessing::NONE);
     Vgg::new(&weights, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn weights_of_no_vgg_are_refused() {
+    for layers in [0, LAYERS + 1] {
+        let convs = vec![conv(3); layers];
+        let weights = Weights::new(convs, Preprocessing::NONE);
+        let error = Vgg::new(&weights, &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains(&format!("not {layers}")), "{error}");
+    }
 }
 
 fn image(value: f32) -> Tensor {
@@ -228,16 +242,28 @@ fn memory_is_as_predicted() {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let features = vgg.allocate(h, w, deepest).unwrap();
         let tensors = features.layers.iter().chain(&features.pooled);
-        let all: usize = tensors.clone().map(bytes).sum();
+        let all: usize = tensors.map(bytes).sum();
         assert_eq!(vgg.feature_bytes(h, w, deepest), all);
         assert_eq!(
             vgg.layer_bytes(h, w, deepest),
             bytes(features.layer(deepest))
         );
-        // The largest tensor of each of the two buffers.
-        let gradients = vgg.gradient_bytes(h, w, deepest);
-        let largest = tensors.map(bytes).max().unwrap();
-        assert!((largest..=2 * largest).contains(&gradients), "{gradients}");
+        // Gradients alternate between two buffers, each as large as the largest in it.
+        let gradients = vgg.allocate_gradients(h, w, deepest).unwrap();
+        let in_order = Layer::all().take(deepest.0 + 1).flat_map(|layer| {
+            let pooled = layer
+                .follows_pool()
+                .then(|| &gradients.pooled[layer.pools_before() - 1]);
+            pooled.into_iter().chain([gradients.layer(layer)])
+        });
+        let mut largest = [0; 2];
+        for (index, tensor) in in_order.enumerate() {
+            largest[index % 2] = largest[index % 2].max(bytes(tensor));
+        }
+        assert_eq!(
+            vgg.gradient_bytes(h, w, deepest),
+            largest.iter().sum::<usize>()
+        );
     }
 }
 

@@ -75,13 +75,13 @@ impl FileFormat {
         } else if beginning.starts_with(HDF5) {
             Ok(Self::Hdf5)
         } else if beginning.starts_with(NPY) {
-            Err(Error::Convert("a NumPy file of pickled objects"))
+            Err(Error::Convert("a NumPy .npy file"))
         } else if beginning.starts_with(MATLAB) {
             Err(Error::Convert("a MATLAB file"))
-        } else if beginning.trim_ascii_start().starts_with(b"<") {
-            Err(Error::WebPage)
         } else if is_safetensors(beginning) {
             Ok(Self::Safetensors)
+        } else if beginning.trim_ascii_start().starts_with(b"<") {
+            Err(Error::WebPage)
         } else {
             Err(Error::UnknownFormat)
         }
@@ -120,9 +120,9 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The header, which is JSON, follows its length in 8 bytes.
+/// The header, which is JSON and shorter than 4 GB, follows its length in 8 bytes.
 fn is_safetensors(file: &[u8]) -> bool {
-    file.get(8) == Some(&b'{')
+    file.get(4..9) == Some(b"\0\0\0\0{")
 }
 
 fn safetensors_entries(file: &[u8]) -> Result<(Entries<'_>, HashMap<String, String>)> {

@@ -310,7 +310,7 @@ impl LayerReader<'_> {
 
 /// Converts a tensor to `dtype`; an error if a value is then not finite.
 fn finite(layer: Layer, tensor: &Tensor, dtype: DType) -> Result<Tensor, Error> {
-    let convert = || {
+    let convert = || -> candle_core::Result<_> {
         let tensor = tensor.to_dtype(dtype)?.contiguous()?;
         let values = tensor.to_dtype(DType::F32)?.flatten_all()?;
         let values = values.to_vec1::<f32>()?;
@@ -319,7 +319,7 @@ fn finite(layer: Layer, tensor: &Tensor, dtype: DType) -> Result<Tensor, Error> 
     match convert() {
         Ok((tensor, true)) => Ok(tensor),
         Ok((_, false)) => Err(Error::NotFinite(layer)),
-        Err(error) => Err(Error::Tensor(layer, candle_core::Error::to_string(&error))),
+        Err(error) => Err(Error::Tensor(layer, error.to_string())),
     }
 }
 

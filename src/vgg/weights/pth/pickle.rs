@@ -254,7 +254,7 @@ impl PickleMachine {
             // REDUCE, NEWOBJ
             b'R' | 0x81 => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                self.call(function, arguments)?
+                return self.call(function, arguments);
             }
             _ => return None,
         };
@@ -357,49 +357,55 @@ impl PickleMachine {
         })
     }
 
-    /// The result of a function, if it is one that `torch.save` needs for tensors.
-    fn call(&self, mut function: NodeId, mut arguments: NodeId) -> Option<Node> {
-        loop {
-            let Node::Global(name) = &self.nodes[function] else {
-                return Some(Node::Other);
-            };
-            let items = self.tuple(arguments)?;
-            match name.as_str() {
-                "collections.OrderedDict" => return self.dict(items).map(Node::Dict),
-                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => {
-                    return self.tensor(items).map(Node::Tensor);
-                }
-                "torch.FloatTensor" | "torch.DoubleTensor" | "torch.HalfTensor" => {
-                    return Some(Node::Unset);
-                }
-                "torch.Size" => return Some(Node::Tuple(self.tuple(*items.first()?)?.to_vec())),
-                "torch._utils._rebuild_parameter" | "torch.nn.parameter.Parameter" => {
-                    return match &self.nodes[*items.first()?] {
-                        Node::Tensor(info) => Some(Node::Tensor(info.clone())),
-                        _ => Some(Node::Other),
-                    };
-                }
-                // Its arguments: a function, a class, and the arguments of that function. A tuple's items were made before
-                // it, so that this ends.
-                "torch._tensor._rebuild_from_type_v2" => {
-                    let &[inner, _, inner_arguments, ..] = items else {
-                        return None;
-                    };
-                    (function, arguments) = (inner, inner_arguments);
-                }
-                _ => return Some(Node::Other),
+    /// Pushes the result of a function, if it is one that `torch.save` needs for tensors.
+    fn call(&mut self, function: NodeId, arguments: NodeId) -> Option<()> {
+        let (function, arguments) = self.inner_call(function, arguments)?;
+        let Node::Global(name) = &self.nodes[function] else {
+            self.push(Node::Other);
+            return Some(());
+        };
+        let items = self.tuple(arguments)?;
+        let node = match name.as_str() {
+            "collections.OrderedDict" => {
+                let list = items.first().copied();
+                Node::Dict(list.map_or(Some(Vec::new()), |list| self.take_pairs(list))?)
             }
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => {
+                Node::Tensor(self.tensor(items)?)
+            }
+            "torch.FloatTensor" | "torch.DoubleTensor" | "torch.HalfTensor" => Node::Unset,
+            // Their argument, as it is.
+            "torch.Size" | "torch._utils._rebuild_parameter" | "torch.nn.parameter.Parameter" => {
+                self.stack.push(*items.first()?);
+                return Some(());
+            }
+            _ => Node::Other,
+        };
+        self.push(node);
+        Some(())
+    }
+
+    /// The call that one of `_rebuild_from_type_v2` makes; any other itself. The arguments are a function, a
+    /// class, and the arguments of that function.
+    fn inner_call(&self, function: NodeId, arguments: NodeId) -> Option<(NodeId, NodeId)> {
+        match &self.nodes[function] {
+            Node::Global(name) if name == "torch._tensor._rebuild_from_type_v2" => {
+                let &[inner, _, inner_arguments, ..] = self.tuple(arguments)? else {
+                    return None;
+                };
+                Some((inner, inner_arguments))
+            }
+            _ => Some((function, arguments)),
         }
     }
 
-    /// The items of an `OrderedDict`: Python 2 passes them as a list of pairs, Python 3 sets them later.
-    fn dict(&self, items: &[NodeId]) -> Option<Vec<(NodeId, NodeId)>> {
-        let Some(&list) = items.first() else {
-            return Some(Vec::new());
-        };
-        let Node::List(list) = &self.nodes[list] else {
+    /// The items of an `OrderedDict`: Python 2 passes them as a list of pairs, Python 3 sets them later. The
+    /// list is made for that alone, so that it may be taken: a copy for each call could be any size.
+    fn take_pairs(&mut self, list: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
+        let Node::List(list) = &mut self.nodes[list] else {
             return None;
         };
+        let list = std::mem::take(list);
         let pairs = list.iter().map(|&pair| match &self.nodes[pair] {
             Node::List(pair) | Node::Tuple(pair) => Some((*pair.first()?, *pair.get(1)?)),
             _ => None,
@@ -435,15 +441,11 @@ impl PickleMachine {
         })
     }
 
-    fn result(&self) -> Option<&Node> {
-        self.stack.last().map(|&top| &self.nodes[top])
-    }
-
     /// The tensors in the resulting dictionary and in those nested in it, as in a training checkpoint.
     pub fn tensors(&self) -> Vec<(String, &TensorInfo)> {
         let mut tensors = Vec::new();
-        let mut dicts: Vec<(String, NodeId)> = Vec::new();
-        dicts.extend(self.stack.last().map(|&top| (String::new(), top)));
+        let result = self.stack.last().map(|&top| (String::new(), top));
+        let mut dicts = Vec::from_iter(result);
         // A dictionary may occur several times, even within itself.
         let mut seen = HashSet::new();
         while let Some((path, dict)) = dicts.pop() {
@@ -471,7 +473,8 @@ impl PickleMachine {
 
     /// The strings in the resulting list.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
-        let items = match self.result() {
+        let result = self.stack.last().map(|&top| &self.nodes[top]);
+        let items = match result {
             Some(Node::List(items)) => items.as_slice(),
             _ => &[],
         };
