@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 made=$PWD/target/cuda
 environment=$(.ci/cuda-toolkit.sh target/cuda-toolkit)
 eval "$environment"
+# Kernels of a GPU are compiled but not run.
+export NVCC_APPEND_FLAGS=-Ofc=max
 benches/gpu/stubs.sh "$made/stubs"
 
 # Prints the values of a library's enumerations, of those that are the same in all its versions, from cudarc's bindings.
