@@ -6,9 +6,11 @@
 //! `cargo bench --bench cancel`
 
 use gst::prelude::*;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod common;
+
+use common::timing::timed;
 
 const ROUNDS: usize = 10;
 
@@ -29,24 +31,17 @@ fn main() {
         // Somewhere in the frame, each time somewhere else.
         let somewhere = || std::thread::sleep(Duration::from_millis(1500 + 37 * round as u64));
         somewhere();
-        seeks.push(timed(|| {
-            pipeline
-                .seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO)
-                .expect("seek")
-        }));
+        let seek = || pipeline.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO);
+        let (time, sought) = timed(seek);
+        sought.expect("seek");
+        seeks.push(time);
         somewhere();
-        stops.push(timed(|| {
-            pipeline.set_state(gst::State::Null).expect("null")
-        }));
+        let (time, stopped) = timed(|| pipeline.set_state(gst::State::Null));
+        stopped.expect("null");
+        stops.push(time);
     }
     report("flushing seek", seeks);
     report("set_state(NULL)", stops);
-}
-
-fn timed<T>(action: impl FnOnce() -> T) -> Duration {
-    let begun = Instant::now();
-    action();
-    begun.elapsed()
 }
 
 fn report(name: &str, mut times: Vec<Duration>) {

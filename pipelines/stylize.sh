@@ -24,11 +24,12 @@ example() { cargo run --quiet --release --manifest-path "$root/Cargo.toml" --exa
 
 make_sample() {
     local sample=$root/target/sample
-    [[ ! -d $sample ]] || return 0
+    [[ ! -d $sample || -n $(find "$root/examples/sample" -newer "$sample") ]] || return 0
     echo "Making a sample clip and a sample style in $sample"
     rm -rf "$sample.part"
     mkdir -p "$sample.part"
     example sample -- "$sample.part"
+    rm -rf "$sample"
     mv "$sample.part" "$sample"
 }
 

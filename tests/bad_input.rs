@@ -98,10 +98,6 @@ impl Folder {
         }
         println!("{error}");
     }
-
-    fn refuses_file(&self, property: &str, path: &Path, causes: &[&str]) {
-        self.refuses(property, path, causes);
-    }
 }
 
 /// The element's error message, as a user sees it.
@@ -152,7 +148,7 @@ fn style_image_that_is_no_file() {
         assert!(error.contains("style-image is not set"), "{error}");
         assert!(error.contains("path"), "{error}");
     }
-    let refuses = |path: &Path, cause| folder.refuses_file("style-image", path, &[cause]);
+    let refuses = |path: &Path, cause| folder.refuses("style-image", path, &[cause]);
     refuses(&folder.path("missing.png"), "No such file");
     refuses(&folder.path("style.png/below.png"), "Not a directory");
     refuses(&folder.path(""), "directory");
@@ -167,7 +163,7 @@ fn style_image_that_is_no_file() {
 fn style_image_that_is_no_image() {
     let folder = Folder::new();
     let refuses = |name, bytes: &[u8], cause| {
-        folder.refuses_file("style-image", &folder.write(name, bytes), &[cause]);
+        folder.refuses("style-image", folder.write(name, bytes), &[cause]);
     };
     refuses("empty.png", b"", "empty");
     refuses(
@@ -200,7 +196,7 @@ fn style_image_of_a_size_that_cannot_be() {
     for (width, height) in [(1, 1), (15, 400), (400, 15)] {
         picture(width, height).save(&path).unwrap();
         let size = format!("{width}x{height}");
-        folder.refuses_file("style-image", &path, &[&size, "16x16"]);
+        folder.refuses("style-image", &path, &[&size, "16x16"]);
     }
     for (width, height) in [
         (20_000, 20_000),
@@ -208,17 +204,17 @@ fn style_image_of_a_size_that_cannot_be() {
         (u32::MAX >> 1, u32::MAX >> 1),
     ] {
         let path = folder.write("huge.png", png_header(width, height));
-        folder.refuses_file("style-image", &path, &["larger than 16384x16384"]);
+        folder.refuses("style-image", &path, &["larger than 16384x16384"]);
     }
     // 16384 x 16384 pixels in RGB are 768 MiB, which is allowed; but the file does not have them.
     let path = folder.write("promised.png", png_header(16_384, 16_384));
-    folder.refuses_file("style-image", &path, &["cut short"]);
+    folder.refuses("style-image", &path, &["cut short"]);
 }
 
 #[test]
 fn weights_that_are_no_file() {
     let folder = Folder::new();
-    let refuses = |path: &Path, cause| folder.refuses_file("weights", path, &[cause]);
+    let refuses = |path: &Path, cause| folder.refuses("weights", path, &[cause]);
     refuses(&folder.path("missing.safetensors"), "No such file");
     refuses(Path::new("nobody-has-weights-of-this-name"), "No such file");
     let nobody = "gst-plugin-gatys/nobody-has-weights-of-this-name.safetensors either";
@@ -236,7 +232,7 @@ fn weights_that_are_cut_short_or_of_no_known_format() {
     let folder = Folder::new();
     let refuses = |name, bytes: &[u8]| {
         let path = folder.write(name, bytes);
-        folder.refuses_file("weights", &path, &["cut short"]);
+        folder.refuses("weights", &path, &["cut short"]);
     };
     let whole = safetensors(&tensors(&NARROW, by_layer), &[]);
     let header = 8 + usize::from(u16::from_le_bytes([whole[0], whole[1]]));
@@ -252,7 +248,7 @@ fn weights_that_are_cut_short_or_of_no_known_format() {
         b"These are no weights, only words about them.",
     );
     let page = folder.write("page.pth", b"\n<!DOCTYPE html><title>Not Found</title>");
-    folder.refuses_file("weights", &page, &["web page"]);
+    folder.refuses("weights", &page, &["web page"]);
     let whole = fs::read(stored("families/torchvision-legacy.pth")).unwrap();
     for part in [30, whole.len() / 2, whole.len() - 1] {
         refuses("old.pth", &whole[..part]);
@@ -292,7 +288,7 @@ fn weights_of_another_network() {
     let folder = Folder::new();
     let refuses = |tensors: &Tensors, causes: &[&str]| {
         let path = folder.write("other.safetensors", safetensors(tensors, &[]));
-        folder.refuses_file("weights", &path, causes);
+        folder.refuses("weights", &path, causes);
     };
     let vgg_16 = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28];
     let named = |index: usize| format!("features.{}", vgg_16[index]);
@@ -323,7 +319,7 @@ fn weights_of_wrong_shapes_and_values() {
     };
     let refuses = |tensors: &Tensors, causes: &[&str]| {
         let path = folder.write("odd.safetensors", safetensors(tensors, &[]));
-        folder.refuses_file("weights", &path, causes);
+        folder.refuses("weights", &path, causes);
     };
     for (name, shape, expected) in [
         ("conv1_1.weight", vec![4, 3, 5, 5], "[channels, 3, 3, 3]"),
@@ -365,7 +361,7 @@ fn weights_of_images_in_another_form() {
             "weights.safetensors",
             safetensors(&tensors, &[(key, value)]),
         );
-        folder.refuses_file("weights", &path, &[key, value, cause]);
+        folder.refuses("weights", &path, &[key, value, cause]);
     }
 }
 

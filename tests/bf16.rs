@@ -3,7 +3,10 @@
 //! The precision of the gradient and of the result with features in bf16, on photographs and
 //! paintings. Without AMX, or without the pictures, nothing is tested.
 
+mod common;
+
 use candle_core::{Device, Tensor};
+use common::shared;
 use gstgatys::ops::elementwise::dot;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
@@ -12,7 +15,7 @@ use gstgatys::stylizer::resize::{fit, pad, resize};
 use gstgatys::vgg::weights::WeightsSource;
 use gstgatys::vgg::{Precision, Vgg};
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The longer side of the pictures for comparing first gradients, and for runs of hundreds of
 /// iterations.
@@ -66,14 +69,6 @@ impl Problem {
         optimizer.minimize(&image, budget, &mut evaluate).unwrap();
         image
     }
-}
-
-/// A picture from the folder beside the checkout, if there is one.
-fn shared(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared/data")
-        .join(name);
-    path.exists().then_some(path)
 }
 
 fn load(path: &Path, side: u32) -> Tensor {

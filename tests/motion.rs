@@ -3,10 +3,12 @@
 //! The error of the flow against known motions, on synthetic pictures and, if they are there, on
 //! photographs.
 
+mod common;
 #[path = "common/known_motion.rs"]
 mod known_motion;
 
 use candle_core::{Device, Tensor};
+use common::shared;
 use gstgatys::stylizer::motion::flow::{Field, bidirectional};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::to_level;
@@ -74,11 +76,9 @@ fn a_flash_does_not_lead_astray() {
     check(&clips((180, 320), made), &[1.0, 1.2]);
 }
 
-/// Photographs from the folder beside the checkout, if there is one.
+/// Two photographs, if they are there.
 fn photographs() -> Option<[PathBuf; 2]> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let paths = ["tubingen.jpg", "golden_gate.jpg"].map(|name| data.join(name));
-    paths.iter().all(|path| path.exists()).then_some(paths)
+    Some([shared("tubingen.jpg")?, shared("golden_gate.jpg")?])
 }
 
 fn load(path: &Path) -> Picture {

@@ -6,15 +6,16 @@
 #[path = "../benches/common/clip.rs"]
 #[allow(dead_code)]
 mod clip;
+mod common;
 #[path = "common/pictures.rs"]
 mod pictures;
 
+use common::shared;
 use gstgatys::stylizer::motion::flow::bidirectional;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, cut_score};
 use gstgatys::stylizer::motion::still::is_still;
 use pictures::{AHEAD, Frame, H, Picture, Pose, W};
-use std::path::{Path, PathBuf};
 
 /// The scores of pairs of frames.
 #[derive(Default)]
@@ -50,13 +51,6 @@ impl Table {
             assert_eq!(*score >= DEFAULT_SCENE_CUT, *cut, "{name}: {score}");
         }
     }
-}
-
-/// Files from the folder beside the checkout, if all are there.
-fn shared(names: &[&str]) -> Option<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let paths: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
-    paths.iter().all(|path| path.exists()).then_some(paths)
 }
 
 /// Every kind of transition, from each picture to the next and within it.
@@ -191,7 +185,7 @@ fn photographs() -> Option<Vec<(String, Picture)>> {
         "starry_night.jpg",
         "the_scream.jpg",
     ];
-    let Some(paths) = shared(&names) else {
+    let Some(paths) = names.map(shared).into_iter().collect::<Option<Vec<_>>>() else {
         eprintln!("left out: there are no pictures");
         return None;
     };
@@ -274,11 +268,11 @@ fn plain_frames_are_cut_by_their_colour_alone() {
 #[cfg(feature = "plugin")]
 #[test]
 fn a_clip_has_no_cuts_but_to_another() {
-    let (Some(clip), Some(pictures)) = (shared(&["car-detection.mp4"]), photographs()) else {
+    let (Some(clip), Some(pictures)) = (shared("car-detection.mp4"), photographs()) else {
         eprintln!("left out: there is no clip");
         return;
     };
-    let frames = clip::frames(&clip[0], 120, W as u32);
+    let frames = clip::frames(&clip, 120, W as u32);
     let frames: Vec<_> = frames
         .iter()
         .map(|frame| Pyramid::new(frame).unwrap())

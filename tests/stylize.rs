@@ -10,7 +10,8 @@ mod common;
 #[path = "common/files.rs"]
 mod files;
 
-use clip::{Clip, example, init, watch};
+use clip::{Clip, example, watch};
+use common::painter::init;
 use files::{Ended, run};
 use gst::prelude::*;
 use std::fs;

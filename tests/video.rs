@@ -10,7 +10,8 @@ mod common;
 #[path = "common/files.rs"]
 mod files;
 
-use clip::{Arrived, Buffer, Clip, init, watch};
+use clip::{Arrived, Buffer, Clip, watch};
+use common::painter::init;
 use gst::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

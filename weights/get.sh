@@ -93,6 +93,7 @@ example() { cargo "$1" --quiet --release --manifest-path "$root/Cargo.toml" --ex
 
 convert() {
     example run -- "$1" "$made.part"
+    # It is written as a temporary file is, for its owner alone.
     chmod go+r "$made.part"
     mv "$made.part" "$made"
 }

@@ -2,6 +2,7 @@
 
 //! The objective at its defaults, on pictures that are made of nothing but a formula.
 
+use super::timing::text;
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
@@ -45,10 +46,8 @@ pub fn size(name: &str) -> Option<(usize, usize)> {
 
 /// The precision after `--precision` in the program's arguments, or else the fastest.
 pub fn precision() -> Precision {
-    let mut arguments = std::env::args().skip_while(|argument| argument != "--precision");
-    let name = arguments.nth(1);
     let all = [Precision::Auto, Precision::F32, Precision::Bf16];
-    match name {
+    match text("--precision") {
         Some(name) => all
             .into_iter()
             .find(|precision| precision.to_string() == name)

@@ -73,17 +73,7 @@ fn expect_same(a: &Tensor, b: &Tensor) -> Result<()> {
 /// Updates each element of `dst` from itself and those of `a` and `b`. `set` should own what it
 /// captures: anything behind a reference would be reloaded for each element, which keeps the loop
 /// from being vectorised.
-fn update(
-    name: &'static str,
-    dst: &Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    set: impl Fn(&mut f32, f32, f32) + Copy + Sync,
-) -> Result<()> {
-    update_as::<f32>(name, dst, a, b, set)
-}
-
-fn update_as<T: Scalar>(
+fn update<T: Scalar>(
     name: &'static str,
     dst: &Tensor,
     a: &Tensor,
@@ -167,7 +157,7 @@ pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
     match y.device() {
         Device::Cpu if use_cpu_kernels() => {
             let a = a as f32;
-            update("axpy", y, x, x, move |y, x, _| *y += a * x)
+            update::<f32>("axpy", y, x, x, move |y, x, _| *y += a * x)
         }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::axpy(a, x, y),
@@ -202,7 +192,7 @@ pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
 pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     match dst.device() {
         Device::Cpu if use_cpu_kernels() => {
-            update("difference", dst, a, b, |dst, a, b| *dst = a - b)
+            update::<f32>("difference", dst, a, b, |dst, a, b| *dst = a - b)
         }
         #[cfg(feature = "cudnn")]
         Device::Cuda(_) => vector::difference(dst, a, b),
@@ -215,7 +205,7 @@ pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
     match dst.device() {
         Device::Cpu if use_cpu_kernels() => {
             let t = t as f32;
-            update("step", dst, x, d, move |dst, x, d| {
+            update::<f32>("step", dst, x, d, move |dst, x, d| {
                 *dst = (x + t * d).clamp(0.0, 1.0)
             })
         }
@@ -228,7 +218,7 @@ pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
 /// Zeroes the elements of a direction `d` that point out of the box 0..1 at `x`.
 pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
     match d.device() {
-        Device::Cpu if use_cpu_kernels() => update("clear-outward", d, x, x, |d, x, _| {
+        Device::Cpu if use_cpu_kernels() => update::<f32>("clear-outward", d, x, x, |d, x, _| {
             if (x <= 0.0 && *d < 0.0) || (x >= 1.0 && *d > 0.0) {
                 *d = 0.0;
             }
@@ -250,7 +240,7 @@ pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<
     match average.device() {
         Device::Cpu if use_cpu_kernels() => {
             let (kept, taken) = (decay as f32, (1.0 - decay) as f32);
-            update("decay", average, x, x, move |average, x, _| {
+            update::<f32>("decay", average, x, x, move |average, x, _| {
                 *average = kept * *average + taken * if squared { x * x } else { x };
             })
         }
@@ -274,7 +264,7 @@ pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor)
     match x.device() {
         Device::Cpu if use_cpu_kernels() => {
             let (rate, correction) = (rate as f32, correction as f32);
-            update("adam-step", x, m, v, move |x, m, v| {
+            update::<f32>("adam-step", x, m, v, move |x, m, v| {
                 *x = (*x - rate * m / ((v / correction).sqrt() + 1e-8)).clamp(0.0, 1.0);
             })
         }
@@ -323,7 +313,7 @@ fn content_loss_cpu<T: Scalar>(
     gradient: &Tensor,
     accumulate: bool,
 ) -> Result<f64> {
-    update_as::<T>("content", gradient, f, p, move |gradient, f, p| {
+    update::<T>("content", gradient, f, p, move |gradient, f, p| {
         let kept = if accumulate { *gradient } else { 0.0 };
         *gradient = kept + factor * (f - p);
     })?;

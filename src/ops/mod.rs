@@ -8,7 +8,7 @@
 //!
 //! # Dispatch
 //!
-//! Every operation has three backends and chooses one by the device of its tensors:
+//! Operations have up to three backends and choose one by the device of their tensors:
 //!
 //! - CPU: native kernels, which work in place on the tensors' slices (`CpuOp`). Those for `f32` use
 //!   pulp's SIMD and gemm, the products in `bf16` Intel AMX ([`amx`]).

@@ -9,8 +9,8 @@ use crate::ops::amx::{Amx, CHANNEL_MULTIPLE};
 use candle_core::{DType, Device};
 use std::fmt;
 
-/// The format that weights, features and the gradients with respect to them are rounded to. Sums are
-/// f32 or wider in each.
+/// The format that weights, features and the gradients with respect to them are rounded to; with AMX not
+/// the weights of conv1_1, which keep 16 bits. Sums are f32 or wider in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else

@@ -3,18 +3,13 @@
 //! Clips for tests that paint whole files, and a record of the buffers that reach a sink.
 #![allow(dead_code)]
 
+use super::common::shared;
 use super::files::run;
 use gst::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex};
-
-/// GStreamer with the element registered.
-pub fn init() {
-    gst::init().unwrap();
-    gstgatys::plugin_register_static().unwrap();
-}
 
 /// One of this package's examples, which `cargo test` builds beside the tests.
 pub fn example(name: &str) -> PathBuf {
@@ -56,19 +51,13 @@ impl Clip {
 
     /// A real video if it is there, else the sample.
     pub fn real() -> Self {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-        let clip = Self {
-            video: data.join("car-detection.mp4"),
-            style: data.join("starry_night.jpg"),
-        };
-        if clip.video.exists() && clip.style.exists() {
-            return clip;
+        match (shared("car-detection.mp4"), shared("starry_night.jpg")) {
+            (Some(video), Some(style)) => Self { video, style },
+            _ => {
+                println!("left out: ../shared/data is not there; the sample clip serves instead");
+                Self::sample()
+            }
         }
-        println!(
-            "left out: {} is not there; the sample clip serves instead",
-            data.display()
-        );
-        Self::sample()
     }
 }
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MPL-2.0
 """The score by which the built-in weights are chosen: how well style transfer works with them.
 
-Each network stylises four pairs of pictures as the element does at its defaults (stylise.py),
-from the photograph with three style weights beta, because the same beta means something else
+Each network stylises four pairs of pictures with the element's default losses (stylise.py), from
+the photograph itself with three style weights beta, because the same beta means something else
 for each network, and from noise with the default one. The results are then judged without any
 network (measures.py):
 

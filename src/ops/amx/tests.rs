@@ -7,6 +7,7 @@ use super::super::reference::{self, Array};
 use super::convolution::Piece;
 use super::*;
 use rayon::prelude::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bound on the rounding of f32 sums of over a thousand products, relative to the sum of their
 /// magnitudes.
@@ -152,25 +153,20 @@ fn rounding_errors_of_weights_are_diffused() {
         .chunks(9 * n_in)
         .zip(kernel.weights.chunks(9 * n_in))
     {
-        let (mut sum, mut alone) = (0.0, 0f64);
+        let mut sum = 0.0;
         for (rounded, exact) in rounded.iter().zip(exact) {
             assert_eq!(bf16::from_f32(*rounded).to_f32(), *rounded);
             sum += f64::from(*rounded) - exact;
-            alone += bf16::from_f64(*exact).to_f64() - exact;
             // Weights are below 1, where half a unit in the last place is 2^-9.
             assert!(f64::abs(sum) <= 1.01 * 2f64.powi(-9), "{sum}");
         }
-        println!("sums are off by {sum}, those of independently rounded weights by {alone}");
     }
 }
 
 /// With one line too few for the last position's last step.
 #[test]
-#[should_panic(expected = "start + reach")]
 fn nothing_beyond_the_values_is_read() {
-    let Some(amx) = Amx::for_tests() else {
-        panic!("start + reach is nothing without AMX");
-    };
+    let Some(amx) = Amx::for_tests() else { return };
     let matrix = VnniMatrix::new(3, microkernel::TILE_COLUMNS, |_, _| 1.0);
     let tiles = tiles::TilesGuard::configure(amx);
     let multiply = |lines: usize| {
@@ -183,7 +179,7 @@ fn nothing_beyond_the_values_is_read() {
     };
     let enough = 7 + 5 + 15 * 2 + 1;
     multiply(enough);
-    multiply(enough - 1);
+    catch_unwind(AssertUnwindSafe(|| multiply(enough - 1))).unwrap_err();
 }
 
 #[test]

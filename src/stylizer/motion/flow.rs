@@ -5,7 +5,7 @@
 
 use super::bilinear::{Bilinear, to_level};
 use super::boundary::sharpen;
-use super::global::{Affine, dominant, shift};
+use super::global::{self, Affine};
 use super::pyramid::Level;
 use super::refine::refine;
 use super::search::{Densifier, PatchFlow, PatchSearch, ScanOrder};
@@ -50,7 +50,7 @@ impl Field {
 /// first, and returns the flow of that.
 pub fn flow(from: &[Level], to: &[Level]) -> Field {
     let shift = match (from.last(), to.last()) {
-        (Some(from), Some(to)) => shift(from, to),
+        (Some(from), Some(to)) => global::shift(from, to),
         _ => (0.0, 0.0),
     };
     let mut coarser: Option<Field> = None;
@@ -77,7 +77,7 @@ pub fn flow(from: &[Level], to: &[Level]) -> Field {
         dominant = dominant.map(|motion| motion.doubled());
         if index > 0 {
             search.run(ScanOrder::Forward, &mut patches, dominant.as_ref(), None);
-            dominant = self::dominant(&search, &patches);
+            dominant = global::dominant(&search, &patches);
             search.run(
                 ScanOrder::Backward,
                 &mut patches,
@@ -172,7 +172,7 @@ mod tests {
     fn a_shift_of_the_whole_picture_is_found_at_every_width() {
         for w in 16..50 {
             let [still, moved] = [(0.0, 0.0), (3.0, -2.0)].map(|by| waves((20, w), by));
-            let found = shift(&still.levels[0], &moved.levels[0]);
+            let found = global::shift(&still.levels[0], &moved.levels[0]);
             assert_eq!(found, (3.0, -2.0), "{w} wide");
         }
     }

@@ -76,9 +76,9 @@ impl<'a> MovedPainting<'a> {
         }
     }
 
-    /// Adds the detail of the latest painting to row `y`.
+    /// Sets row `y`, which is yet zero, to the detail of the latest painting.
     #[inline(always)]
-    fn add(&self, y: usize, w: usize, scratch: &mut StartScratch) {
+    fn set_latest(&self, y: usize, w: usize, scratch: &mut StartScratch) {
         self.set_flow(y, w, scratch);
         for x in (0..w).step_by(LANES) {
             let [u, v, reliable] = &scratch.flow;
@@ -182,9 +182,9 @@ fn upsample(row: &mut PaddedRow, len: usize, to: &mut PaddedRow, doubled: usize)
 
 /// The sum of the absolute RGB differences (0..1 each) to the frame before up to which an uncovered
 /// pixel keeps the strokes that were there. From here to [`OTHER_COLOUR`] its exemplar's are blended in.
-const SAME_COLOUR: f32 = 0.1;
+const SAME_COLOR: f32 = 0.1;
 /// The same sum from which an uncovered pixel takes its exemplar's strokes alone.
-const OTHER_COLOUR: f32 = 0.3;
+const OTHER_COLOR: f32 = 0.3;
 
 /// One row of a start, dispatched by SIMD instruction set.
 pub struct StartRow<'a> {
@@ -213,7 +213,7 @@ impl NullaryFnOnce for StartRow<'_> {
         self.scratch.uncovered.fill(0.0);
         self.scratch.uncovered[..w].fill(1.0);
         self.scratch.warped.fill(0.0);
-        self.latest.add(self.y, w, self.scratch);
+        self.latest.set_latest(self.y, w, self.scratch);
         for older in self.older {
             older.add_older(self.y, w, self.scratch);
         }
@@ -296,7 +296,7 @@ impl StartRow<'_> {
             true => {
                 let change = local_mean(size, (y, x), |i| (now[i] - before[i]).abs());
                 let change = change.iter().sum::<f32>();
-                ((change - SAME_COLOUR) / (OTHER_COLOUR - SAME_COLOUR)).clamp(0.0, 1.0)
+                ((change - SAME_COLOR) / (OTHER_COLOR - SAME_COLOR)).clamp(0.0, 1.0)
             }
             false => 1.0,
         };

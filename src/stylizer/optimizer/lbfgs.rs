@@ -171,7 +171,7 @@ impl Optimizer for Lbfgs {
                 break reason;
             }
             let trial = self.try_step(image, search.step_length, &mut run)?;
-            let restarted = match search.assess(&trial, best.total) {
+            let goes_on = match search.assess(&trial, best.total) {
                 Verdict::Accepted => {
                     self.accept_trial(image)?;
                     best = trial.losses;
@@ -184,7 +184,7 @@ impl Optimizer for Lbfgs {
                 Verdict::Negligible => !progressed && self.restart(image, progressed)?,
                 Verdict::Failed => self.restart(image, progressed)?,
             };
-            if !restarted {
+            if !goes_on {
                 break Reason::Converged;
             }
             search = LineSearch::from(1.0);
