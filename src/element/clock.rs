@@ -88,6 +88,7 @@ impl Timeline {
         // By the clock and not by when the last frame arrived: old frames may wait upstream, and come
         // between a long painting and the gap that it made. A frame of a live source jumps only if it is
         // fresher than all before it by over a second.
+        // None comes before all times: then nothing was dropped or lost.
         let dropped_or_lost = self.earliest.max(latest);
         let explained = self
             .interval
