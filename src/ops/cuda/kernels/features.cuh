@@ -10,7 +10,7 @@
 // values [.., n] = relu(values + bias [n]), for biases in f32.
 template <typename T, int N>
 __device__ void bias_relu(T* values, const float* __restrict__ bias, long long count, int n) {
-    grid_stride(count / N, [=](long long i) {
+    grid_stride(count / N, [=](unsigned i) {
         Pack<T, N> pack = load<N>(values, i);
         int channel = (int)(i % (n / N)) * N;
         // The bias is wider than 16-bit features: it is loaded 16 bytes at a time.
@@ -48,10 +48,10 @@ __device__ inline float larger(float a, float b) {
 // output [h / 2, w / 2, n] = the mean or the maximum over 2x2 windows of input [h, w, n], stride 2.
 template <typename T, int N, bool MAX>
 __device__ void pool(const T* __restrict__ input, T* output, int h, int w, int n) {
-    int packs = n / N, across = w / 2;
-    grid_stride((long long)(h / 2) * across * packs, [=](long long i) {
-        long long window = i / packs, y = window / across * 2, x = window % across * 2;
-        long long corner = (y * w + x) * packs + i % packs, below = corner + (long long)w * packs;
+    unsigned packs = n / N, across = w / 2;
+    grid_stride((long long)(h / 2) * across * packs, [=](unsigned i) {
+        unsigned window = i / packs, y = window / across * 2, x = window % across * 2;
+        unsigned corner = (y * w + x) * packs + i % packs, below = corner + w * packs;
         Pack<T, N> a = load<N>(input, corner), b = load<N>(input, corner + packs);
         Pack<T, N> c = load<N>(input, below), d = load<N>(input, below + packs);
         Pack<T, N> pooled;
@@ -74,13 +74,13 @@ __device__ void pool(const T* __restrict__ input, T* output, int h, int w, int n
 template <typename T, int N, bool MAX>
 __device__ void pool_backward(const T* __restrict__ upstream, const T* __restrict__ input, T* gradient, int h, int w,
                               int n) {
-    int packs = n / N, across = (w + 1) / 2;
-    grid_stride((long long)((h + 1) / 2) * across * packs, [=](long long i) {
-        long long window = i / packs, y = window / across * 2, x = window % across * 2;
+    unsigned packs = n / N, across = (w + 1) / 2;
+    grid_stride((long long)((h + 1) / 2) * across * packs, [=](unsigned i) {
+        unsigned window = i / packs, y = window / across * 2, x = window % across * 2;
         // The packs of the window's four corners, in row-major order.
-        long long corner = (y * w + x) * packs + i % packs, below = corner + (long long)w * packs;
-        long long offsets[] = {corner, corner + packs, below, below + packs};
-        bool right = x + 1 < w, lower = y + 1 < h;
+        unsigned corner = (y * w + x) * packs + i % packs, below = corner + w * packs;
+        unsigned offsets[] = {corner, corner + packs, below, below + packs};
+        bool right = x + 1 < (unsigned)w, lower = y + 1 < (unsigned)h;
         Pack<T, N> shares[4] = {};
         if (right && lower) {
             Pack<T, N> pack = load<N>(upstream, (y / 2 * (w / 2) + x / 2) * packs + i % packs);
@@ -165,7 +165,7 @@ __device__ void normalise_residual(const float* __restrict__ residual, const dou
 template <typename F>
 __device__ void average_splits(const float* __restrict__ products, int splits, double positions, int n, F f) {
     long long matrix = (long long)n * n;
-    grid_stride(matrix, [=](long long i) {
+    grid_stride(matrix, [=](unsigned i) {
         long long row = i / n, column = i % n;
         if (row >= column) {
             double sum = 0;

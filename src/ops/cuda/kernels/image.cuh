@@ -67,11 +67,11 @@ KERNEL adam_step(float* x, float rate, const float* m, float correction, const f
 // Partial sums of the squared differences between horizontal and vertical neighbours of an image
 // [h, w, 3]. Their gradient times *factor is added to gradient [h, w, 3].
 KERNEL total_variation(const float* image, const float* factor, float* gradient, double* partials, int h, int w) {
-    long long row = 3LL * w;
+    int row = 3 * w;
     float twice = 2 * *factor;
     double sum = 0;
-    grid_stride(h * row, [&](long long i) {
-        long long y = i / row, x = i % row;
+    grid_stride((long long)h * row, [&](unsigned i) {
+        int y = i / row, x = i % row;
         float right = x + 3 < row ? image[i] - image[i + 3] : 0;
         float below = y + 1 < h ? image[i] - image[i + row] : 0;
         float left = x >= 3 ? image[i] - image[i - 3] : 0;

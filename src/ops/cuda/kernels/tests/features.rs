@@ -34,8 +34,9 @@ fn packed(kernel: &ReferenceKernel) -> Buffer<f32> {
 }
 
 /// Height, width, channels and blocks: images of one pixel, one row or one column; of several strips
-/// and tiles, the last of them partial; with more channels than threads.
-const IMAGES: [(usize, usize, usize, u32); 7] = [
+/// and tiles, the last of them partial, or such that a tile would end between the image and its
+/// padding; with more channels than threads.
+const IMAGES: [(usize, usize, usize, u32); 13] = [
     (1, 1, 3, 1),
     (1, 7, 20, 1),
     (6, 1, 17, 2),
@@ -43,6 +44,12 @@ const IMAGES: [(usize, usize, usize, u32); 7] = [
     (11, 67, 5, 3),
     (19, 35, 24, 2),
     (3, 5, 260, 2),
+    (16, 16, 64, 1),
+    (17, 17, 40, 2),
+    (8, 32, 8, 3),
+    (7, 31, 8, 3),
+    (15, 63, 16, 7),
+    (10, 130, 8, 2),
 ];
 
 fn image_convolution<T: Feature>() {
