@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Image transfers between the host and the device.
+//! Transfers between the host and the device, on CUDA through page-locked memory.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -38,5 +38,39 @@ impl Transfer {
             None => super::cuda::transfer::Staging::new(device)?,
         };
         Ok(self.staging.insert(staging))
+    }
+}
+
+/// Reads the values of one tensor of sums again and again.
+pub struct SumsReader {
+    /// `f64` `[n]`
+    sums: Tensor,
+    #[cfg(feature = "cudnn")]
+    read_back: Option<super::cuda::read_back::ReadBack>,
+}
+
+impl SumsReader {
+    pub fn new(sums: Tensor) -> Result<Self> {
+        Ok(Self {
+            #[cfg(feature = "cudnn")]
+            read_back: match sums.device() {
+                device @ Device::Cuda(_) => Some(super::cuda::read_back::ReadBack::new(
+                    sums.elem_count(),
+                    device,
+                )?),
+                _ => None,
+            },
+            sums,
+        })
+    }
+
+    /// The sums, once what computes them is done.
+    pub fn read(&mut self) -> Result<Vec<f64>> {
+        #[cfg(feature = "cudnn")]
+        if let Some(read_back) = &mut self.read_back {
+            read_back.copy(&self.sums)?;
+            return Ok(read_back.read()?.to_vec());
+        }
+        self.sums.to_vec1()
     }
 }

@@ -15,6 +15,7 @@ pub mod graph;
 pub mod pairs;
 mod plan;
 pub mod pool;
+pub mod read_back;
 pub mod step_sums;
 pub mod transfer;
 pub mod vector;

@@ -2,6 +2,7 @@
 
 //! The scalars of an evaluation that pass between the host and the device.
 
+use crate::ops::transfer::SumsReader;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// A term's scalars on the device: its kernels leave its sum, `f64` `[1]`, and read the factor of
@@ -15,6 +16,7 @@ pub struct TermSlot {
 /// The sums and the factors of all terms; either vector is transferred in one piece.
 pub struct Exchange {
     sums: Tensor,
+    reader: SumsReader,
     factors: Tensor,
     /// The factors that are on the device.
     written: Vec<f32>,
@@ -23,8 +25,10 @@ pub struct Exchange {
 
 impl Exchange {
     pub fn new(slots: usize, device: &Device) -> Result<Self> {
+        let sums = Tensor::zeros(slots, DType::F64, device)?;
         Ok(Self {
-            sums: Tensor::zeros(slots, DType::F64, device)?,
+            reader: SumsReader::new(sums.clone())?,
+            sums,
             factors: Tensor::zeros(slots, DType::F32, device)?,
             written: vec![0.0; slots],
             allocated: 0,
@@ -59,7 +63,7 @@ impl Exchange {
     }
 
     /// The sums in the order of the slots; waits for the device.
-    pub fn read_sums(&self) -> Result<Vec<f64>> {
-        self.sums.to_vec1()
+    pub fn read_sums(&mut self) -> Result<Vec<f64>> {
+        self.reader.read()
     }
 }
