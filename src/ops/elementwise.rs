@@ -209,8 +209,6 @@ pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
                 *dst = (x + t * d).clamp(0.0, 1.0)
             })
         }
-        #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::step(dst, x, t, d),
         _ => store(dst, &(x + (d * t)?)?.clamp(0f32, 1f32)?, false),
     }
 }

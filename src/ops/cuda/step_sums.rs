@@ -1,59 +1,73 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The sums over a trial step of L-BFGS's line search, which the host needs in each iteration.
+//! A trial step of L-BFGS's line search, and the sums over it, which the host needs in each iteration.
 
+use super::pairs::tiles;
 use super::transfer::copy_to_pinned;
-use super::vector::reduce;
 use super::{Arg, Gpu, arg};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice};
 use candle_core::{DType, Device, Result, Tensor};
 use std::sync::Arc;
 
-/// Σ (trial − image)² and Σ gradient (trial − image). Their copy to the host is enqueued with them: it
-/// is done long before the losses of the trial are, for which the host waits.
+/// Σ (trial − image)² and Σ gradient (trial − image). Their partial sums are copied to the host right
+/// after the step: that is done long before the losses of the trial are, for which the host waits.
 pub struct StepSums {
     gpu: Arc<Gpu>,
-    /// `f64` `[2]`
-    sums: Tensor,
+    /// `f64` `[2, tiles]`
+    partials: Tensor,
     host: PinnedHostSlice<f64>,
     /// Completes with the copy. `host` does not know: event tracking is disabled.
     copied: CudaEvent,
 }
 
 impl StepSums {
-    pub fn new(device: &Device) -> Result<Self> {
+    /// For images of `values` values.
+    pub fn new(values: usize, device: &Device) -> Result<Self> {
         let gpu = Gpu::of(device)?;
         let context = gpu.device.cuda_stream().context().clone();
+        let tiles = tiles(values);
         // SAFETY: it is written before it is read.
-        let mut host = unsafe { context.alloc_pinned_with_flags(2, 0) }.w()?;
+        let mut host = unsafe { context.alloc_pinned_with_flags(2 * tiles, 0) }.w()?;
         host.as_mut_slice().w()?.fill(0.0);
         Ok(Self {
-            sums: Tensor::zeros(2, DType::F64, device)?,
+            partials: Tensor::zeros((2, tiles), DType::F64, device)?,
             host,
             copied: context.new_event(None).w()?,
             gpu,
         })
     }
 
-    /// Enqueues the sums and their copy to the host.
-    pub fn measure(&mut self, image: &Tensor, gradient: &Tensor, trial: &Tensor) -> Result<()> {
+    /// Enqueues the step of a length along `direction` to `trial`, projected onto 0..1, and the copy of the
+    /// sums over it.
+    pub fn step(
+        &mut self,
+        (image, gradient): (&Tensor, &Tensor),
+        (length, direction): (f64, &Tensor),
+        trial: &Tensor,
+    ) -> Result<()> {
         let values = image.elem_count();
-        reduce(&self.sums, |stream, partials| {
-            let count = Arg::Long(values as i64);
-            let args = [arg(image)?, arg(trial)?, arg(gradient)?, partials, count];
-            stream.launch_1d("lbfgs_step_sums", values, &args)
-        })?;
+        let args = [
+            arg(image)?,
+            arg(gradient)?,
+            Arg::Float(length as f32),
+            arg(direction)?,
+            arg(trial)?,
+            arg(&self.partials)?,
+            Arg::Long(values as i64),
+        ];
+        let grid = (self.partials.dim(1)? as u32, 1);
+        self.gpu.lock_stream()?.launch("lbfgs_step", grid, &args)?;
         let stream = self.gpu.device.cuda_stream();
-        copy_to_pinned(&self.sums, &stream, &mut self.host)?;
+        copy_to_pinned(&self.partials, &stream, &mut self.host)?;
         self.copied.record(&stream).w()
     }
 
     /// The sums of the last step; waits for their copy, not for what was enqueued after it.
     pub fn read(&self) -> Result<[f64; 2]> {
         self.copied.synchronize().w()?;
-        let host = self.host.as_slice().w()?;
-        Ok([host[0], host[1]])
+        let (squares, slopes) = self.host.as_slice().w()?.split_at(self.host.len() / 2);
+        Ok([squares.iter().sum(), slopes.iter().sum()])
     }
 }
 

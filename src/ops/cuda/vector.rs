@@ -56,11 +56,6 @@ pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     launch_over("difference", dst, &[arg(dst)?, arg(a)?, arg(b)?])
 }
 
-pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
-    let args = [arg(dst)?, arg(x)?, Arg::Float(t as f32), arg(d)?];
-    launch_over("step", dst, &args)
-}
-
 pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
     launch_over("clear_outward", d, &[arg(d)?, arg(x)?])
 }

@@ -14,6 +14,12 @@ const FIRST_STEP: f64 = 0.01;
 /// Curvature condition: a pair is used only if the cosine between s and y is above this.
 const MIN_COSINE: f64 = 1e-4;
 
+#[cfg(feature = "cudnn")]
+const THRESHOLDS: gpu::Thresholds = gpu::Thresholds {
+    min_cosine: MIN_COSINE,
+    first_step: FIRST_STEP,
+};
+
 /// The limited-memory inverse Hessian H: the last pairs (s, y) of a displacement and the change of
 /// the gradient over it, and the scale γ of the initial inverse Hessian γ I. On a GPU all of it
 /// stays there, scalars included.
@@ -76,16 +82,22 @@ impl InverseHessian {
         match self {
             Self::Host(host) => host.direction(point, direction),
             #[cfg(feature = "cudnn")]
-            Self::Gpu(pairs) => pairs.direction(point, direction, FIRST_STEP),
+            Self::Gpu(pairs) => pairs.advance(point, point, direction, &THRESHOLDS),
         }
     }
 
-    /// Adds the pair of a step from one point to another, if it meets the curvature condition.
-    pub fn update(&mut self, from: Point, to: Point) -> Result<()> {
+    /// Moves a point: adds the pair of the step from it to another, if it meets the curvature condition,
+    /// overwrites it by the other, and computes the direction from there.
+    pub fn advance(&mut self, point: Point, to: Point, direction: &Tensor) -> Result<()> {
         match self {
-            Self::Host(host) => host.update(from, to),
+            Self::Host(host) => {
+                host.update(point, to)?;
+                copy(point.0, to.0)?;
+                copy(point.1, to.1)?;
+                host.direction(point, direction)
+            }
             #[cfg(feature = "cudnn")]
-            Self::Gpu(pairs) => pairs.update(from, to, MIN_COSINE),
+            Self::Gpu(pairs) => pairs.advance(point, to, direction, &THRESHOLDS),
         }
     }
 
@@ -245,18 +257,47 @@ mod tests {
         Tensor::from_slice(&values, (1, 1, 3), &Device::Cpu).unwrap()
     }
 
+    const GRADIENT: [f32; 3] = [0.1, -0.2, 0.3];
+
+    fn hessian(history: usize) -> InverseHessian {
+        InverseHessian::new(history, &image([0.5; 3])).unwrap()
+    }
+
+    /// Adds the pair of a step from grey to an image, with this change of the gradient.
+    fn learn(hessian: &mut InverseHessian, to: [f32; 3], change: [f32; 3]) {
+        let [grey, start, direction] = [[0.5; 3], [0.0; 3], [0.0; 3]].map(image);
+        let to = (&image(to), &image(change));
+        hessian.advance((&grey, &start), to, &direction).unwrap();
+    }
+
+    fn direction(hessian: &InverseHessian) -> Vec<f32> {
+        let (grey, direction) = (image([0.5; 3]), image([0.0; 3]));
+        let point = (&grey, &image(GRADIENT));
+        hessian.direction(point, &direction).unwrap();
+        direction.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_step_moves_the_point_and_directs_from_there() {
+        let [grey, start, ahead, other] = [[0.5; 3], [0.0; 3], [0.0; 3], [0.0; 3]].map(image);
+        let (to, gradient) = (image([0.6, 0.5, 0.4]), image(GRADIENT));
+        let mut hessian = hessian(2);
+        hessian
+            .advance((&grey, &start), (&to, &gradient), &ahead)
+            .unwrap();
+        hessian.direction((&to, &gradient), &other).unwrap();
+        let values = |image: &Tensor| image.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&grey), values(&to));
+        assert_eq!(values(&start), values(&gradient));
+        assert_eq!(values(&ahead), values(&other));
+        assert_ne!(values(&ahead), [0.0; 3]);
+    }
+
     #[test]
     fn a_pair_without_curvature_displaces_no_other() {
-        let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
-        let mut hessian = InverseHessian::new(1, &from).unwrap();
-        let direction = |hessian: &InverseHessian| {
-            let direction = from.zeros_like().unwrap();
-            hessian.direction((&from, &gradient), &direction).unwrap();
-            direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        };
+        let mut hessian = hessian(1);
         let mut update = |change: [f32; 3]| {
-            let to = (&image([0.6, 0.5, 0.5]), &image(change));
-            hessian.update((&from, &image([0.0; 3])), to).unwrap();
+            learn(&mut hessian, [0.6, 0.5, 0.5], change);
             direction(&hessian)
         };
         let curved = update([1.0, 0.5, 0.0]);
@@ -267,42 +308,29 @@ mod tests {
     /// Though the history has forgotten that pair.
     #[test]
     fn another_objective_begins_with_the_scale_of_the_first_pair() {
-        let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
-        let mut hessian = InverseHessian::new(2, &from).unwrap();
-        let to = image([0.5, 0.5, 0.6]);
-        for curvature in [5.0, 2.0, 1.0f32] {
-            let change = image([0.0, 0.0, 0.1 * curvature]);
-            let from = (&from, &image([0.0; 3]));
-            hessian.update(from, (&to, &change)).unwrap();
+        let mut hessian = hessian(2);
+        let to = [0.5, 0.5, 0.6];
+        for curvature in [5.0, 2.0, 1.0] {
+            learn(&mut hessian, to, [0.0, 0.0, 0.1 * curvature]);
         }
         // Dropping the pairs does not make the next one the first.
         hessian.drop_pairs().unwrap();
-        let to_fourth = (&to, &image([0.0, 0.0, 0.4]));
-        hessian
-            .update((&from, &image([0.0; 3])), to_fourth)
-            .unwrap();
+        learn(&mut hessian, to, [0.0, 0.0, 0.4]);
         hessian.next_objective().unwrap();
-        let direction = from.zeros_like().unwrap();
-        hessian.direction((&from, &gradient), &direction).unwrap();
-        let direction = direction.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        for (direction, gradient) in direction.iter().zip([0.1, -0.2, 0.3]) {
+        for (direction, gradient) in direction(&hessian).iter().zip(GRADIENT) {
             assert!((direction + gradient / 5.0).abs() < 1e-6, "{direction}");
         }
     }
 
     #[test]
     fn a_shorter_history_drops_the_oldest_pairs_at_once() {
-        let (from, gradient) = (image([0.5; 3]), image([0.1, -0.2, 0.3]));
         let direction = |steps: &[([f32; 3], [f32; 3])], history: usize| {
-            let mut hessian = InverseHessian::new(2, &from).unwrap();
-            for (to, change) in steps {
-                let to = (&image(*to), &image(*change));
-                hessian.update((&from, &image([0.0; 3])), to).unwrap();
+            let mut hessian = hessian(2);
+            for &(to, change) in steps {
+                learn(&mut hessian, to, change);
             }
-            hessian.set_history(history, &from).unwrap();
-            let direction = from.zeros_like().unwrap();
-            hessian.direction((&from, &gradient), &direction).unwrap();
-            direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            hessian.set_history(history, &image([0.5; 3])).unwrap();
+            direction(&hessian)
         };
         let first = ([0.5, 0.4, 0.6], [0.1, -0.5, 0.2]);
         let second = ([0.6, 0.4, 0.5], [2.0, 0.5, 0.0]);

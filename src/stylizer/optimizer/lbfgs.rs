@@ -5,7 +5,6 @@
 use super::inverse_hessian::InverseHessian;
 use super::trial_step::TrialStep;
 use super::{Budget, Config, Evaluate, FrameRun, Losses, Optimizer, Outcome, Reason};
-use crate::ops::elementwise::{copy, step};
 use crate::ops::record::Recorded;
 use crate::vgg::Error;
 use candle_core::{Tensor, TensorId};
@@ -75,10 +74,7 @@ impl Lbfgs {
             ..
         } = self;
         self.acceptance.run(image.device(), || {
-            inverse_hessian.update((image, gradient), (trial, trial_gradient))?;
-            copy(image, trial)?;
-            copy(gradient, trial_gradient)?;
-            inverse_hessian.direction((image, gradient), direction)
+            inverse_hessian.advance((image, gradient), (trial, trial_gradient), direction)
         })
     }
 
@@ -104,9 +100,9 @@ impl Lbfgs {
         step_length: f64,
         run: &mut FrameRun,
     ) -> Result<Trial, Error> {
-        step(&self.trial, image, step_length, &self.direction)?;
+        let point = (image, &self.gradient);
         self.trial_step
-            .measure((image, &self.gradient), &self.trial)?;
+            .take(point, (step_length, &self.direction), &self.trial)?;
         let losses = run.evaluate(&self.trial, &self.trial_gradient)?;
         let (rms, derivative) = self.trial_step.read()?;
         Ok(Trial {

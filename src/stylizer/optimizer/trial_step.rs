@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The displacement of a trial of the line search, after its projection onto 0..1.
+//! A trial step of the line search, and its displacement after the projection onto 0..1.
 
 use super::inverse_hessian::Point;
 #[cfg(feature = "cudnn")]
 use crate::ops::cuda::step_sums::StepSums;
-use crate::ops::elementwise::{difference, dot};
+use crate::ops::elementwise::{difference, dot, step};
 use candle_core::{Result, Tensor};
 
 /// The sums over the displacement s = trial − image: sᵀs and gᵀs.
@@ -30,7 +30,9 @@ impl TrialStep {
         Ok(Self {
             sums: match image.device() {
                 #[cfg(feature = "cudnn")]
-                device @ candle_core::Device::Cuda(_) => Sums::Gpu(StepSums::new(device)?),
+                device @ candle_core::Device::Cuda(_) => {
+                    Sums::Gpu(StepSums::new(image.elem_count(), device)?)
+                }
                 _ => Sums::Host {
                     displacement: image.zeros_like()?,
                     sums: [0.0; 2],
@@ -40,10 +42,17 @@ impl TrialStep {
         })
     }
 
-    /// Computes the sums for the step from a point to `trial`; a GPU does while the host goes on.
-    pub fn measure(&mut self, (image, gradient): Point, trial: &Tensor) -> Result<()> {
+    /// Steps from a point to `trial`: by a length along a direction, projected onto 0..1. Computes the sums,
+    /// too; a GPU does while the host goes on.
+    pub fn take(
+        &mut self,
+        (image, gradient): Point,
+        (length, direction): (f64, &Tensor),
+        trial: &Tensor,
+    ) -> Result<()> {
         match &mut self.sums {
             Sums::Host { displacement, sums } => {
+                step(trial, image, length, direction)?;
                 difference(displacement, trial, image)?;
                 *sums = [
                     dot(displacement, displacement)?,
@@ -52,7 +61,7 @@ impl TrialStep {
                 Ok(())
             }
             #[cfg(feature = "cudnn")]
-            Sums::Gpu(sums) => sums.measure(image, gradient, trial),
+            Sums::Gpu(sums) => sums.step((image, gradient), (length, direction), trial),
         }
     }
 

@@ -17,7 +17,7 @@
 
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 // Only one block runs at a time, so that its shared memory may be static.
 #define __shared__ static
 
@@ -80,6 +80,16 @@ inline void __syncthreads() {
     }
     host_block.waited = true;
     suspend_host_thread();
+}
+
+// All threads of the block must call it, as they wait for each other.
+inline double __shfl_xor_sync(unsigned, double value, int distance) {
+    static double values[1024];
+    values[threadIdx.x] = value;
+    __syncthreads();
+    double other = values[threadIdx.x ^ distance];
+    __syncthreads();
+    return other;
 }
 
 inline void run_host_thread() {

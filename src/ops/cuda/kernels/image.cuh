@@ -38,11 +38,6 @@ KERNEL difference(float* dst, const float* a, const float* b, long long count) {
     grid_stride(count, [=](long long i) { dst[i] = a[i] - b[i]; });
 }
 
-// dst = x + t d, clamped to 0..1.
-KERNEL step(float* dst, const float* x, float t, const float* d, long long count) {
-    grid_stride(count, [=](long long i) { dst[i] = clamp01(x[i] + t * d[i]); });
-}
-
 // Clears the components of a direction d that point out of 0..1 where x is at the bound.
 KERNEL clear_outward(float* d, const float* x, long long count) {
     grid_stride(count, [=](long long i) { d[i] = project_direction(d[i], x[i]); });

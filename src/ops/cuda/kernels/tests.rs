@@ -80,6 +80,7 @@ arguments!(A B C D E);
 arguments!(A B C D E F);
 arguments!(A B C D E F G);
 arguments!(A B C D E F G H);
+arguments!(A B C D E F G H I);
 
 /// Runs a kernel with a grid of `x` by `y` blocks. The buffers must be as large as the kernel expects:
 /// nothing checks it.

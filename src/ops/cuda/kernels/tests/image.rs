@@ -48,11 +48,6 @@ fn vector_operations_are_their_formulas() {
         |_, a, b| a - b,
     );
     check_vector(
-        "step",
-        |dst, a, b, count, blocks| launch("step", blocks, (dst, b, 0.8f32, a, count)),
-        |_, a, b| (b + 0.8 * a).clamp(0.0, 1.0),
-    );
-    check_vector(
         "clear_outward",
         |dst, a, _, count, blocks| launch("clear_outward", blocks, (dst, a, count)),
         |d, x, _| {
@@ -82,15 +77,6 @@ fn directions_are_cleared_at_the_bounds_themselves() {
     let x = Buffer::<f32>::of(&[1.0, 1.0, 0.0, 0.0, 0.9]);
     launch("clear_outward", 1, (d.write(), x.read(), 5i64));
     assert_eq!(d.values(), [0.0, -1.0, 1.0, 0.0, 1.0]);
-}
-
-/// Clamping must not turn NaN into a valid pixel.
-#[test]
-fn steps_keep_nan() {
-    let mut dst = Buffer::<f32>::of(&[0.0]);
-    let (x, d) = (Buffer::<f32>::of(&[0.5]), Buffer::<f32>::unset(1));
-    launch("step", 1, (dst.write(), x.read(), 1f32, d.read(), 1i64));
-    assert!(dst.values()[0].is_nan());
 }
 
 #[test]
