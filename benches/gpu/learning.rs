@@ -169,15 +169,15 @@ pub fn recordings(bench: &Bench, options: &Options, report: &mut Report) {
 /// Whether the driver captures a graph at all: [`gstgatys::ops::record::Recorded`] would go on without.
 fn graph_differences(device: &Device) -> Outcome<f64> {
     use gstgatys::ops::cuda::graph::CapturedGraph;
-    use gstgatys::ops::elementwise::axpy;
+    use gstgatys::ops::elementwise::decay;
     let x = noise(1001, 1).to_device(device)?;
     let y = noise(1001, 2).to_device(device)?;
     let expected = y.copy()?;
     for _ in 0..3 {
-        axpy(0.3, &x, &expected)?;
+        decay(&expected, 0.7, &x, false)?;
     }
     // Capturing executes it once; two launches follow.
-    let mut graph = CapturedGraph::capture(device, || axpy(0.3, &x, &y))?
+    let mut graph = CapturedGraph::capture(device, || decay(&y, 0.7, &x, false))?
         .ok_or_else(|| take_capture_failures().unwrap_or_default())?;
     graph.launch()?;
     graph.launch()?;

@@ -277,14 +277,12 @@ fn operations(
     });
     type Op = fn(&[Tensor; 3], &Tensor, &Tensor) -> candle_core::Result<()>;
     // With factors so small that many repetitions do not overflow.
-    let ops: [(&str, Op); 7] = [
+    let ops: [(&str, Op); 5] = [
         ("total variation", |[x, y, _], factor, sum| {
             vector::total_variation(x, factor, y, sum)
         }),
         ("squares", |[x, ..], _, sum| vector::squares(x, sum)),
         ("copy", |[x, y, _], _, _| vector::copy(x, y)),
-        ("axpy", |[x, y, _], _, _| vector::axpy(1e-9, x, y)),
-        ("difference", |[x, y, z], _, _| vector::difference(x, y, z)),
         ("decay", |[x, y, _], _, _| vector::decay(x, 0.9, y, true)),
         ("Adam's step", |[x, y, z], _, _| {
             vector::adam_step(x, 1e-9, y, 0.5, z)

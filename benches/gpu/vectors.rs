@@ -16,13 +16,9 @@ const SIZES: [[usize; 2]; 3] = [[13, 9], [17, 31], [360, 640]];
 /// An operation on three tensors, the first of which it changes.
 type Op = fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<()>;
 
-const OPS: [(&str, Op); 9] = [
+const OPS: [(&str, Op); 5] = [
     ("copy", |x, y, _| vector::copy(x, y)),
     ("clear", |x, _, _| vector::clear(x)),
-    ("axpy", |x, y, _| vector::axpy(0.7, y, x)),
-    ("scale", |x, _, _| vector::scale(0.7, x)),
-    ("difference", vector::difference),
-    ("clear outward", |x, y, _| vector::clear_outward(x, y)),
     ("decay", |x, y, _| vector::decay(x, 0.9, y, false)),
     ("decay of squares", |x, y, _| vector::decay(x, 0.9, y, true)),
     // The third must be positive.

@@ -159,8 +159,6 @@ pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
             let a = a as f32;
             update::<f32>("axpy", y, x, x, move |y, x, _| *y += a * x)
         }
-        #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::axpy(a, x, y),
         _ => store(y, &(x * a)?, true),
     }
 }
@@ -172,8 +170,6 @@ pub fn scale(a: f64, x: &Tensor) -> Result<()> {
             x.par_chunks_mut(CHUNK)
                 .for_each(|x| x.iter_mut().for_each(|x| *x *= a as f32));
         })),
-        #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::scale(a, x),
         _ => store(x, &(x * a)?, false),
     }
 }
@@ -194,8 +190,6 @@ pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
         Device::Cpu if use_cpu_kernels() => {
             update::<f32>("difference", dst, a, b, |dst, a, b| *dst = a - b)
         }
-        #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::difference(dst, a, b),
         _ => store(dst, &(a - b)?, false),
     }
 }
@@ -221,8 +215,6 @@ pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
                 *d = 0.0;
             }
         }),
-        #[cfg(feature = "cudnn")]
-        Device::Cuda(_) => vector::clear_outward(d, x),
         _ => {
             let low = (x.le(0f64)? * d.lt(0f64)?)?;
             let high = (x.ge(1f64)? * d.gt(0f64)?)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The GPU side of [`elementwise`](crate::ops::elementwise): the optimisers' vector operations, sums,
+//! The GPU side of [`elementwise`](crate::ops::elementwise): Adam's vector operations, sums,
 //! and the losses but for style.
 
 use super::{Arg, Gpu, StreamGuard, address, arg, features_arg, suffix};
@@ -40,24 +40,8 @@ pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
     .w()
 }
 
-pub fn axpy(a: f64, x: &Tensor, y: &Tensor) -> Result<()> {
-    launch_over("axpy", y, &[Arg::Float(a as f32), arg(x)?, arg(y)?])
-}
-
-pub fn scale(a: f64, x: &Tensor) -> Result<()> {
-    launch_over("scale", x, &[Arg::Float(a as f32), arg(x)?])
-}
-
 pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
     launch_over("scale_by", x, &[arg(factor)?, arg(x)?])
-}
-
-pub fn difference(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
-    launch_over("difference", dst, &[arg(dst)?, arg(a)?, arg(b)?])
-}
-
-pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
-    launch_over("clear_outward", d, &[arg(d)?, arg(x)?])
 }
 
 pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<()> {

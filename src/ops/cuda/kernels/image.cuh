@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The optimisers' vector operations, and the losses of the image itself: total variation and the
+// Adam's vector operations, and the losses of the image itself: total variation and the
 // temporal loss.
 
 #pragma once
@@ -17,30 +17,10 @@ __device__ inline float clamp01(float x) {
     return x < 0 ? 0 : x > 1 ? 1 : x;
 }
 
-// y += a x
-KERNEL axpy(float a, const float* x, float* y, long long count) {
-    grid_stride(count, [=](long long i) { y[i] += a * x[i]; });
-}
-
-// x *= a
-KERNEL scale(float a, float* x, long long count) {
-    grid_stride(count, [=](long long i) { x[i] *= a; });
-}
-
 // x *= *a
 KERNEL scale_by(const float* a, float* x, long long count) {
     float factor = *a;
     grid_stride(count, [=](long long i) { x[i] *= factor; });
-}
-
-// dst = a - b
-KERNEL difference(float* dst, const float* a, const float* b, long long count) {
-    grid_stride(count, [=](long long i) { dst[i] = a[i] - b[i]; });
-}
-
-// Clears the components of a direction d that point out of 0..1 where x is at the bound.
-KERNEL clear_outward(float* d, const float* x, long long count) {
-    grid_stride(count, [=](long long i) { d[i] = project_direction(d[i], x[i]); });
 }
 
 // An exponential moving average: average = decay average + (1 - decay) x, or of x^2 if `squared`.
