@@ -388,7 +388,7 @@ fn rebuilt(calls: usize) -> Vec<u8> {
     [call, outer].concat()
 }
 
-/// In a few seconds, and without much memory.
+/// Without much memory.
 #[cfg(feature = "plugin")]
 #[test]
 fn hostile_pickles_are_refused() {

@@ -388,11 +388,11 @@ impl Gatys {
         if let Some(settings) = settings {
             let before = stylizer.config().clone();
             self.configure(stylizer, &settings);
+            let mut stream = lock(&self.stream);
+            stream.too_large = None;
             // A controller sets its properties before each frame, whether or not they change.
             if *stylizer.config() != before {
-                let mut stream = lock(&self.stream);
                 stream.pace.forget();
-                stream.too_large = None;
             }
         }
         if let Some((path, style)) = style

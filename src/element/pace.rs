@@ -11,8 +11,8 @@ const WINDOW: usize = 30;
 /// The number of painted frames whose median time the next one is expected to take.
 const RECENT: usize = 5;
 
-/// The times that recent frames took to paint. The caller leaves out first frames, which take longer, and those
-/// that are not due to be painted.
+/// The times that recent frames took to paint. The caller leaves out those that take longer than the next one:
+/// first frames, cuts, and those that set up their objective; and those that are not due to be painted.
 #[derive(Default)]
 pub struct Pace {
     painted: VecDeque<ClockTime>,

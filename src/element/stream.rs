@@ -48,6 +48,8 @@ pub struct StreamState {
     next_is_due: bool,
     /// Whether the stylizer is to be reset when it is put back.
     reset_pending: bool,
+    /// Whether the objective was made for the last painted frame.
+    set_up: bool,
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<Refusal>,
@@ -135,8 +137,9 @@ impl StreamState {
             return None;
         }
         self.pace.rests = painted.reason.is_none();
-        // Those that the next ones do not take as long as.
-        if self.pace.rests || frame.first || painted.scene_cut || painted.sets_up {
+        // The next one takes less, unless each sets up: a controller may drive the style's scale.
+        let set_up = std::mem::replace(&mut self.set_up, painted.sets_up);
+        if self.pace.rests || frame.first || painted.scene_cut || (painted.sets_up && !set_up) {
             return None;
         }
         (self.pace.add(time) && self.live).then(|| self.pace.latency())
@@ -233,8 +236,12 @@ mod tests {
             let painted = painted(scene_cut, sets_up);
             assert_eq!(stream.finish_frame(&frame(first), &painted, ms(900)), None);
         }
-        let latency = stream.finish_frame(&frame(false), &painted(false, false), ms(100));
-        assert_eq!(latency, Some(ms(125)));
+        let mut finish =
+            |sets_up, time| stream.finish_frame(&frame(false), &painted(false, sets_up), ms(time));
+        assert_eq!(finish(false, 100), Some(ms(125)));
+        // Where each frame sets up, what that takes counts.
+        assert_eq!(finish(true, 900), None);
+        assert_eq!(finish(true, 400), Some(ms(500)));
     }
 
     #[test]

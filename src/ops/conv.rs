@@ -218,8 +218,8 @@ impl Conv3x3 {
     ///
     /// `output` is the output of [`Self::forward`], and `upstream` the gradient with respect to it,
     /// which counts only where `output` is above 0: elsewhere the ReLU passes none. The CUDA backend
-    /// makes it 0 there, in `upstream` itself, unless it is `masked`, as the CUDA side of a pool's gradient
-    /// is already; the others look at `output` in any case.
+    /// makes it 0 there, in `upstream` itself. `masked` says that a pool has done so already. The CPU's pools
+    /// never do, and its convolutions look at `output` in any case.
     pub fn backward(
         &self,
         upstream: &Tensor,

@@ -69,8 +69,8 @@ pub struct Report {
     pub losses: Losses,
     /// Whether the frame is the first of a new scene.
     pub scene_cut: bool,
-    /// Whether the objective was made for this frame, as it is after a change of the size, the style or the
-    /// layers: that takes longer.
+    /// Whether the objective was made for this frame, which takes longer: as it is for the first one, and after
+    /// a change of the optimised size, the style image or its scale, the layers, the pooling or the colours.
     pub sets_up: bool,
     /// The part of the frame's time from building its pyramid to loading its start, and from
     /// downloading its result to remembering it: estimating the motion, moving the last result along

@@ -445,7 +445,7 @@ impl Vgg {
         for index in (0..=features.deepest().0).rev() {
             let layer = Layer(index);
             let has_term = seed(layer, gradients.layer(layer), started)?;
-            // A GPU's pool masks the gradient like the ReLU before it, but a term adds to it anywhere.
+            // A pool masks the gradient like the ReLU before it, but a term adds to it anywhere.
             let masked = layer.precedes_pool() && !has_term;
             started |= has_term;
             if !started {

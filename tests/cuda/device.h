@@ -38,4 +38,4 @@ size_t allocated_bytes();
 size_t device_bytes();
 
 // Runs a grid of a kernel: see src/ops/cuda/kernels/host.h.
-extern "C" void run_grid(unsigned grid_x, unsigned grid_y, unsigned threads, void (*body)(void*), void* argument);
+extern "C" void run_grid(unsigned blocks, unsigned threads, void (*body)(void*), void* argument);

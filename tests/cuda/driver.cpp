@@ -501,12 +501,11 @@ CALL cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsig
     Guard guard(device_lock);
     expect_context(__func__);
     const char* name = function->name.c_str();
-    if (!grid_x || grid_x > 0x7fffffff || !grid_y || grid_y > 0xffff || grid_z != 1 || block_x > 1024 || block_y != 1 ||
-        block_z != 1) {
+    if (!grid_x || grid_x > 0x7fffffff || grid_y != 1 || grid_z != 1 || block_x > 1024 || block_y != 1 || block_z != 1) {
         fault("%s: a grid of %u x %u x %u, blocks of %u x %u x %u", name, grid_x, grid_y, grid_z, block_x, block_y, block_z);
     }
     enqueue(stream, [=, call = call_of(*function, arguments)]() mutable {
-        run_grid(grid_x, grid_y, block_x, make_call, &call);
+        run_grid(grid_x, block_x, make_call, &call);
     });
     OK;
 }

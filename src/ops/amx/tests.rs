@@ -179,7 +179,9 @@ fn nothing_beyond_the_values_is_read() {
     };
     let enough = 7 + 5 + 15 * 2 + 1;
     multiply(enough);
-    catch_unwind(AssertUnwindSafe(|| multiply(enough - 1))).unwrap_err();
+    let panic = catch_unwind(AssertUnwindSafe(|| multiply(enough - 1))).unwrap_err();
+    let message = panic.downcast_ref::<&str>();
+    assert!(message.is_some_and(|message| message.contains("start + reach")));
 }
 
 #[test]

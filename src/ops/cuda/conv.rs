@@ -233,7 +233,7 @@ impl ImageConv {
         // The blocks stride over strips of the image.
         Gpu::of(image.device())?
             .lock_stream()?
-            .launch(&kernel, (MAX_BLOCKS, 1), &args)
+            .launch(&kernel, MAX_BLOCKS, &args)
     }
 
     /// The gradient with respect to the image, `f32`.

@@ -208,7 +208,7 @@ impl CudnnConvolution {
         let dims = self.dims.map(|dim| Arg::Int(dim as i32));
         let operands = [operands.input, operands.kernel, operands.output].map(Arg::Address);
         let kernel = format!("convolution_{}", suffix(self.format.dtype())?);
-        let grid = (tiles.min(i32::MAX as usize) as u32, 1);
-        stream.launch(&kernel, grid, &[&operands[..], &dims].concat())
+        let blocks = tiles.min(i32::MAX as usize) as u32;
+        stream.launch(&kernel, blocks, &[&operands[..], &dims].concat())
     }
 }

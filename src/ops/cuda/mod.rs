@@ -40,9 +40,6 @@ const THREADS: u32 = 256;
 /// additions the same on all GPUs.
 const MAX_BLOCKS: u32 = 1024;
 
-/// Sums that a kernel takes at a time at most, except for those of [`pairs`].
-const MAX_SUMS: usize = 4;
-
 static KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
 /// A stream and the library handles that enqueue on it, for one thread at a time.
@@ -186,16 +183,13 @@ impl StreamGuard<'_> {
         Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    /// Scratch memory for the partial sums of up to [`MAX_SUMS`] sums.
+    /// Scratch memory for the partial sums of one sum.
     fn partials(&self) -> Result<u64> {
-        self.scratch(
-            "partials",
-            MAX_SUMS * MAX_BLOCKS as usize * size_of::<f64>(),
-        )
+        self.scratch("partials", MAX_BLOCKS as usize * size_of::<f64>())
     }
 
-    /// Launches a kernel with a grid of `x` by `y` blocks.
-    fn launch(&self, kernel: &str, (x, y): (u32, u32), args: &[Arg]) -> Result<()> {
+    /// Launches a kernel with a grid of so many blocks.
+    fn launch(&self, kernel: &str, blocks: u32, args: &[Arg]) -> Result<()> {
         let function = self.gpu.kernels.load_function(kernel).w()?;
         let mut builder = self.handles.stream.launch_builder(&function);
         for arg in args {
@@ -208,7 +202,7 @@ impl StreamGuard<'_> {
             };
         }
         let config = LaunchConfig {
-            grid_dim: (x, y, 1),
+            grid_dim: (blocks, 1, 1),
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
@@ -221,7 +215,7 @@ impl StreamGuard<'_> {
     /// if the kernel writes any.
     fn launch_1d(&self, kernel: &str, items: usize, args: &[Arg]) -> Result<u32> {
         let blocks = grid_size(items);
-        self.launch(kernel, (blocks, 1), args)?;
+        self.launch(kernel, blocks, args)?;
         Ok(blocks)
     }
 
@@ -246,6 +240,10 @@ impl StreamGuard<'_> {
             (DType::BF16, true) => ("bf16x8", items / width),
             (dtype, _) => (suffix(dtype)?, items),
         };
+        // The kernels' indices of 32 bits also count the four positions of a pool's window.
+        if items > u32::MAX as usize / 4 {
+            bail!("{items} features are too many for a GPU's kernels");
+        }
         self.launch_1d(&format!("{kernel}_{suffix}"), items, args)
     }
 
@@ -253,7 +251,7 @@ impl StreamGuard<'_> {
     fn sum_partials(&self, partials: u64, parts: u32, rows: u32, sums: u64) -> Result<()> {
         self.launch(
             "sum_partials",
-            (rows, 1),
+            rows,
             &[
                 Arg::Address(partials),
                 Arg::Int(parts as i32),

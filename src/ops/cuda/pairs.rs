@@ -93,7 +93,7 @@ impl DevicePairs {
             history,
             values,
         ];
-        stream.launch("lbfgs_products", (tiles, 1), &args)?;
+        stream.launch("lbfgs_products", tiles, &args)?;
         stream.sum_partials(partials, tiles, rows, address(&self.sums)?)?;
         let args = [
             state,
@@ -105,7 +105,7 @@ impl DevicePairs {
             Arg::Double(thresholds.min_cosine),
             Arg::Double(thresholds.first_step),
         ];
-        stream.launch("lbfgs_coefficients", (1, 1), &args)?;
+        stream.launch("lbfgs_coefficients", 1, &args)?;
         let args = [
             state,
             vectors,
@@ -116,7 +116,7 @@ impl DevicePairs {
             history,
             values,
         ];
-        stream.launch("lbfgs_combine", (tiles, 1), &args)
+        stream.launch("lbfgs_combine", tiles, &args)
     }
 
     /// Prepares for another objective: drops the pairs, and returns to the curvature scale of the first
@@ -124,7 +124,7 @@ impl DevicePairs {
     pub fn next_objective(&self) -> Result<()> {
         let gpu = Gpu::of(self.state.device())?;
         let stream = gpu.lock_stream()?;
-        stream.launch("lbfgs_next_objective", (1, 1), &[arg(&self.state)?])
+        stream.launch("lbfgs_next_objective", 1, &[arg(&self.state)?])
     }
 
     /// The number of pairs and the curvature scale, 0 if unknown. Waits for the device.

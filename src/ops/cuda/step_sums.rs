@@ -43,9 +43,9 @@ impl StepSums {
             arg(&self.partials)?,
             Arg::Long(values as i64),
         ];
-        let grid = (self.partials.dim(1)? as u32, 1);
+        let tiles = self.partials.dim(1)? as u32;
         let gpu = Gpu::of(image.device())?;
-        gpu.lock_stream()?.launch("lbfgs_step", grid, &args)?;
+        gpu.lock_stream()?.launch("lbfgs_step", tiles, &args)?;
         self.on_host.copy(&self.partials)
     }
 

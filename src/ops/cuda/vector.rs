@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The GPU side of [`elementwise`](crate::ops::elementwise): Adam's vector operations, sums,
+//! The GPU side of [`elementwise`](crate::ops::elementwise): vector operations, Adam's step, sums,
 //! and the losses but for style.
 
 use super::{Arg, Gpu, StreamGuard, address, arg, features_arg, suffix};
@@ -58,17 +58,17 @@ pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor)
     )
 }
 
-/// A reduction in two stages, into `sums`. `launch` launches a kernel that writes a row of partial sums
-/// for each sum to the given address, and returns the number of blocks.
+/// A reduction in two stages, into `sum`. `launch` launches a kernel that writes partial sums to the given
+/// address, and returns the number of blocks.
 pub(super) fn reduce(
-    sums: &Tensor,
+    sum: &Tensor,
     launch: impl FnOnce(&StreamGuard, Arg) -> Result<u32>,
 ) -> Result<()> {
-    let gpu = Gpu::of(sums.device())?;
+    let gpu = Gpu::of(sum.device())?;
     let stream = gpu.lock_stream()?;
     let partials = stream.partials()?;
     let parts = launch(&stream, Arg::Address(partials))?;
-    stream.sum_partials(partials, parts, sums.elem_count() as u32, address(sums)?)
+    stream.sum_partials(partials, parts, 1, address(sum)?)
 }
 
 /// Σ x y into `sum`.

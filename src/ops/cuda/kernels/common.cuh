@@ -74,8 +74,8 @@ template <int N, typename T> __device__ void store(T* values, long long pack, co
     reinterpret_cast<Pack<T, N>*>(values)[pack] = value;
 }
 
-// Calls f(i) for every i below count, as a grid-stride loop over x. Where f divides i it takes 32 bits of it,
-// which is faster: no image has so many values, and no features have so many packs (64 GiB).
+// Calls f(i) for every i below count, as a grid-stride loop. Where f divides i it takes 32 bits of it, which is
+// faster: no image has so many values, and the host refuses features of so many packs.
 template <typename F> __device__ void grid_stride(long long count, F f) {
     long long stride = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {

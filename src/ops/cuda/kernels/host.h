@@ -22,7 +22,7 @@
 #define __shared__ static
 
 struct Index {
-    unsigned x, y;
+    unsigned x;
 };
 
 inline Index threadIdx, blockIdx, blockDim, gridDim;
@@ -128,7 +128,7 @@ inline void run_waiting_block() {
     for (unsigned left = blockDim.x; left > 0;) {
         for (unsigned index = 0; index < blockDim.x; index++) {
             if (!threads[index].ended) {
-                threadIdx = {index, 0};
+                threadIdx = {index};
                 resume_host_thread(threads[index]);
                 left -= threads[index].ended;
             }
@@ -138,27 +138,25 @@ inline void run_waiting_block() {
 }
 
 // Runs body(argument) in each thread of each block of a grid; one grid at a time.
-extern "C" inline __attribute__((used)) void run_grid(unsigned grid_x, unsigned grid_y, unsigned threads,
-                                                    void (*body)(void*), void* argument) {
+extern "C" inline __attribute__((used)) void run_grid(unsigned blocks, unsigned threads, void (*body)(void*),
+                                                    void* argument) {
     static std::mutex turn;
     std::lock_guard lock(turn);
-    gridDim = {grid_x, grid_y};
-    blockDim = {threads, 1};
+    gridDim = {blocks};
+    blockDim = {threads};
     host_block.body = body;
     host_block.argument = argument;
     host_block.waited = false;
-    for (unsigned y = 0; y < grid_y; y++) {
-        for (unsigned x = 0; x < grid_x; x++) {
-            blockIdx = {x, y};
-            // If no thread of the first block waits, none of the others does.
-            if (x + y == 0 || host_block.waited) {
-                run_waiting_block();
-                continue;
-            }
-            for (unsigned index = 0; index < threads; index++) {
-                threadIdx = {index, 0};
-                body(argument);
-            }
+    for (unsigned block = 0; block < blocks; block++) {
+        blockIdx = {block};
+        // If no thread of the first block waits, none of the others does.
+        if (block == 0 || host_block.waited) {
+            run_waiting_block();
+            continue;
+        }
+        for (unsigned index = 0; index < threads; index++) {
+            threadIdx = {index};
+            body(argument);
         }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Adam's vector operations, and the losses of the image itself: total variation and the
+// Vector operations, Adam's step, and the losses of the image itself: total variation and the
 // temporal loss.
 
 #pragma once

@@ -48,7 +48,7 @@ static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     unsafe { Library::new(library) }.expect("the compiled kernels do not load")
 });
 
-type RunGrid = unsafe extern "C" fn(u32, u32, u32, extern "C" fn(*mut c_void), *mut c_void);
+type RunGrid = unsafe extern "C" fn(u32, u32, extern "C" fn(*mut c_void), *mut c_void);
 
 /// A tuple of a kernel's arguments, in the order of its parameters.
 trait Arguments: Copy {
@@ -82,9 +82,9 @@ arguments!(A B C D E F G);
 arguments!(A B C D E F G H);
 arguments!(A B C D E F G H I);
 
-/// Runs a kernel with a grid of `x` by `y` blocks. The buffers must be as large as the kernel expects:
-/// nothing checks it.
-fn launch_2d<A: Arguments>(kernel: &str, [x, y]: [u32; 2], arguments: A) {
+/// Runs a kernel with a grid of so many blocks. The buffers must be as large as the kernel expects: nothing
+/// checks it.
+fn launch<A: Arguments>(kernel: &str, blocks: u32, arguments: A) {
     extern "C" fn body<A: Arguments>(context: *mut c_void) {
         // SAFETY: `context` is the pair below; the kernel takes these arguments.
         unsafe {
@@ -97,12 +97,8 @@ fn launch_2d<A: Arguments>(kernel: &str, [x, y]: [u32; 2], arguments: A) {
         let run_grid = LIBRARY.get::<RunGrid>("run_grid").unwrap();
         let kernel = LIBRARY.get::<*const c_void>(kernel).expect(kernel);
         let mut context = (kernel.try_as_raw_ptr().unwrap().cast_const(), arguments);
-        run_grid(x, y, THREADS, body::<A>, (&raw mut context).cast());
+        run_grid(blocks, THREADS, body::<A>, (&raw mut context).cast());
     }
-}
-
-fn launch<A: Arguments>(kernel: &str, blocks: u32, arguments: A) {
-    launch_2d(kernel, [blocks, 1], arguments);
 }
 
 trait Number: Copy + PartialEq {
