@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::shared;
+use common::shared::shared;
 use gstgatys::ops::elementwise::dot;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};

@@ -8,7 +8,7 @@ mod common;
 mod known_motion;
 
 use candle_core::{Device, Tensor};
-use common::shared;
+use common::shared::shared;
 use gstgatys::stylizer::motion::flow::{Field, bidirectional};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::to_level;

@@ -10,7 +10,7 @@ mod common;
 #[path = "common/pictures.rs"]
 mod pictures;
 
-use common::shared;
+use common::shared::shared;
 use gstgatys::stylizer::motion::flow::bidirectional;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, cut_score};

@@ -75,7 +75,7 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
     let mut optimizer = optimizer(&image, &config)?;
     let curvature = noise(&SHAPE, 2).affine(20.0, 21.0)?;
     let mut minima = Vec::new();
-    for seed in [3, 4, 5, 6] {
+    for (frame, seed) in [3, 4, 5, 6].into_iter().enumerate() {
         let target = noise(&SHAPE, seed).affine(0.8, 0.5)?;
         let budget = Budget {
             iterations: EVALUATIONS,
@@ -92,8 +92,8 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
                 ..Losses::default()
             })
         };
-        match seed {
-            6 => optimizer.reset()?,
+        match frame {
+            3 => optimizer.reset()?,
             _ => optimizer.next_objective()?,
         }
         let outcome = optimizer.minimize(&image, budget, &mut evaluate)?;

@@ -6,11 +6,12 @@ use crate::common::clip::frames;
 use crate::common::problem::{made_style, picture};
 use crate::common::timing::text;
 use crate::known_motion::{Clip, Picture, Truth, clips};
+use crate::shared::shared;
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::motion::Motion;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::style::StyleImage;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Width and height of the generated pictures, where there are no photographs.
 const PICTURE: (usize, usize) = (1024, 768);
@@ -37,7 +38,7 @@ pub fn sequences(count: usize, width: usize) -> Vec<Sequence> {
             .collect(),
         known: true,
     });
-    let filmed = data("car-detection.mp4").map(|path| {
+    let filmed = shared("car-detection.mp4").map(|path| {
         let frames = frames(&path, count, width as u32);
         Sequence {
             name: "car-detection".into(),
@@ -58,7 +59,7 @@ pub fn sequences(count: usize, width: usize) -> Vec<Sequence> {
 /// The clips of known motion, at a width and a ratio of 16:9.
 pub fn known_clips(width: usize) -> Vec<Clip> {
     clips((width * 9 / 16, width), || {
-        match [data("tubingen.jpg"), data("golden_gate.jpg")] {
+        match [shared("tubingen.jpg"), shared("golden_gate.jpg")] {
             [Some(behind), Some(front)] => [behind, front].map(|path| Picture::new(&load(&path))),
             _ => [3, 4].map(|seed| Picture::new(&picture(PICTURE, seed))),
         }
@@ -66,15 +67,10 @@ pub fn known_clips(width: usize) -> Vec<Clip> {
 }
 
 pub fn style() -> StyleImage {
-    match data("starry_night.jpg") {
+    match shared("starry_night.jpg") {
         Some(path) => StyleImage::load(&path).expect("style image"),
         None => made_style(PICTURE),
     }
-}
-
-fn data(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    Some(path.join(name)).filter(|path| path.exists())
 }
 
 fn load(path: &Path) -> Tensor {

@@ -14,6 +14,8 @@ mod common;
 #[path = "../../tests/common/known_motion.rs"]
 #[allow(dead_code)]
 mod known_motion;
+#[path = "../../tests/common/shared.rs"]
+mod shared;
 
 mod clips;
 mod flow;

@@ -3,7 +3,7 @@
 //! Clips for tests that paint whole files, and a record of the buffers that reach a sink.
 #![allow(dead_code)]
 
-use super::common::shared;
+use super::common::shared::shared;
 use super::files::run;
 use gst::prelude::*;
 use std::fs;

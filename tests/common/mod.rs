@@ -6,6 +6,7 @@
 
 #[cfg(feature = "plugin")]
 pub mod painter;
+pub mod shared;
 #[cfg(feature = "plugin")]
 pub mod video;
 
@@ -15,12 +16,6 @@ use gstgatys::vgg::weights::Weights;
 use gstgatys::vgg::weights::preprocessing::Preprocessing;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-
-/// A file of the data beside the checkout, if it is there.
-pub fn shared(name: &str) -> Option<PathBuf> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    Some(data.join(name)).filter(|path| path.exists())
-}
 
 /// The channels of a narrow VGG-19.
 pub const NARROW: [usize; 16] = [4, 4, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 16, 16, 16, 16];

@@ -366,10 +366,10 @@ impl PickleMachine {
         };
         let items = self.tuple(arguments)?;
         let node = match name.as_str() {
-            "collections.OrderedDict" => {
-                let list = items.first().copied();
-                Node::Dict(list.map_or(Some(Vec::new()), |list| self.take_pairs(list))?)
-            }
+            "collections.OrderedDict" => Node::Dict(match items.first().copied() {
+                Some(list) => self.take_pairs(list)?,
+                None => Vec::new(),
+            }),
             "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => {
                 Node::Tensor(self.tensor(items)?)
             }
