@@ -10,7 +10,7 @@ use super::motion::scene::cut_score;
 use super::motion::still::is_still;
 use super::motion::{FrameHistory, Frames, Motion, Start};
 use super::objective::Objective;
-use super::optimizer::{self, Optimizer, Outcome, Reason};
+use super::optimizer::{Optimizer, Outcome, Reason};
 use super::resize;
 use crate::ops::elementwise::copy;
 use crate::ops::transfer::Transfer;
@@ -100,7 +100,8 @@ pub struct Canvas {
     pub objective: Option<Objective>,
     /// The colours of the style image; None if they must be looked at anew.
     pub style_colors: Option<Statistics>,
-    pub optimizer: Box<dyn Optimizer>,
+    /// None if it must be made anew, as after a change to another one.
+    pub optimizer: Option<Box<dyn Optimizer>>,
     /// The content of the frame painted last, on the CPU.
     pub content: Tensor,
     /// Its painting, on the CPU.
@@ -118,17 +119,11 @@ pub struct Canvas {
 
 impl Canvas {
     /// A canvas for frames of the shape of `content`, which have `size` before padding.
-    pub fn new(
-        size: (usize, usize),
-        content: &Tensor,
-        device: &Device,
-        config: &Config,
-    ) -> Result<Self> {
-        let image = content.to_device(device)?.copy()?;
+    pub fn new(size: (usize, usize), content: &Tensor, device: &Device) -> Result<Self> {
         Ok(Self {
             size,
-            optimizer: optimizer::optimizer(&image, config)?,
-            image,
+            image: content.to_device(device)?.copy()?,
+            optimizer: None,
             objective: None,
             style_colors: None,
             content: content.clone(),
@@ -282,12 +277,6 @@ impl Canvas {
         let target = start.temporal_target;
         let target = target.map(|target| transfer.upload(&target, device));
         target.transpose()
-    }
-
-    /// Replaces the optimiser by the one that `config` names.
-    pub fn replace_optimizer(&mut self, config: &Config) -> Result<()> {
-        self.optimizer = optimizer::optimizer(&self.image, config)?;
-        Ok(())
     }
 
     /// Drops the history of the frames painted so far: the next frame is a first one. `content`,

@@ -178,10 +178,9 @@ impl Stylizer {
             false => thread_pool(&config)?,
         };
         if let Some(canvas) = &mut self.canvas {
-            if before.optimizer == config.optimizer {
-                canvas.optimizer.configure(&config);
-            } else {
-                canvas.replace_optimizer(&config)?;
+            match &mut canvas.optimizer {
+                Some(optimizer) if optimizer::same(before, &config) => optimizer.configure(&config),
+                other => *other = None,
             }
             canvas.may_be_still &= before.color == config.color;
             match same_network && same_style {
@@ -273,7 +272,7 @@ impl Stylizer {
             other => {
                 // Frees the tensors of that size first.
                 let last = other.and_then(Canvas::into_last_painted);
-                let mut canvas = Canvas::new(size, content, self.vgg.device(), &self.config)?;
+                let mut canvas = Canvas::new(size, content, self.vgg.device())?;
                 if let Some(last) = last {
                     canvas.continue_from(&last, &self.config)?;
                 }
@@ -358,13 +357,16 @@ impl Stylizer {
 
     /// Has the optimiser keep of what it learnt what suits the next frame.
     fn prepare_optimizer(&self, canvas: &mut Canvas, scene: &Scene) -> candle_core::Result<()> {
+        let Some(optimizer) = &mut canvas.optimizer else {
+            return Ok(());
+        };
         if scene.begins() || self.config.init != Init::Previous {
             // The curvature and moments seen so far are those of another image.
-            canvas.optimizer.reset()
+            optimizer.reset()
         } else if scene.is_still() && canvas.keeps_objective {
             Ok(())
         } else {
-            canvas.optimizer.next_objective()
+            optimizer.next_objective()
         }
     }
 
@@ -396,7 +398,10 @@ impl Stylizer {
         objective.set_content(content, cancel)?;
         objective.set_temporal(temporal_target)?;
         let weights = LossWeights::from(&self.config);
-        let optimizer = &mut canvas.optimizer;
+        let optimizer = match &mut canvas.optimizer {
+            Some(optimizer) => optimizer,
+            none => none.insert(optimizer::optimizer(&canvas.image, &self.config)?),
+        };
         Ok(
             optimizer.minimize(&canvas.image, budget, &mut |image, gradient| {
                 objective.evaluate(image, weights, gradient, cancel)

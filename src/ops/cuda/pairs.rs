@@ -60,10 +60,6 @@ impl DevicePairs {
         })
     }
 
-    pub fn history(&self) -> usize {
-        self.history
-    }
-
     /// Moves `image` and `gradient` to those of the trial, takes the step as a pair if it has curvature
     /// enough, and writes −H `gradient` into `direction`, without the components that point out of 0..1
     /// where `image` is at a bound. The trial may be the image itself: a step of length 0 is no pair.

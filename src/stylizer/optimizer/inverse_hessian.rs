@@ -50,32 +50,6 @@ impl InverseHessian {
         }
     }
 
-    /// The largest number of pairs.
-    pub fn history(&self) -> usize {
-        match self {
-            Self::Host(host) => host.history,
-            #[cfg(feature = "cudnn")]
-            Self::Gpu(pairs) => pairs.history(),
-        }
-    }
-
-    /// Changes the largest number of pairs. The latest ones are kept; on a GPU all that was learnt is
-    /// dropped.
-    #[cfg_attr(not(feature = "cudnn"), allow(unused_variables))]
-    pub fn set_history(&mut self, history: usize, image: &Tensor) -> Result<()> {
-        match self {
-            Self::Host(host) => {
-                host.history = history;
-                let excess = host.pairs.len().saturating_sub(history);
-                host.pairs.drain(..excess);
-                host.spares.clear();
-            }
-            #[cfg(feature = "cudnn")]
-            Self::Gpu(_) => *self = Self::new(history, image)?,
-        }
-        Ok(())
-    }
-
     /// The direction −H g at a point, into `direction`. Components that would lead out of 0..1 are
     /// zero.
     pub fn direction(&self, point: Point, direction: &Tensor) -> Result<()> {
@@ -320,21 +294,5 @@ mod tests {
         for (direction, gradient) in direction(&hessian).iter().zip(GRADIENT) {
             assert!((direction + gradient / 5.0).abs() < 1e-6, "{direction}");
         }
-    }
-
-    #[test]
-    fn a_shorter_history_drops_the_oldest_pairs_at_once() {
-        let direction = |steps: &[([f32; 3], [f32; 3])], history: usize| {
-            let mut hessian = hessian(2);
-            for &(to, change) in steps {
-                learn(&mut hessian, to, change);
-            }
-            hessian.set_history(history, &image([0.5; 3])).unwrap();
-            direction(&hessian)
-        };
-        let first = ([0.5, 0.4, 0.6], [0.1, -0.5, 0.2]);
-        let second = ([0.6, 0.4, 0.5], [2.0, 0.5, 0.0]);
-        assert_eq!(direction(&[first, second], 1), direction(&[second], 1));
-        assert_ne!(direction(&[first, second], 2), direction(&[second], 2));
     }
 }

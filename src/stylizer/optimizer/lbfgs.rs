@@ -30,7 +30,6 @@ const MAX_BACKTRACKS: u32 = 6;
 /// Where backtracking finds no lower loss, first the pairs are dropped, then γ. Where a frame's iterations
 /// end before any step was found, backtracking goes on in the next frame.
 pub struct Lbfgs {
-    history: usize,
     inverse_hessian: InverseHessian,
     /// The step length that the next frame tries first; 1 unless all steps of this one were too long.
     opening_length: f64,
@@ -50,7 +49,6 @@ impl Lbfgs {
     pub fn new(image: &Tensor, config: &Config) -> candle_core::Result<Self> {
         let history = config.lbfgs_history as usize;
         Ok(Self {
-            history,
             inverse_hessian: InverseHessian::new(history, image)?,
             opening_length: 1.0,
             direction: image.zeros_like()?,
@@ -81,16 +79,6 @@ impl Lbfgs {
     fn set_direction(&self, image: &Tensor) -> candle_core::Result<()> {
         let point = (image, &self.gradient);
         self.inverse_hessian.direction(point, &self.direction)
-    }
-
-    /// Applies a changed history length, and drops the recording if it is of another image or length. On a
-    /// GPU what was learnt goes with the tensors of another length.
-    fn prepare(&mut self, image: &Tensor) -> candle_core::Result<()> {
-        if self.inverse_hessian.history() != self.history || self.recorded_image != image.id() {
-            self.inverse_hessian.set_history(self.history, image)?;
-            (self.acceptance, self.recorded_image) = (Recorded::default(), image.id());
-        }
-        Ok(())
     }
 
     /// Evaluates the image after a step of this length along the direction.
@@ -131,10 +119,6 @@ impl Lbfgs {
 }
 
 impl Optimizer for Lbfgs {
-    fn configure(&mut self, config: &Config) {
-        self.history = config.lbfgs_history as usize;
-    }
-
     fn reset(&mut self) -> candle_core::Result<()> {
         self.opening_length = 1.0;
         self.inverse_hessian.drop_pairs()?;
@@ -151,7 +135,9 @@ impl Optimizer for Lbfgs {
         budget: Budget,
         evaluate: Evaluate,
     ) -> Result<Outcome, Error> {
-        self.prepare(image)?;
+        if self.recorded_image != image.id() {
+            (self.acceptance, self.recorded_image) = (Recorded::default(), image.id());
+        }
         let mut run = FrameRun::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
         let mut best = initial;

@@ -63,8 +63,8 @@ pub struct Outcome {
 
 /// Minimises an objective over images whose values lie within 0..1.
 pub trait Optimizer: Send {
-    /// Applies the settings that concern the optimiser; its state is kept.
-    fn configure(&mut self, config: &Config);
+    /// Applies settings for which the optimiser stays the [`same`]; its state is kept.
+    fn configure(&mut self, _config: &Config) {}
 
     /// Forgets all that was learnt, as is due before an image that does not go on from the last one.
     fn reset(&mut self) -> candle_core::Result<()>;
@@ -89,6 +89,12 @@ pub fn optimizer(image: &Tensor, config: &Config) -> candle_core::Result<Box<dyn
         OptimizerKind::Lbfgs => Box::new(lbfgs::Lbfgs::new(image, config)?),
         OptimizerKind::Adam => Box::new(adam::Adam::new(image, config)?),
     })
+}
+
+/// Whether two configurations name the same optimiser, so that one made for the first serves the second.
+pub fn same(a: &Config, b: &Config) -> bool {
+    a.optimizer == b.optimizer
+        && (a.optimizer != OptimizerKind::Lbfgs || a.lbfgs_history == b.lbfgs_history)
 }
 
 /// How many tensors of an image's size the optimiser that `config` names allocates.

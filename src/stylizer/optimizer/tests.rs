@@ -300,30 +300,44 @@ fn nan_and_infinity_do_no_harm() {
 fn settings_are_applied_between_frames() {
     let bowl = Bowl::new();
     let evaluate = |image: &Tensor, gradient: &Tensor| bowl.evaluate(image, gradient);
-    for kind in BOTH {
-        let with = |lbfgs_history, learning_rate| Config {
-            optimizer: kind,
-            lbfgs_history,
-            learning_rate,
-            ..Config::default()
-        };
-        let second_frame = |created: &Config, reconfigured: &Config| {
-            let mut optimizer = optimizer(&grey(), created).unwrap();
-            let image = grey();
-            // One evaluation without a step, so that the settings do not matter yet.
-            minimize(&mut *optimizer, &image, iterations(1), evaluate);
-            optimizer.configure(reconfigured);
-            minimize(&mut *optimizer, &image, iterations(30), evaluate);
-            values(&image)
-        };
-        let usual = with(10, 0.02);
-        let unchanged = second_frame(&usual, &usual);
-        for other in [with(1, 0.001), with(2, 0.1), with(50, 1.0)] {
-            let changed = second_frame(&usual, &other);
-            assert!(changed == second_frame(&other, &other), "{other:?}");
-            assert!(changed != unchanged, "{other:?}");
-        }
+    let with = |learning_rate| Config {
+        optimizer: OptimizerKind::Adam,
+        learning_rate,
+        ..Config::default()
+    };
+    let second_frame = |created: &Config, reconfigured: &Config| {
+        let mut optimizer = optimizer(&grey(), created).unwrap();
+        let image = grey();
+        // One evaluation without a step, so that the settings do not matter yet.
+        minimize(&mut *optimizer, &image, iterations(1), evaluate);
+        assert!(same(created, reconfigured));
+        optimizer.configure(reconfigured);
+        minimize(&mut *optimizer, &image, iterations(30), evaluate);
+        values(&image)
+    };
+    let usual = with(0.02);
+    let unchanged = second_frame(&usual, &usual);
+    for other in [with(0.001), with(0.1), with(1.0)] {
+        let changed = second_frame(&usual, &other);
+        assert!(changed == second_frame(&other, &other), "{other:?}");
+        assert!(changed != unchanged, "{other:?}");
     }
+}
+
+#[test]
+fn another_kind_and_another_history_of_l_bfgs_are_another_optimiser() {
+    let with = |optimizer, lbfgs_history| Config {
+        optimizer,
+        lbfgs_history,
+        ..Config::default()
+    };
+    for kind in BOTH {
+        assert!(same(&with(kind, 10), &with(kind, 10)), "{kind:?}");
+        let history_matters = kind == OptimizerKind::Lbfgs;
+        assert_eq!(!same(&with(kind, 10), &with(kind, 9)), history_matters);
+    }
+    let [a, b] = BOTH.map(|kind| with(kind, 10));
+    assert!(!same(&a, &b));
 }
 
 #[test]
