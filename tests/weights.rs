@@ -139,7 +139,7 @@ fn both_ways_of_naming_and_tensors_that_are_not_needed() {
     }
 }
 
-/// `weights=NAME` is a file in the data directory, unless NAME itself exists.
+/// `weights=NAME` is a file in the data directory, unless NAME itself is one.
 #[cfg(feature = "plugin")]
 #[test]
 fn weights_by_name() {
@@ -165,6 +165,9 @@ fn weights_by_name() {
     let good = safetensors(&tensors(&NARROW[..3], by_layer), &[]);
     fs::write(&named, &good).unwrap();
     launch("mine").assert_succeeded("by name");
+    fs::create_dir(folder.path().join("mine")).unwrap();
+    launch("mine").assert_succeeded("by name, beside a folder of that name");
+    fs::remove_dir(folder.path().join("mine")).unwrap();
 
     fs::write(&named, b"").unwrap();
     let ended = launch("mine");

@@ -349,7 +349,7 @@ impl Settings {
             .map_err(|error| InvalidSetting::new("device", value, error))
     }
 
-    /// Where the weights are read from: a path that exists, else a name in the data directory.
+    /// Where the weights are read from: a file, else a name in the data directory.
     pub fn weights(&self) -> WeightsSource {
         let Some(path) = self.weights.clone() else {
             return WeightsSource::BuiltIn;
@@ -364,7 +364,7 @@ impl Settings {
 /// The path of the weights called `path` in the data directory, unless that has several components or
 /// is itself a file.
 pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
-    if path.components().count() != 1 || path.exists() {
+    if path.components().count() != 1 || path.is_file() {
         return None;
     }
     let directory = glib::user_data_dir().join("gst-plugin-gatys");
