@@ -9,7 +9,7 @@ use common::Files;
 use common::painter::{FIRST, LATER, Painter, assert_ends, element};
 use common::video::{DURATION, Pixels, info, picture};
 use gst::prelude::*;
-use gst_video::VideoFormat;
+use gst_video::{VideoFormat, VideoInfo};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -191,6 +191,43 @@ fn frames_that_last_over_a_second_go_on() {
     let segment = gst::event::Segment::new(&backwards);
     assert!(painter.harness.push_event(segment));
     check_long_frames(&mut painter, (0..4).rev());
+}
+
+/// Where buffers do not say how long they last, the caps do.
+#[test]
+fn frames_at_a_rate_below_one_a_second_go_on() {
+    for duration in [None, Some(gst::ClockTime::ZERO)] {
+        let info = VideoInfo::builder(VideoFormat::Rgb, 32, 24)
+            .fps(gst::Fraction::new(1, 5))
+            .build()
+            .unwrap();
+        let mut painter = Painter::with_info(&element(&Files::new()), info);
+        for (number, expected) in [(0, FIRST), (1, LATER), (2, LATER), (4, FIRST)] {
+            let mut frame = painter.next_frame();
+            let buffer = frame.make_mut();
+            buffer.set_pts(5 * number * gst::ClockTime::SECOND);
+            buffer.set_duration(duration);
+            painter.paint(frame);
+            let iterations: u32 = painter.stats().get("iterations").unwrap();
+            assert_eq!(iterations, expected, "{number}, {duration:?}");
+        }
+    }
+}
+
+#[test]
+fn neither_buffers_nor_caps_need_to_say_how_long_frames_last() {
+    let info = VideoInfo::builder(VideoFormat::Rgb, 32, 24)
+        .fps(gst::Fraction::new(0, 1))
+        .build()
+        .unwrap();
+    let mut painter = Painter::with_info(&element(&Files::new()), info);
+    for expected in [FIRST, LATER] {
+        let mut frame = painter.next_frame();
+        frame.make_mut().set_duration(None);
+        painter.paint(frame);
+        let iterations: u32 = painter.stats().get("iterations").unwrap();
+        assert_eq!(iterations, expected);
+    }
 }
 
 /// Paints frames with these numbers, of five seconds each.

@@ -9,6 +9,7 @@ use super::pace::Pace;
 use super::qos::QosEvent;
 use crate::stylizer::{Report, Stylizer};
 use gst::ClockTime;
+use gst::prelude::*;
 use gst_video::VideoInfo;
 
 /// A frame that is being painted.
@@ -83,6 +84,15 @@ impl StreamState {
             self.timeline.interrupt();
             self.reset_stylizer();
         }
+    }
+
+    /// How long the caps say that a frame lasts. None if they leave it open.
+    pub fn frame_duration(&self) -> Option<ClockTime> {
+        let fps = self.info.as_ref()?.fps();
+        let (frames, seconds) = (fps.numer().try_into().ok()?, fps.denom().try_into().ok()?);
+        // At a variable rate they are 0.
+        let frames = (frames > 0).then_some(frames)?;
+        ClockTime::SECOND.mul_div_floor(seconds, frames)
     }
 
     /// Takes the times of a frame that arrives at the clock's running time `now`. Starts anew, and returns
