@@ -208,6 +208,25 @@ fn rows_may_lie_anywhere() {
     }
 }
 
+/// As a decoder's may be, whose size is a multiple of its blocks'.
+#[test]
+fn buffers_may_be_larger_than_the_picture() {
+    let files = Files::new();
+    for format in [VideoFormat::Rgb, VideoFormat::Argb, VideoFormat::Gray8] {
+        let (small, large) = (info(format, 33, 24), info(format, 40, 32));
+        let content = grey(&picture(33, 24, 0));
+        let pixel = |y: usize, x: usize| match y < 24 && x < 33 {
+            true => content[33 * y + x],
+            false => [7; 3],
+        };
+        let padded = (0..40 * 32).map(|i| pixel(i / 40, i % 40)).collect();
+        let row = 40 * large.comp_pstride(0) as usize;
+        let mut painter = Painter::with_info(&element(&files), small.clone());
+        let painted = painter.paint(frame_with_meta(&large, &padded, 0, row));
+        assert_eq!(painted, paint(&files, &small, &content), "{format}");
+    }
+}
+
 /// Downstream may supply buffers with another stride and offset.
 #[test]
 fn rows_may_go_anywhere() {

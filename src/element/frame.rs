@@ -82,18 +82,31 @@ fn component_offsets(info: &VideoInfo) -> [usize; 3] {
     }
 }
 
-/// A frame as an image `[height, width, 3]`, RGB 0..1.
-pub fn to_image(frame: &VideoFrameRef<&gst::BufferRef>) -> candle_core::Result<Tensor> {
-    let info = frame.info();
-    let (height, width) = (frame.height() as usize, frame.width() as usize);
+/// The distance between the rows of a frame, each of `len` bytes.
+fn row_stride<T>(frame: &VideoFrameRef<T>, len: usize) -> candle_core::Result<usize> {
+    let stride = frame.plane_stride()[0];
+    match usize::try_from(stride) {
+        Ok(stride) if stride >= len => Ok(stride),
+        _ => candle_core::bail!("its rows have {len} bytes each, but a stride of {stride}"),
+    }
+}
+
+/// A frame of the format and size of `info` as an image `[height, width, 3]`, RGB 0..1. Its buffer may be
+/// larger, as its metadata say then.
+pub fn to_image(
+    info: &VideoInfo,
+    frame: &VideoFrameRef<&gst::BufferRef>,
+) -> candle_core::Result<Tensor> {
+    let (height, width) = (info.height() as usize, info.width() as usize);
     let pixel_stride = info.comp_pstride(0) as usize;
+    let stride = row_stride(frame, width * pixel_stride)?;
     let offsets = component_offsets(info);
     let quantisation = Quantisation::new(info);
     let values: [f32; 256] = std::array::from_fn(|byte| quantisation.value(byte as u8));
 
     let data = frame.plane_data(0).map_err(candle_core::Error::wrap)?;
     let mut image = Vec::with_capacity(height * width * 3);
-    for row in data.chunks(frame.plane_stride()[0] as usize).take(height) {
+    for row in data.chunks(stride).take(height) {
         for pixel in row.chunks_exact(pixel_stride).take(width) {
             image.extend(offsets.map(|offset| values[usize::from(pixel[offset])]));
         }
@@ -101,25 +114,25 @@ pub fn to_image(frame: &VideoFrameRef<&gst::BufferRef>) -> candle_core::Result<T
     Tensor::from_vec(image, (height, width, 3), &Device::Cpu)
 }
 
-/// Writes `image` `[height, width, 3]` into a frame. Alpha and padding bytes are copied from
-/// `source`, which has the same format and size.
+/// Writes `image` `[height, width, 3]` into a frame of the format and size of `info`. Alpha and padding
+/// bytes are copied from `source`, which has the same.
 pub fn write_image(
     image: &Tensor,
+    info: &VideoInfo,
     source: &VideoFrameRef<&gst::BufferRef>,
     frame: &mut VideoFrameRef<&mut gst::BufferRef>,
 ) -> candle_core::Result<()> {
-    let info = frame.info().clone();
-    let (height, width) = (frame.height() as usize, frame.width() as usize);
+    let (height, width) = (info.height() as usize, info.width() as usize);
     let pixel_stride = info.comp_pstride(0) as usize;
-    let offsets = component_offsets(&info);
-    let quantisation = Quantisation::new(&info);
+    let offsets = component_offsets(info);
+    let quantisation = Quantisation::new(info);
     let (kr, kb) = info.colorimetry().matrix().kr_kb().unwrap_or(BT_601);
     let luma = [kr, 1.0 - kr - kb, kb].map(|weight| weight as f32);
 
     let image = image.flatten_all()?.to_vec1::<f32>()?;
-    let source_stride = source.plane_stride()[0] as usize;
+    let source_stride = row_stride(source, width * pixel_stride)?;
     let source = source.plane_data(0).map_err(candle_core::Error::wrap)?;
-    let stride = frame.plane_stride()[0] as usize;
+    let stride = row_stride(frame, width * pixel_stride)?;
     let data = frame.plane_data_mut(0).map_err(candle_core::Error::wrap)?;
     let rows = data.chunks_mut(stride).zip(source.chunks(source_stride));
     for ((row, source), image) in rows.take(height).zip(image.chunks_exact(3 * width)) {

@@ -432,7 +432,7 @@ impl Gatys {
         let failed = |error: candle_core::Error| {
             self.fail("a frame cannot be converted", &error.to_string())
         };
-        let image = to_image(&input).map_err(failed)?;
+        let image = to_image(info, &input).map_err(failed)?;
         let (image, painted) =
             stylizer
                 .stylize(&image, &|| self.is_cancelled())
@@ -444,7 +444,7 @@ impl Gatys {
                     }
                     error => self.fail("a frame cannot be stylised", &error.to_string()),
                 })?;
-        write_image(&image, &input, &mut output).map_err(failed)?;
+        write_image(&image, info, &input, &mut output).map_err(failed)?;
         Ok(painted)
     }
 
