@@ -230,8 +230,8 @@ gpu gram 25
 gpu content 20
 gpu vectors 20
 gpu optimizers 20
-gpu losses 60
-gpu times 110
+gpu losses 80
+gpu times 90
 part peer 95 "$python" "$here/peer.py" --seconds 65 --device "$device"
 gpu throughput 25
 part pipeline 65 bash -c "set -euo pipefail; source '$work/frames'; rates"
