@@ -193,15 +193,19 @@ fn frames_that_last_over_a_second_go_on() {
     check_long_frames(&mut painter, (0..4).rev());
 }
 
+/// Plays so many frames in so many seconds; 0 frames are a variable rate.
+fn at_rate(frames: i32, seconds: i32) -> Painter {
+    let info = VideoInfo::builder(VideoFormat::Rgb, 32, 24)
+        .fps(gst::Fraction::new(frames, seconds))
+        .build();
+    Painter::with_info(&element(&Files::new()), info.unwrap())
+}
+
 /// Where buffers do not say how long they last, the caps do.
 #[test]
 fn frames_at_a_rate_below_one_a_second_go_on() {
     for duration in [None, Some(gst::ClockTime::ZERO)] {
-        let info = VideoInfo::builder(VideoFormat::Rgb, 32, 24)
-            .fps(gst::Fraction::new(1, 5))
-            .build()
-            .unwrap();
-        let mut painter = Painter::with_info(&element(&Files::new()), info);
+        let mut painter = at_rate(1, 5);
         for (number, expected) in [(0, FIRST), (1, LATER), (2, LATER), (4, FIRST)] {
             let mut frame = painter.next_frame();
             let buffer = frame.make_mut();
@@ -216,11 +220,7 @@ fn frames_at_a_rate_below_one_a_second_go_on() {
 
 #[test]
 fn neither_buffers_nor_caps_need_to_say_how_long_frames_last() {
-    let info = VideoInfo::builder(VideoFormat::Rgb, 32, 24)
-        .fps(gst::Fraction::new(0, 1))
-        .build()
-        .unwrap();
-    let mut painter = Painter::with_info(&element(&Files::new()), info);
+    let mut painter = at_rate(0, 1);
     for expected in [FIRST, LATER] {
         let mut frame = painter.next_frame();
         frame.make_mut().set_duration(None);

@@ -316,8 +316,7 @@ impl Gatys {
     /// Resets the stylizer where a frame does not follow the last one in time.
     fn reset_after_jump(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
         let segment = self.time_segment();
-        let duration = duration.filter(|duration| !duration.is_zero());
-        let duration = duration.or_else(|| lock(&self.stream).frame_duration());
+        let duration = lock(&self.stream).frame_duration(duration);
         let frame = FrameTime::new(pts, duration, segment.as_ref());
         let now = self.now();
         if lock(&self.stream).advance(frame, now) {

@@ -86,13 +86,14 @@ impl StreamState {
         }
     }
 
-    /// How long the caps say that a frame lasts. None if they leave it open.
-    pub fn frame_duration(&self) -> Option<ClockTime> {
-        let fps = self.info.as_ref()?.fps();
-        let (frames, seconds) = (fps.numer().try_into().ok()?, fps.denom().try_into().ok()?);
-        // At a variable rate they are 0.
-        let frames = (frames > 0).then_some(frames)?;
-        ClockTime::SECOND.mul_div_floor(seconds, frames)
+    /// How long a frame lasts whose buffer says `duration`: where that is nothing, as long as the caps
+    /// say. None at a variable rate.
+    pub fn frame_duration(&self, duration: Option<ClockTime>) -> Option<ClockTime> {
+        duration.filter(|duration| !duration.is_zero()).or_else(|| {
+            let fps = self.info.as_ref()?.fps();
+            let [frames, seconds] = [fps.numer(), fps.denom()].map(|n| u64::try_from(n).ok());
+            ClockTime::SECOND.mul_div_floor(seconds?, frames.filter(|&frames| frames > 0)?)
+        })
     }
 
     /// Takes the times of a frame that arrives at the clock's running time `now`. Starts anew, and returns
