@@ -34,7 +34,8 @@ struct Values {
     started: bool,
     /// Counts the style images that were set: only the latest is used.
     style_generation: u64,
-    /// Whether a thread loads style images; it also sees to those set meanwhile.
+    /// Whether a style image is to be loaded since the start. The thread that does also sees to those
+    /// set meanwhile.
     style_loading: bool,
     /// Loaded, and not yet used by a frame; with its path.
     next_style: Option<(PathBuf, StyleImage)>,
@@ -107,6 +108,7 @@ impl Controls {
     pub fn stop(&self) {
         let mut values = self.lock();
         values.started = false;
+        values.style_loading = false;
         values.next_style = None;
     }
 
@@ -127,7 +129,7 @@ impl Controls {
 
     /// Loads the latest style image for the next frame, and starts over if another one was set
     /// meanwhile. An error says why the latest cannot be used. The result is discarded if the element
-    /// has stopped.
+    /// has stopped meanwhile, even if it was started again: that start loads the style image, too.
     pub fn load_style(
         &self,
         mut load: impl FnMut(Option<&Path>) -> Result<StyleImage, String>,
@@ -139,14 +141,14 @@ impl Controls {
             };
             let style = load(path.as_deref());
             let mut values = self.lock();
-            if generation != values.style_generation && values.started {
-                continue;
+            if !values.style_loading {
+                return Ok(());
             }
-            values.style_loading = false;
-            if values.started {
+            if generation == values.style_generation {
+                values.style_loading = false;
                 values.next_style = path.zip(Some(style?));
+                return Ok(());
             }
-            return Ok(());
         }
     }
 }
@@ -181,6 +183,36 @@ mod tests {
         assert_eq!(set(&controls, "style-image", "d"), Pending::LoadStyle);
         controls.stop();
         assert_eq!(controls.load_style(|_| Err("unused".into())), Ok(()));
+    }
+
+    #[test]
+    fn a_style_that_loads_across_a_restart_is_discarded() {
+        gst::init().unwrap();
+        let controls = Controls::default();
+        controls.start();
+        assert_eq!(set(&controls, "style-image", "a"), Pending::LoadStyle);
+        let mut later = None;
+        let outcome = controls.load_style(|_| {
+            controls.stop();
+            controls.start();
+            Err("unused".into())
+        });
+        assert_eq!(outcome, Ok(()));
+        // What is set after the restart has a thread of its own.
+        assert_eq!(set(&controls, "style-image", "b"), Pending::LoadStyle);
+        let outcome = controls.load_style(|_| {
+            if later.is_none() {
+                controls.stop();
+                controls.start();
+                later = Some(set(&controls, "style-image", "c"));
+            }
+            Err("c".into())
+        });
+        assert_eq!(
+            (outcome, later),
+            (Err("c".into()), Some(Pending::LoadStyle))
+        );
+        assert_eq!(controls.load_style(|_| Err("c".into())), Ok(()), "once");
     }
 
     #[test]
