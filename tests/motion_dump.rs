@@ -13,6 +13,7 @@ use gst_video::VideoFormat;
 use image::RgbImage;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const WIDTH: u32 = 96;
 const HEIGHT: u32 = 64;
@@ -215,4 +216,21 @@ fn a_folder_that_cannot_be_written_is_warned_of_once() {
         assert_eq!(painter.warnings().len(), 1);
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), "in the way");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_is_replaced() {
+    let files = Files::new();
+    let folder = files.dir.path().join("dump");
+    fs::create_dir(&folder).unwrap();
+    let made = Command::new("mkfifo")
+        .arg(folder.join("flow-000001.png"))
+        .status();
+    assert!(made.unwrap().success());
+    let mut painter = painter(&files, &folder);
+    paint(&mut painter, [scene(0, 0), scene(STEP, 0)]);
+    assert_eq!(names(&folder), ["flow-000001.png", "mask-000001.png"]);
+    let size = picture(&folder, "flow-000001.png").dimensions();
+    assert_eq!(size, (WIDTH, HEIGHT));
+    assert_eq!(painter.warnings(), [""; 0]);
 }

@@ -6,8 +6,8 @@ use crate::stylizer::motion::{Motion, to_level};
 use crate::stylizer::{Stylizer, resize};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use std::f32::consts::TAU;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The flow colour wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow"
@@ -134,15 +134,18 @@ fn mask_picture(motion: &Motion, size: (usize, usize)) -> RgbImage {
     })
 }
 
-/// Writes a PNG file; an incomplete one is removed.
+/// Writes a PNG file, which takes its place once it is whole. What is there is not opened: it may be a
+/// pipe that nobody reads.
 fn save(path: &Path, picture: &RgbImage) -> io::Result<()> {
     let mut png = Vec::new();
     let (width, height) = picture.dimensions();
     PngEncoder::new(&mut png)
         .write_image(picture, width, height, ExtendedColorType::Rgb8)
         .map_err(io::Error::other)?;
-    let mut file = File::create(path)?;
-    file.write_all(&png).inspect_err(|_| {
-        let _ = fs::remove_file(path);
-    })
+    let unfinished = path.with_extension("png.part");
+    fs::write(&unfinished, png)
+        .and_then(|()| fs::rename(&unfinished, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&unfinished);
+        })
 }
