@@ -123,8 +123,9 @@ pub mod behavior_note {
 }
 
 /// Whether an engine with these notes computes in a format with `f32` accumulation, deterministically, and
-/// without compiling kernels first. Winograd's transforms lose too much precision in all but `f32`, and
-/// tensor cores round `f32` to `tf32`. Any other numerical note may stand for something that does harm.
+/// without compiling kernels first. Winograd's transforms lose too much precision in all but `f32`, tensor
+/// cores round `f32` to `tf32`, and inputs of either may be converted to 16 bits. Any other numerical note
+/// may stand for something that does harm.
 pub fn notes_suit(format: Format, numerical: &[u32], behavior: &[u32]) -> bool {
     use numerical_note::*;
     let harmless: &[u32] = match format {
@@ -135,9 +136,8 @@ pub fn notes_suit(format: Format, numerical: &[u32], behavior: &[u32]) -> bool {
             WINOGRAD_TILE_13X13,
             STRICT_NAN_PROP,
         ],
-        Format::Tf32 | Format::Bf16 | Format::F16 => {
-            &[TENSOR_CORE, DOWN_CONVERT_INPUTS, STRICT_NAN_PROP]
-        }
+        Format::Tf32 => &[TENSOR_CORE, STRICT_NAN_PROP],
+        Format::Bf16 | Format::F16 => &[TENSOR_CORE, DOWN_CONVERT_INPUTS, STRICT_NAN_PROP],
     };
     numerical.iter().all(|note| harmless.contains(note))
         && !behavior.contains(&behavior_note::RUNTIME_COMPILATION)
@@ -207,14 +207,11 @@ mod tests {
             let compiles = behavior_note::RUNTIME_COMPILATION;
             assert!(!notes_suit(format, &[], &[3, compiles]), "{format:?}");
         }
-        for note in [TENSOR_CORE, DOWN_CONVERT_INPUTS] {
-            assert!(
-                FORMATS.map(|format| notes_suit(format, &[note], &[])) == [false, true, true, true]
-            );
-        }
+        let suits = |notes: &[u32]| FORMATS.map(|format| notes_suit(format, notes, &[]));
+        assert_eq!(suits(&[TENSOR_CORE]), [false, true, true, true]);
+        assert_eq!(suits(&[DOWN_CONVERT_INPUTS]), [false, false, true, true]);
         for tile in [WINOGRAD_TILE_4X4, WINOGRAD_TILE_6X6, WINOGRAD_TILE_13X13] {
-            let suits = FORMATS.map(|format| notes_suit(format, &[WINOGRAD, tile], &[]));
-            assert_eq!(suits, [true, false, false, false]);
+            assert_eq!(suits(&[WINOGRAD, tile]), [true, false, false, false]);
         }
     }
 }
