@@ -310,6 +310,16 @@ fn a_still_picture_is_told_from_small_changes() {
                 inside,
             )
         };
+        // Of the luma of what is behind it, within a grey level.
+        let coloured = |left: f32, colour: [f32; 3]| {
+            let colour = Frame(vec![colour.map(|value| value / 255.0); H * W]);
+            let inside =
+                |y: f32, x: f32| (107.0..115.0).contains(&y) && (left..left + 8.0).contains(&x);
+            let behind = Frame::grey(100.0 / 255.0).beside(&frame, |y, x| {
+                (80.0..140.0).contains(&y) && (180.0..260.0).contains(&x)
+            });
+            colour.beside(&behind, inside)
+        };
         for noise in [0.0, 3.0, 12.0] {
             let still = |now: &Frame, before: &Frame| {
                 is_still(
@@ -321,6 +331,12 @@ fn a_still_picture_is_told_from_small_changes() {
             assert!(still(&frame, &frame), "{name}");
             assert!(still(&square(200.0), &square(200.0)), "{name}");
             assert!(!still(&square(203.0), &square(200.0)), "{name}: an object");
+            for colour in [[205.0, 54.0, 54.0], [150.0, 72.0, 110.0]] {
+                let name = format!("{name}, colour {colour:?}");
+                let before = coloured(203.0, colour);
+                assert!(still(&coloured(203.0, colour), &before), "{name}");
+                assert!(!still(&coloured(213.0, colour), &before), "{name}");
+            }
             assert!(
                 !still(&frame.lit(1.0, 2.0 / 255.0), &frame),
                 "{name}: light"

@@ -3,6 +3,9 @@
 //! Whether two frames show the same still picture, but for noise.
 
 use super::pyramid::{Level, Pyramid};
+use super::thumbnail::{Rgb, SQUARE, Thumbnail};
+use crate::stylizer::color::LUMA;
+use std::array;
 
 /// The largest difference of luma between encoded frames of a still picture: at the picture's own
 /// size, at half of it and so on, as measured with x264 at a quantiser of 23, rounded up.
@@ -10,7 +13,11 @@ const CODING_ERROR: [f32; 5] = [40.0, 24.0, 12.0, 8.0, 4.5];
 /// The same of the mean over the picture.
 const MEAN_CODING_ERROR: f64 = 1.0;
 
-/// Differences of luma in a still picture stay below this many standard deviations of the noise.
+/// The same of a channel less luma, in squares of the thumbnail: as measured from one frame to the next
+/// with x264 at 1 Mbit/s and VP8 at 1.5, 640x360, rounded up.
+const CHROMA_CODING_ERROR: f32 = 16.0;
+
+/// Differences in a still picture stay below this many standard deviations of the noise.
 const NOISE_DEVIATIONS: f32 = 5.5;
 
 /// Standard deviation of the luma difference, at the picture's own size, above which no picture counts as
@@ -30,8 +37,11 @@ const TILES: usize = 4;
 /// How many tiles must have moved: an encoder lets single ones drift.
 const MOVED_TILES: usize = 4;
 
+/// The standard deviation of B - Y over that of luma Y, where the channels' noise is independent.
+const CHROMA_NOISE: f32 = 1.65;
+
 /// The largest difference of illumination, in any channel of 0..1, that an encoder or a sensor's noise
-/// makes. It shows changes of colour that leave luma as it is.
+/// makes. It shows faint changes of large parts.
 const MAX_ILLUMINATION_DIFFERENCE: f32 = 4.0 / 255.0;
 
 /// The standard deviation of a normal distribution over its median absolute deviation.
@@ -40,15 +50,17 @@ const DEVIATION_PER_MAD: f32 = 1.4826;
 /// Whether `now` shows the picture of `before`, but for the noise of a sensor or an encoder.
 ///
 /// The noise is estimated from the median difference. Small things that move exceed it at the level
-/// where they are as large as a pixel, and changes of brightness in the mean. A slow motion of the
-/// whole picture is below the noise at each pixel, but the differences correlate with the gradients.
+/// where they are as large as a pixel, or in colour in the thumbnail, and changes of brightness in the
+/// mean. A slow motion of the whole picture is below the noise at each pixel, but the differences
+/// correlate with the gradients.
 pub fn is_still(now: &Pyramid, before: &Pyramid) -> bool {
     let change = now.illumination.difference(&before.illumination);
     if change > MAX_ILLUMINATION_DIFFERENCE {
         return false;
     }
     let noise = noise(&now.levels[0], &before.levels[0]);
-    if noise * (1u32 << now.finest) as f32 > MAX_NOISE {
+    let pixel_noise = noise * (1u32 << now.finest) as f32;
+    if pixel_noise > MAX_NOISE || changes_colour(&now.thumbnail, &before.thumbnail, pixel_noise) {
         return false;
     }
     let levels = now.levels.iter().zip(&before.levels).zip(0..);
@@ -74,6 +86,23 @@ pub fn is_still(now: &Pyramid, before: &Pyramid) -> bool {
         moved_tiles += usize::from(tile.has_moved(noise));
     }
     moved_tiles < MOVED_TILES && !picture.has_moved(noise)
+}
+
+/// Whether any square changes its colour, other than its luma, by more than noise or an encoder makes it.
+/// The noise is that of a pixel's luma.
+fn changes_colour(now: &Thumbnail, before: &Thumbnail, noise: f32) -> bool {
+    let squares = (0..now.h).flat_map(|y| (0..now.w).map(move |x| (y, x)));
+    let mut pairs = squares.zip(now.values.iter().zip(&before.values));
+    pairs.any(|((y, x), (after, before))| {
+        let change: Rgb = array::from_fn(|i| 255.0 * (after[i] - before[i]));
+        let luma: f32 = change.iter().zip(LUMA).map(|(c, weight)| c * weight).sum();
+        // Squares that the edge cuts off are means of fewer pixels.
+        let (h, w) = now.square_size(y, x);
+        let side = ((h * w) as f32).sqrt();
+        let coding_error = CHROMA_CODING_ERROR * SQUARE as f32 / side;
+        let bound = coding_error.max(NOISE_DEVIATIONS * CHROMA_NOISE * noise / side);
+        change.iter().any(|c| (c - luma).abs() > bound)
+    })
 }
 
 fn differences(now: &Level, before: &Level) -> impl Iterator<Item = f32> {
