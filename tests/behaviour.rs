@@ -399,6 +399,8 @@ fn latency_covers_the_longest_frame_time() {
         assert_eq!(posted, usize::from(own != before), "{number}");
         before = own;
     }
+    painter.harness.set_upstream_latency(gst::ClockTime::MAX);
+    assert_eq!(latency(&painter), gst::ClockTime::MAX);
 }
 
 /// Sets a property of an element that has painted a frame, waits for a warning that contains `words`,

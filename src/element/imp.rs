@@ -197,7 +197,11 @@ impl BaseTransformImpl for Gatys {
         {
             let own = lock(&self.stream).pace.latency();
             let (live, min, max) = query.result();
-            query.set(live, min + own, max.map(|max| max + own));
+            query.set(
+                live,
+                min.saturating_add(own),
+                max.map(|max| max.saturating_add(own)),
+            );
         }
         answered
     }
