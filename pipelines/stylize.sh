@@ -6,18 +6,24 @@ set -euo pipefail
 usage() {
     cat <<END
 usage: ${0##*/}
-       ${0##*/} INPUT STYLE OUTPUT [PROPERTY=VALUE ...]
+       ${0##*/} [--beside] INPUT STYLE OUTPUT [PROPERTY=VALUE ...]
 
 Without arguments, paints a sample clip in a sample style into ./stylized.mp4. With them, paints the video INPUT in the style of
-the image STYLE into OUTPUT (.mp4, .m4v, .mov or .mkv), with its sound, frame rate and size. PROPERTY is one of the element's:
-see gst-inspect-1.0 gatys. The first run installs missing packages (it says which) and builds for some minutes.
+the image STYLE into OUTPUT (.mp4, .m4v, .mov or .mkv), with its sound, frame rate and size; with --beside twice as wide, each
+painting on the right of its frame. PROPERTY is one of the element's: see README.md. The first run installs missing packages (it
+says which) and builds for some minutes.
 END
 }
 
 for arg; do
     [[ $arg != -h && $arg != --help ]] || { usage; exit; }
 done
-[[ $# == 0 || $# -ge 3 ]] || { usage >&2; exit 2; }
+options=()
+[[ ${1-} != --beside ]] || { options=(--beside); shift; }
+[[ $# -ge 3 || $# == 0 && ${#options[@]} == 0 ]] || { usage >&2; exit 2; }
+for file in "${@:1:2}"; do
+    [[ -r $file ]] || { echo "${0##*/}: $file is not there, or cannot be read" >&2; exit 1; }
+done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 example() { cargo run --quiet --release --manifest-path "$root/Cargo.toml" --example "$@"; }
@@ -36,7 +42,7 @@ make_sample() {
 "$root/pipelines/setup.sh"
 cargo build --release --manifest-path "$root/Cargo.toml" --lib --example stylize --example sample
 if [[ $# -gt 0 ]]; then
-    example stylize -- "$@"
+    example stylize -- "${options[@]}" "$@"
 else
     make_sample
     echo "Painting $root/target/sample/sample.mp4 in the style of style.png beside it"
