@@ -312,6 +312,8 @@ fn a_file_of_ones_own() {
         &["--url", "http://127.0.0.1/x"],
         &["--what"],
         &["a", "b"],
+        &[""],
+        &["--url", "http://127.0.0.1/x", "--sha256", "0", "a"],
     ] {
         let ended = home.get(arguments);
         ended.assert_refused("usage");

@@ -33,14 +33,14 @@ while [[ $# -gt 0 ]]; do
         ;;
     -*) usage >&2; exit 2 ;;
     *)
-        [[ -z $file ]] || { usage >&2; exit 2; }
+        [[ -n $1 && -z $file ]] || { usage >&2; exit 2; }
         file=$1
         shift
         ;;
     esac
 done
 
-[[ ${#given[@]} == 0 || ${#given[@]} == 2 ]] || { usage >&2; exit 2; }
+[[ ${#given[@]} == 0 || (${#given[@]} == 2 && -z $file) ]] || { usage >&2; exit 2; }
 sha256=${sha256,,}
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
