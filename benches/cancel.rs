@@ -23,7 +23,7 @@ fn main() {
     for round in 0..ROUNDS {
         let description = format!(
             "videotestsrc ! video/x-raw,width=640,height=360 ! \
-             gatys initial-iterations=100000 style-image={} ! fakesink",
+             gatys initial-iterations=100000 style-image=\"{}\" ! fakesink",
             style.display()
         );
         let pipeline = gst::parse::launch(&description).expect("pipeline");
