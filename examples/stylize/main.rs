@@ -29,7 +29,7 @@ usage: stylize [--beside] INPUT STYLE OUTPUT [PROPERTY=VALUE ...]
 
 Paints every frame of the video INPUT in the style of the image STYLE. OUTPUT has the sound, frame
 rate and size of INPUT; its name ends in .mp4, .m4v, .mov or .mkv. PROPERTY is one of the element's:
-see gst-inspect-1.0 gatys. With --beside, each painting stands on the right of its frame, so that OUTPUT is
+see README.md. With --beside, each painting stands on the right of its frame, so that OUTPUT is
 twice as wide.
 ";
 

@@ -98,7 +98,7 @@ enumeration!(
     LossScale, "GstGatysLossScale", config::LossScale, {
         Relative = Relative, "relative", "Relative squared errors, alike for all sizes, layers and weights";
         Mean = Mean, "mean", "Content loss by its number of features";
-        Paper = Paper, "paper", "The formulas of the paper as they are";
+        Paper = Paper, "paper", "The paper's formulas, Gram matrices by their number of positions";
     }
 );
 
