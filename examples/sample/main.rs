@@ -90,24 +90,28 @@ fn render_clip(path: &Path) -> Result<(), Box<dyn Error>> {
     sound.set_caps(Some(&sound_caps));
 
     let playing = Playing::start(&pipeline)?;
-    push(
-        &sound,
-        melody(),
-        0..FRAMES * SAMPLE_RATE / RATE,
-        SAMPLE_RATE,
-    )?;
+    match push_clip(&pictures, &sound) {
+        Ok(()) => playing.wait(),
+        // What went wrong behind the sources.
+        Err(error) => Err(playing.failure().unwrap_or(error)),
+    }
+}
+
+/// Pushes all of the clip.
+fn push_clip(pictures: &AppSrc, sound: &AppSrc) -> Result<(), Box<dyn Error>> {
+    push(sound, melody(), 0..FRAMES * SAMPLE_RATE / RATE, SAMPLE_RATE)?;
     sound.end_of_stream()?;
     let scene = Scene::new();
     for frame in 0..FRAMES {
         push(
-            &pictures,
+            pictures,
             scene.render(frame as f32 / RATE as f32),
             frame..frame + 1,
             RATE,
         )?;
     }
     pictures.end_of_stream()?;
-    playing.wait()
+    Ok(())
 }
 
 /// A running pipeline, which is stopped on drop.
