@@ -118,21 +118,49 @@ fn stylize_makes_a_whole_file() {
     assert_eq!(listing(folder.path()).len(), 3);
 }
 
-/// A sequence of concatenated pictures has no time stamps.
-#[test]
-fn stylize_paints_frames_without_a_time() {
+/// Has a pipeline write a file.
+fn make(file: &Path, pipeline: &str) {
     init();
-    let clip = Clip::sample();
-    let folder = TempDir::with_prefix("gatys test ").unwrap();
-    let [input, output] = ["in.mjpeg", "out.mkv"].map(|name| folder.path().join(name));
-    let made = gst::parse::launch("videotestsrc num-buffers=3 ! jpegenc ! filesink name=file");
+    let made = gst::parse::launch(&format!("filesink name=file {pipeline} ! file."));
     let pipeline = made.unwrap().downcast::<gst::Pipeline>().unwrap();
-    let file = pipeline.by_name("file").unwrap();
-    file.set_property("location", &input);
+    let sink = pipeline.by_name("file").unwrap();
+    sink.set_property("location", file);
     pipeline.set_state(gst::State::Playing).unwrap();
     let bus = pipeline.bus().unwrap();
     bus.timed_pop_filtered(gst::ClockTime::NONE, &[gst::MessageType::Eos]);
     pipeline.set_state(gst::State::Null).unwrap();
+}
+
+/// The sound of a whole file may be longer than its pictures.
+#[test]
+fn stylize_warns_of_an_input_that_is_cut_short() {
+    let clip = Clip::sample();
+    let folder = TempDir::with_prefix("gatys test ").unwrap();
+    let [whole, cut, output] =
+        ["whole.mp4", "cut.mp4", "out.mp4"].map(|name| folder.path().join(name));
+    make(
+        &whole,
+        "audiotestsrc num-buffers=400 ! avenc_aac ! mux.
+         videotestsrc num-buffers=5 ! video/x-raw,width=64,height=48,framerate=1/1 ! x264enc ! mux.
+         mp4mux name=mux faststart=true",
+    );
+    let file = fs::read(&whole).unwrap();
+    fs::write(&cut, &file[..2 * file.len() / 3]).unwrap();
+    for (input, warns) in [(&whole, false), (&cut, true)] {
+        let ended = stylize(&[input, &clip.style, &output], &FAST);
+        ended.assert_succeeded("video and sound");
+        let warned = ended.stderr.contains("it may be incomplete");
+        assert_eq!(warned, warns, "{ended}");
+    }
+}
+
+/// A sequence of concatenated pictures has no time stamps.
+#[test]
+fn stylize_paints_frames_without_a_time() {
+    let clip = Clip::sample();
+    let folder = TempDir::with_prefix("gatys test ").unwrap();
+    let [input, output] = ["in.mjpeg", "out.mkv"].map(|name| folder.path().join(name));
+    make(&input, "videotestsrc num-buffers=3 ! jpegenc");
     let ended = stylize(&[&input, &clip.style, &output], &FAST);
     ended.assert_succeeded("frames without a time");
     assert!(ended.stderr.contains("3 frames"), "{ended}");

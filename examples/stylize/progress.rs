@@ -2,6 +2,8 @@
 //! Progress output: a single updated line on a terminal, else a line for each frame.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
@@ -11,6 +13,8 @@ use crate::say;
 pub struct Progress {
     /// The element's sink pad: its caps have the frame rate, and its peer knows the duration.
     video: gst::Pad,
+    /// Where the latest buffer of any stream ends, in nanoseconds.
+    end: Arc<AtomicU64>,
     terminal: bool,
     frames: u64,
     pts: Option<gst::ClockTime>,
@@ -20,9 +24,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(gatys: &gst::Element) -> Self {
+    /// `queues` is to get its pads later.
+    pub fn new(gatys: &gst::Element, queues: &gst::Element) -> Self {
+        let end = Arc::new(AtomicU64::new(0));
+        let latest = end.clone();
+        queues.connect_pad_added(move |_, pad| watch_end(pad, latest.clone()));
         Self {
             video: gatys.static_pad("sink").expect("filters have a sink pad"),
+            end,
             terminal: io::stderr().is_terminal(),
             frames: 0,
             pts: None,
@@ -69,13 +78,14 @@ impl Progress {
         }
     }
 
-    /// Warns if the video is shorter than announced: a truncated file ends without an error.
+    /// Warns if all streams are shorter than announced: a truncated file ends without an error.
     pub fn check_length(&self) {
-        if let (Some(pts), Some(duration)) = (self.pts, self.duration())
-            && pts + 2 * gst::ClockTime::SECOND < duration
+        let end = gst::ClockTime::from_nseconds(self.end.load(Ordering::Relaxed));
+        if let Some(duration) = self.duration()
+            && end + 2 * gst::ClockTime::SECOND < duration
         {
             self.warn(&format!(
-                "the video ended at {pts:.1}, the input says {duration:.1}: it may be incomplete"
+                "the input ended at {end:.1}, but says {duration:.1}: it may be incomplete"
             ));
         }
     }
@@ -121,6 +131,19 @@ impl Progress {
         let total = duration.nseconds().mul_div_floor(rate.0, per_second)?;
         Some(total.max(self.frames))
     }
+}
+
+/// Raises `latest` to where the buffers that pass a pad end.
+fn watch_end(pad: &gst::Pad, latest: Arc<AtomicU64>) {
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer()
+            && let Some(pts) = buffer.pts()
+        {
+            let end = pts.saturating_add(buffer.duration().unwrap_or_default());
+            latest.fetch_max(end.nseconds(), Ordering::Relaxed);
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 fn short(loss: f64) -> String {
