@@ -307,6 +307,30 @@ fn a_buffer_that_is_too_small_is_an_error() {
 }
 
 #[test]
+fn rows_that_are_said_to_lie_beyond_the_memory_are_an_error() {
+    let files = Files::new();
+    let info = info(VideoFormat::Rgb, 33, 24);
+    let row = 33 * 3;
+    for (offset, stride) in [(0, row), (7, 200)] {
+        let mut painter = Painter::with_info(&element(&files), info.clone());
+        for (missing, fits) in [(stride - row, true), (stride - row + 1, false)] {
+            let mut frame = frame_with_meta(&info, &picture(33, 24, 0), offset, stride);
+            let size = frame.size() - missing;
+            frame.get_mut().unwrap().set_size(size);
+            let pushed = painter.harness.push(frame);
+            assert_eq!(pushed.is_ok(), fits, "{offset}, {stride}");
+        }
+        let errors = painter.messages(gst::MessageType::Error);
+        assert_eq!(errors.len(), 1);
+        let gst::MessageView::Error(error) = errors[0].view() else {
+            unreachable!("only errors were asked for")
+        };
+        let text = error.error().message().to_owned();
+        assert!(text.contains("its memory has"), "{text}");
+    }
+}
+
+#[test]
 fn every_size_is_painted() {
     let files = Files::new();
     for (width, height) in [

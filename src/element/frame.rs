@@ -82,12 +82,22 @@ fn component_offsets(info: &VideoInfo) -> [usize; 3] {
     }
 }
 
-/// The distance between the rows of a frame, each of `len` bytes.
-fn row_stride<T>(frame: &VideoFrameRef<T>, len: usize) -> candle_core::Result<usize> {
+/// The distance between the rows of a frame, each of `len` bytes. An error if they do not lie within the
+/// frame's memory, as a buffer's metadata may wrongly say.
+fn row_stride(frame: &impl VideoFrameExt, len: usize) -> candle_core::Result<usize> {
     let stride = frame.plane_stride()[0];
-    match usize::try_from(stride) {
-        Ok(stride) if stride >= len => Ok(stride),
-        _ => candle_core::bail!("its rows have {len} bytes each, but a stride of {stride}"),
+    let Some(stride) = usize::try_from(stride).ok().filter(|&stride| stride >= len) else {
+        candle_core::bail!("its rows have {len} bytes each, but a stride of {stride}");
+    };
+    let raw = frame.as_raw();
+    let first_row = (raw.data[0] as usize).wrapping_sub(raw.map[0].data as usize);
+    let needed = stride * (frame.height() as usize - 1) + len;
+    // A buffer with a way of its own to be mapped may not say what it mapped.
+    match raw.map[0].size.checked_sub(first_row) {
+        Some(there) if there < needed => {
+            candle_core::bail!("its rows take {needed} bytes, but its memory has {there}")
+        }
+        _ => Ok(stride),
     }
 }
 
