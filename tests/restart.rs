@@ -128,6 +128,20 @@ fn the_same_stream_goes_on() {
     }
 }
 
+/// As GStreamer makes of an identifier that is not UTF-8.
+#[test]
+fn a_stream_without_an_identifier_goes_on() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    assert_eq!(painter.iterations(), FIRST);
+    let mut event = gst::event::StreamStart::new("nameless");
+    let fields = event.make_mut().structure_mut();
+    fields.remove_field("stream-id");
+    assert!(painter.harness.push_event(event));
+    assert!(painter.harness.push_event(segment()));
+    assert_eq!(painter.iterations(), LATER);
+}
+
 /// Frames that are two seconds apart follow each other four times a second, also where the source applies
 /// the rate.
 #[test]

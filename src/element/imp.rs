@@ -170,7 +170,13 @@ impl BaseTransformImpl for Gatys {
                 self.flushing.store(false, Ordering::SeqCst);
                 lock(&self.stream).reset();
             }
-            EventView::StreamStart(event) => lock(&self.stream).set_id(event.stream_id()),
+            EventView::StreamStart(event) => {
+                // Not `stream_id`: an identifier that is not UTF-8 is none.
+                let id = event.structure().map(|fields| fields.get("stream-id"));
+                if let Some(Ok(id)) = id {
+                    lock(&self.stream).set_id(id);
+                }
+            }
             _ => (),
         }
         self.parent_sink_event(event)
