@@ -187,10 +187,16 @@ impl BaseTransformImpl for Gatys {
             gst::EventView::Qos(event) => self.now().and_then(|now| QosEvent::new(event, now)),
             _ => None,
         };
+        let resets = lock(&self.stream).resets;
         let handled = self.parent_src_event(event);
         if let Some(qos) = qos {
-            lock(&self.stream).set_qos(qos);
-            self.skip_late_frames();
+            let mut stream = lock(&self.stream);
+            // The way upstream may take long enough for a flushing seek.
+            if stream.resets == resets {
+                stream.set_qos(qos);
+                drop(stream);
+                self.skip_late_frames();
+            }
         }
         handled
     }

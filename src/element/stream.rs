@@ -54,8 +54,11 @@ pub struct StreamState {
     pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<Refusal>,
-    /// The size of frames whose caps were refused, as they do not fit into memory: an error has said so.
+    /// The size of frames whose caps were refused since the last frame, as they do not fit into memory: an
+    /// error has said so.
     pub too_large: Option<(usize, usize)>,
+    /// Counts flushes and changes of the stream.
+    pub resets: u64,
 }
 
 impl StreamState {
@@ -158,6 +161,7 @@ impl StreamState {
 
     /// Drops all that lasts from frame to frame: the next frame is a first one, whatever its time.
     pub fn reset(&mut self) {
+        self.resets += 1;
         self.timeline = Timeline::default();
         self.qos = None;
         self.reset_stylizer();
