@@ -140,6 +140,28 @@ fn caps_that_are_refused_again_are_one_error() {
     stop(&element);
 }
 
+/// They are still in force, and are not offered to the element again.
+#[test]
+fn the_caps_before_refused_ones_go_on() {
+    let files = Files::new();
+    let element = element(&files);
+    element.set_property("max-size", 0u32);
+    element.set_property("lbfgs-history", 1000u32);
+    let mut painter = Painter::new(&element);
+    painter.report();
+    let [accepted, refused] = [painter.info.clone(), info(VideoFormat::Rgb, 32_768, 32_768)]
+        .map(|info| gst::event::Caps::new(&info.to_caps().unwrap()));
+    for history in [999u32, 998] {
+        painter.harness.push_event(refused.clone());
+        only_error(&painter.bus);
+        assert!(painter.harness.push_event(accepted.clone()));
+        painter.report();
+        element.set_property("lbfgs-history", history);
+        painter.report();
+        assert_eq!(painter.warnings(), [""; 0]);
+    }
+}
+
 /// Settings that have the objective made anew, but on which the memory that a frame takes does not depend.
 #[test]
 fn caps_that_do_not_fit_are_an_error_whatever_else_has_changed() {

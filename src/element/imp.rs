@@ -271,15 +271,19 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        lock(&self.stream).set_info(in_info);
         // With the settings that the first frame will have: a smaller `max-size` may have been set since.
         let fits = self.with_stylizer(|stylizer| {
-            stylizer.set_frame_size(size);
+            let before = stylizer.replace_frame_size(Some(size));
             self.apply_changes(stylizer);
-            stylizer.check_memory(size)
+            let fits = stylizer.check_memory(size);
+            if fits.is_err() {
+                // The caps before remain in force, and will not be offered again.
+                stylizer.replace_frame_size(before);
+            }
+            fits
         });
         let Some(Err(error)) = fits else {
-            lock(&self.stream).too_large = None;
+            lock(&self.stream).set_info(in_info);
             return Ok(());
         };
         // GStreamer offers refused caps again, with the query or the buffer that follows.

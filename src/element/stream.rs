@@ -73,6 +73,7 @@ impl StreamState {
     /// Takes the format of the frames that follow. Starts anew if they are laid out or read otherwise than
     /// those before, not just at another rate.
     pub fn set_info(&mut self, info: &VideoInfo) {
+        self.too_large = None;
         let pixels = |info: &VideoInfo| {
             (
                 info.width(),
@@ -146,6 +147,7 @@ impl StreamState {
         time: ClockTime,
     ) -> Option<ClockTime> {
         self.first = false;
+        self.too_large = None;
         self.frames += 1;
         if !frame.due {
             return None;

@@ -51,7 +51,7 @@ impl From<vgg::Error> for Error {
     fn from(error: vgg::Error) -> Self {
         match error {
             vgg::Error::Cancelled => Self::Cancelled,
-            overflow @ vgg::Error::Overflow(_) => Self::Network(overflow),
+            overflow @ vgg::Error::Overflow(..) => Self::Network(overflow),
             vgg::Error::Tensor(error) => Self::Tensor(error),
         }
     }
@@ -153,9 +153,10 @@ impl Stylizer {
         (self.frames_in_scene + others).is_multiple_of(interval)
     }
 
-    /// Takes the height and width of the frames that follow. Changes are checked for them from here on.
-    pub fn set_frame_size(&mut self, frame: (usize, usize)) {
-        self.frame_size = Some(frame);
+    /// Takes the height and width of the frames that follow, and returns those before. Changes are checked
+    /// for them from here on.
+    pub fn replace_frame_size(&mut self, frame: Option<(usize, usize)>) -> Option<(usize, usize)> {
+        std::mem::replace(&mut self.frame_size, frame)
     }
 
     /// Applies other settings from the next frame on. Invalid ones, and those with which frames of the
@@ -220,7 +221,7 @@ impl Stylizer {
     /// where a GPU replays a CUDA graph, only before the evaluation that the graph is of.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
         let (h, w, _) = frame.dims3()?;
-        self.set_frame_size((h, w));
+        self.replace_frame_size(Some((h, w)));
         let thread_pool = self.thread_pool.clone();
         let stylized = thread_pool.install(|| self.stylize_in_pool(frame, cancel));
         stylized.map_err(|error| self.explain_out_of_memory(error, (h, w)))
