@@ -351,11 +351,11 @@ fn weights_of_images_in_another_form() {
     for (key, value, cause) in [
         ("channels", "GRAY", "RGB or BGR"),
         ("range", "-1..1", "0..1 or 0..255"),
-        ("mean", "0.5,0.5", "three channels"),
-        ("mean", "0.5,0.5,x", "three channels"),
-        ("std", "1,1,0", "three channels"),
-        ("std", "1,1,-1", "three channels"),
-        ("std", "1,nan,1", "three channels"),
+        ("mean", "0.5,0.5", "three numbers"),
+        ("mean", "0.5,0.5,x", "three numbers"),
+        ("std", "1,1,0", "three numbers above 0"),
+        ("std", "1,1,-1", "three numbers above 0"),
+        ("std", "1,nan,1", "three numbers above 0"),
     ] {
         let path = folder.write(
             "weights.safetensors",

@@ -88,9 +88,15 @@ impl Preprocessing {
         Ok(Some(Self {
             channels,
             range,
-            mean: per_channel(metadata, "mean", |_| true)?.unwrap_or(imagenet(IMAGENET_MEAN)),
-            std: per_channel(metadata, "std", |value| value > 0.0)?
-                .unwrap_or(imagenet(IMAGENET_STD)),
+            mean: per_channel(metadata, "mean", f64::MIN, "three numbers are needed")?
+                .unwrap_or(imagenet(IMAGENET_MEAN)),
+            std: per_channel(
+                metadata,
+                "std",
+                f64::MIN_POSITIVE,
+                "three numbers above 0 are needed",
+            )?
+            .unwrap_or(imagenet(IMAGENET_STD)),
         }))
     }
 
@@ -176,11 +182,13 @@ fn refused(key: &'static str, value: &str, expected: &'static str) -> Error {
     }
 }
 
-/// The three numbers of the metadata's `key`, if there is one.
+/// The three numbers of the metadata's `key`, if there is one. An error, with what is `expected`, unless they
+/// are finite and not below `least`.
 fn per_channel(
     metadata: &HashMap<String, String>,
     key: &'static str,
-    is_valid: impl Fn(f64) -> bool,
+    least: f64,
+    expected: &'static str,
 ) -> Result<Option<[f64; 3]>, Error> {
     let Some(value) = metadata.get(key) else {
         return Ok(None);
@@ -192,12 +200,11 @@ fn per_channel(
     numbers
         .and_then(|numbers| <[f64; 3]>::try_from(numbers).ok())
         .filter(|numbers| {
-            numbers
-                .iter()
-                .all(|&number| number.is_finite() && is_valid(number))
+            let valid = |number: &f64| number.is_finite() && *number >= least;
+            numbers.iter().all(valid)
         })
         .map(Some)
-        .ok_or_else(|| refused(key, value, "a number for each of three channels is needed"))
+        .ok_or_else(|| refused(key, value, expected))
 }
 
 #[cfg(test)]
