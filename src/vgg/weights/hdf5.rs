@@ -8,6 +8,10 @@ use candle_core::{DType, Device, Tensor};
 use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions};
 use std::collections::HashSet;
 
+/// The longest path of a group that is looked into: a file of nested groups would take memory as the
+/// square of its size.
+const MAX_PATH: usize = 1000;
+
 /// A file's datasets, by path.
 pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
     let options = OpenOptions::default()
@@ -21,7 +25,7 @@ pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
     // A group may be linked several times, even below itself.
     let mut seen = HashSet::new();
     while let Some((path, group)) = groups.pop() {
-        if !seen.insert(group.address()) {
+        if path.len() > MAX_PATH || !seen.insert(group.address()) {
             continue;
         }
         let (inner, datasets) = group.members().map_err(cause)?;
