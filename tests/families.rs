@@ -8,6 +8,7 @@ mod common;
 mod files;
 
 use candle_core::{DType, Device, Tensor};
+use common::{NARROW, random_weights};
 use files::{run, stored, values};
 use gstgatys::vgg::weights::{Error, Weights, WeightsSource};
 use gstgatys::vgg::{Layer, Pooling, Vgg};
@@ -157,6 +158,32 @@ fn what_was_recognised_can_be_read() {
             assert_eq!(info.get::<&str>(field).unwrap(), expected);
         }
         element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+/// Kernels are rotated in Keras' own files alone, not in those that have PyTorch's names for tensors, too.
+#[test]
+fn layers_may_have_keras_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("renamed.safetensors");
+    let named = |name: fn(&Layer) -> String| {
+        let mut tensors = HashMap::new();
+        for (layer, (kernel, bias)) in Layer::all().zip(random_weights(&NARROW).convs) {
+            tensors.insert(format!("{}.weight", name(&layer)), kernel);
+            tensors.insert(format!("{}.bias", name(&layer)), bias);
+        }
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        load(&path).unwrap().convs
+    };
+    let expected = named(Layer::to_string);
+    let renamed = named(|layer| {
+        layer
+            .to_string()
+            .replace("conv", "block")
+            .replace('_', "_conv")
+    });
+    for ((kernel, _), (expected, _)) in renamed.iter().zip(&expected) {
+        assert_eq!(values(kernel), values(expected));
     }
 }
 

@@ -244,7 +244,8 @@ struct LayerReader<'a> {
 
 impl LayerReader<'_> {
     /// A kernel `[out, channels, 3, 3]` and its bias `[out]`, in f64. TensorFlow and Caffe's converters store the kernel as
-    /// `[3, 3, channels, out]`, Keras on Theano rotated by 180 degrees. The bias may be missing before a batch norm.
+    /// `[3, 3, channels, out]`, Keras on Theano rotated by 180 degrees, but not ports of it that have PyTorch's names. The bias
+    /// may be missing before a batch norm.
     fn convolution(
         &self,
         names: &TensorNames,
@@ -265,7 +266,7 @@ impl LayerReader<'_> {
         let unreadable = |error: candle_core::Error| Error::Tensor(self.layer, error.to_string());
         if channels_last {
             kernel = kernel.permute((3, 2, 0, 1)).map_err(unreadable)?;
-        } else if is_keras {
+        } else if is_keras && !names.kernel.ends_with(".weight") {
             kernel = kernel.flip(&[2, 3]).map_err(unreadable)?;
         }
         let bias = match names.norm.is_some() && !self.entries.contains_key(&names.bias) {
