@@ -116,7 +116,7 @@ impl Objective {
                 .forward(frame, self.pooling, deepest, &self.features, cancel)
         })?;
         if self.vgg.precision().can_overflow() {
-            check_overflow(&self.features, deepest)?;
+            check_overflow(&self.features, deepest, &self.vgg)?;
         }
         for term in &mut self.terms.content {
             term.set_target(self.features.layer(term.layer))?;
@@ -134,11 +134,13 @@ impl Objective {
         let features = self.vgg.allocate(h, w, deepest)?;
         self.vgg
             .forward(image, self.pooling, deepest, &features, cancel)?;
-        if self.vgg.precision().can_overflow() {
-            check_overflow(&features, deepest)?;
-        }
+        // Whatever the precision: weights that are finite, but damaged, show here before a frame is painted.
+        check_overflow(&features, deepest, &self.vgg)?;
         for term in &mut self.terms.style {
             term.set_target(features.layer(term.layer))?;
+            if !term.energy.is_finite() {
+                return Err(Error::Overflow(term.layer, self.vgg.precision()));
+            }
         }
         Ok(())
     }
@@ -243,8 +245,8 @@ impl Objective {
     }
 }
 
-/// Checks that activations are finite in f16: the next ReLU turns NaN into 0 unnoticed.
-fn check_overflow(features: &Features, deepest: Layer) -> Result<(), Error> {
+/// Checks that activations are finite: the next ReLU turns NaN into 0 unnoticed.
+fn check_overflow(features: &Features, deepest: Layer, vgg: &Vgg) -> Result<(), Error> {
     let layers = || Layer::all().take_while(|&layer| layer <= deepest);
     let device = features.layer(deepest).device();
     let sums = Tensor::zeros(layers().count(), DType::F64, device)?;
@@ -253,7 +255,7 @@ fn check_overflow(features: &Features, deepest: Layer) -> Result<(), Error> {
     }
     let sums = sums.to_vec1::<f64>()?;
     match layers().zip(sums).find(|(_, sum)| !sum.is_finite()) {
-        Some((layer, _)) => Err(Error::Overflow(layer)),
+        Some((layer, _)) => Err(Error::Overflow(layer, vgg.precision())),
         None => Ok(()),
     }
 }

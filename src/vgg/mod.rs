@@ -38,11 +38,18 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
-    /// Only f16 can overflow: the others have f32's range, and weights are checked to be finite.
-    #[error("the activations of {0} do not fit f16; precision=bf16 or f32 takes them")]
-    Overflow(Layer),
+    #[error("the activations of {0} do not fit {1}; {cause}", cause = overflow_cause(.1))]
+    Overflow(Layer, Precision),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+/// Some networks are too large for f16, but only damaged ones for f32's range.
+fn overflow_cause(precision: &Precision) -> &'static str {
+    match precision.can_overflow() {
+        true => "precision=bf16 or f32 takes them",
+        false => "the weights are damaged",
+    }
 }
 
 /// Asked before every layer; `true` ends the computation with [`Error::Cancelled`]. A CUDA graph

@@ -43,13 +43,17 @@ fn load(path: &Path) -> Tensor {
     Tensor::from_vec(image.into_raw(), (h, w, 3), &candle_core::Device::Cpu).unwrap()
 }
 
-fn objective(vgg: Vgg, content: &Tensor, style: &Tensor) -> Objective {
+/// The objective for images of the shape of `content`.
+fn without_targets(vgg: Vgg, content: &Tensor) -> Objective {
     let config = Config::default();
     let (h, w, _) = content.dims3().unwrap();
     let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
     let vgg = Arc::new(vgg);
-    let mut objective =
-        Objective::new(vgg, (h, w), content_layers, style_layers, config.pooling).unwrap();
+    Objective::new(vgg, (h, w), content_layers, style_layers, config.pooling).unwrap()
+}
+
+fn objective(vgg: Vgg, content: &Tensor, style: &Tensor) -> Objective {
+    let mut objective = without_targets(vgg, content);
     objective.set_content(content, &|| false).unwrap();
     objective.set_style(style, &|| false).unwrap();
     objective
@@ -79,15 +83,10 @@ fn activations_that_overflow_are_reported() {
     let convs = weights.convs.iter().map(large).collect();
     let weights = Weights::new(convs, weights.preprocessing.clone());
     let image = picture("tubingen.jpg", FRAME);
-    let config = Config::default();
     let error = with_composed_ops(|| {
-        let vgg = Arc::new(Vgg::emulated(&weights, Format::F16).unwrap());
-        let (h, w, _) = image.dims3().unwrap();
-        let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
-        Objective::new(vgg, (h, w), content_layers, style_layers, config.pooling)
-            .unwrap()
-            .set_content(&image, &|| false)
-            .unwrap_err()
+        let vgg = Vgg::emulated(&weights, Format::F16).unwrap();
+        let mut objective = without_targets(vgg, &image);
+        objective.set_content(&image, &|| false).unwrap_err()
     });
     let error = error.to_string();
     let (start, end) = (
@@ -95,6 +94,24 @@ fn activations_that_overflow_are_reported() {
         "do not fit f16; precision=bf16 or f32 takes them",
     );
     assert!(error.starts_with(start) && error.ends_with(end), "{error}");
+}
+
+/// Kernels so large that activations overflow f32, or only their Gram matrices.
+#[test]
+fn damaged_weights_are_reported() {
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
+    let style = picture("starry_night.jpg", STYLE);
+    for (damaged, factor, overflows) in [(1, 1e38, "conv1_2"), (2, 1e30, "conv2_1")] {
+        let mut convs = weights.convs.clone();
+        convs[damaged].0 = (&convs[damaged].0 * factor).unwrap();
+        let weights = Weights::new(convs, weights.preprocessing.clone());
+        let vgg = Vgg::new(&weights, style.device()).unwrap();
+        let error = without_targets(vgg, &style).set_style(&style, &|| false);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            format!("the activations of {overflows} do not fit f32; the weights are damaged")
+        );
+    }
 }
 
 /// At the frame itself, where the gradient is large, and after 20 iterations, where it is the

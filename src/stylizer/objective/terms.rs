@@ -112,7 +112,7 @@ pub struct StyleTerm {
     /// A / Mₐ, `[N, N]`.
     target: Tensor,
     /// 1 / (4 N²) Σ (A / Mₐ)²: the loss where F = 0.
-    energy: f64,
+    pub energy: f64,
     /// G / M − A / Mₐ, `[N, N]`.
     residual: Tensor,
     slot: TermSlot,
