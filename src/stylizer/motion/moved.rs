@@ -181,7 +181,7 @@ fn upsample(row: &mut PaddedRow, len: usize, to: &mut PaddedRow, doubled: usize)
 }
 
 /// The sum of the absolute RGB differences (0..1 each) to the frame before up to which an uncovered
-/// pixel keeps the strokes that were there. From here to [`OTHER_COLOUR`] its exemplar's are blended in.
+/// pixel keeps the strokes that were there. From here to [`OTHER_COLOR`] its exemplar's are blended in.
 const SAME_COLOR: f32 = 0.1;
 /// The same sum from which an uncovered pixel takes its exemplar's strokes alone.
 const OTHER_COLOR: f32 = 0.3;

@@ -138,6 +138,7 @@ impl MaskRow<'_> {
             y,
             (y + GRADIENT_SPAN).min(h - 1),
         ];
+        let height = ys[2] - ys[0];
         let [u, v] = [u, v].map(|values| ys.map(|y| &values[y * w..][..*w]));
         self.reliable.copy_from_slice(self.visible);
         let start = GRADIENT_SPAN.min(*w);
@@ -148,23 +149,31 @@ impl MaskRow<'_> {
                 x,
                 (x + GRADIENT_SPAN).min(last),
             ];
-            self.reliable[x] *= smooth_mask(u, v, columns, self.scale);
+            self.reliable[x] *= smooth_mask(u, v, columns, height, self.scale);
         }
         for (value, x) in self.reliable[start..end].iter_mut().zip(start..) {
-            *value *= smooth_mask(u, v, [x - GRADIENT_SPAN, x, x + GRADIENT_SPAN], self.scale);
+            let columns = [x - GRADIENT_SPAN, x, x + GRADIENT_SPAN];
+            *value *= smooth_mask(u, v, columns, height, self.scale);
         }
     }
 }
 
 /// The mask of one pixel: 0 at a motion boundary, else 1. `u` and `v` are the rows above, at and below
-/// the pixel, and the columns are the one on its left, its own and the one on its right.
+/// the pixel, the first `height` from the last, and the columns are the one on its left, its own and the
+/// one on its right.
 #[inline(always)]
-fn smooth_mask(u: [&[f32]; 3], v: [&[f32]; 3], [left, x, right]: [usize; 3], scale: usize) -> f32 {
-    const SQUARED_WIDTH: f32 = (4 * GRADIENT_SPAN * GRADIENT_SPAN) as f32;
+fn smooth_mask(
+    u: [&[f32]; 3],
+    v: [&[f32]; 3],
+    [left, x, right]: [usize; 3],
+    height: usize,
+    scale: usize,
+) -> f32 {
+    let [squared_w, squared_h] = [right - left, height].map(|span| (span * span) as f32);
     let (ux, uy) = (u[1][right] - u[1][left], u[2][x] - u[0][x]);
     let (vx, vy) = (v[1][right] - v[1][left], v[2][x] - v[0][x]);
     // Unlike lengths, gradients do not depend on the scale.
-    let gradients = ((ux * ux + uy * uy) + (vx * vx + vy * vy)) / SQUARED_WIDTH;
+    let gradients = (ux * ux + vx * vx) / squared_w + (uy * uy + vy * vy) / squared_h;
     f32::from(gradients <= 0.01 * squared_length(u[1][x], v[1][x], scale) + 0.002)
 }
 
@@ -218,11 +227,12 @@ mod tests {
     use super::*;
     use candle_core::{Device, Tensor};
 
-    /// A flow of 20x12 pixels.
+    const H: usize = 12;
+    const W: usize = 20;
+
     fn field(flow: impl Fn(usize, usize) -> (f32, f32)) -> Field {
-        let (h, w) = (12, 20);
-        let (u, v) = (0..h * w).map(|i| flow(i / w, i % w)).unzip();
-        Field { h, w, u, v }
+        let (u, v) = (0..H * W).map(|i| flow(i / W, i % W)).unzip();
+        Field { h: H, w: W, u, v }
     }
 
     /// How many pixels of each column are set.
@@ -278,6 +288,25 @@ mod tests {
         );
         let expected = [[12; 6].as_slice(), &[0; 4], &[12; 10]].concat();
         assert_eq!(columns(&mask), expected);
+    }
+
+    /// Also beside the edge, where central differences reach less far.
+    #[test]
+    fn a_gradient_is_the_same_everywhere() {
+        let rest = field(|_, _| (0.0, 0.0));
+        // 0.06² is above the bound where the flow is shorter than 0.4.
+        let ramps = [
+            field(|_, x| (0.06 * x as f32, 0.0)),
+            field(|y, _| (0.0, 0.06 * y as f32)),
+        ];
+        for (ramp, rows, columns) in [(&ramps[0], 0..H, 0..6), (&ramps[1], 0..6, 0..W)] {
+            let [_, reliable] = masks(ramp, &rest, 1);
+            for y in rows {
+                for x in columns.clone() {
+                    assert_eq!(reliable.values[y * W + x], 0.0, "{y} {x}");
+                }
+            }
+        }
     }
 
     #[test]
