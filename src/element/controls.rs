@@ -26,12 +26,10 @@ pub enum Pending {
 #[derive(Default)]
 struct Values {
     settings: Settings,
-    /// What the element was started with.
-    started_with: Settings,
+    /// What the element was started with. None if it is stopped.
+    started_with: Option<Settings>,
     /// Whether they may differ from the stylizer's.
     changed: bool,
-    /// Whether the element is between start and stop.
-    started: bool,
     /// Counts the style images that were set: only the latest is used.
     style_generation: u64,
     /// Whether a style image is to be loaded since the start. The thread that does also sees to those
@@ -62,11 +60,14 @@ impl Controls {
         values.changed = true;
         if property.spec.name() == "style-image" {
             values.style_generation += 1;
-            if values.started && !std::mem::replace(&mut values.style_loading, true) {
+            let started = values.started_with.is_some();
+            if started && !std::mem::replace(&mut values.style_loading, true) {
                 return Pending::LoadStyle;
             }
-        } else if values.started && property.spec.flags().contains(PARAM_FLAG_MUTABLE_READY) {
-            let [set, in_use] = [&values.settings, &values.started_with].map(property.get);
+        } else if let Some(started_with) = &values.started_with
+            && property.spec.flags().contains(PARAM_FLAG_MUTABLE_READY)
+        {
+            let [set, in_use] = [&values.settings, started_with].map(property.get);
             if set.compare(&in_use) != Some(Ordering::Equal) {
                 return Pending::Restart;
             }
@@ -100,14 +101,13 @@ impl Controls {
         values.changed = false;
         values.next_style = None;
         values.stats = None;
-        values.started = true;
-        values.started_with = values.settings.clone();
+        values.started_with = Some(values.settings.clone());
         values.settings.clone()
     }
 
     pub fn stop(&self) {
         let mut values = self.lock();
-        values.started = false;
+        values.started_with = None;
         values.style_loading = false;
         values.next_style = None;
     }

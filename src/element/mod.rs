@@ -28,7 +28,7 @@ glib::wrapper! {
 macro_rules! enumeration {
     (
         $(#[$doc:meta])* $name:ident, $gtype:literal, $of:path,
-        { $($variant:ident = $target:ident, $nick:literal, $blurb:literal;)+ }
+        { $($variant:ident, $nick:literal, $blurb:literal;)+ }
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, glib::Enum)]
@@ -40,13 +40,13 @@ macro_rules! enumeration {
 
         impl From<$name> for $of {
             fn from(value: $name) -> Self {
-                match value { $($name::$variant => Self::$target,)+ }
+                match value { $($name::$variant => Self::$variant,)+ }
             }
         }
 
         impl From<$of> for $name {
             fn from(value: $of) -> Self {
-                match value { $(<$of>::$target => Self::$variant,)+ }
+                match value { $(<$of>::$variant => Self::$variant,)+ }
             }
         }
     };
@@ -55,61 +55,61 @@ macro_rules! enumeration {
 enumeration!(
     /// The optimisation algorithm.
     Optimizer, "GstGatysOptimizer", config::OptimizerKind, {
-        Lbfgs = Lbfgs, "lbfgs", "L-BFGS: learns the curvature, lowest loss for the same iterations";
-        Adam = Adam, "adam", "Adam: steps of learning-rate, little memory";
+        Lbfgs, "lbfgs", "L-BFGS: learns the curvature, lowest loss for the same iterations";
+        Adam, "adam", "Adam: steps of learning-rate, little memory";
     }
 );
 
 enumeration!(
     /// The image that the optimisation of a frame starts from.
     Init, "GstGatysInit", config::Init, {
-        Previous = Previous, "previous", "The result of the frame before, brought along as motion says; a first frame itself, in the style's colours";
-        Content = Content, "content", "The frame itself";
-        Noise = Noise, "noise", "Uniform noise, the same for each frame";
+        Previous, "previous", "The result of the frame before, brought along as motion says; a first frame itself, in the style's colours";
+        Content, "content", "The frame itself";
+        Noise, "noise", "Uniform noise, the same for each frame";
     }
 );
 
 enumeration!(
     /// How the previous result is moved to the next frame.
     Motion, "GstGatysMotion", config::MotionKind, {
-        None = None, "none", "Brush strokes stay in place, and what changed in the frame is added under them";
-        Flow = Flow, "flow", "Along the optical flow: brush strokes go with what they paint";
+        None, "none", "Brush strokes stay in place, and what changed in the frame is added under them";
+        Flow, "flow", "Along the optical flow: brush strokes go with what they paint";
     }
 );
 
 enumeration!(
     /// The pooling between the blocks of the network.
     Pooling, "GstGatysPooling", crate::vgg::Pooling, {
-        Avg = Avg, "avg", "Average pooling, which Gatys et al. recommend";
-        Max = Max, "max", "Max pooling, which VGG-19 was trained with on ImageNet";
+        Avg, "avg", "Average pooling, which Gatys et al. recommend";
+        Max, "max", "Max pooling, which VGG-19 was trained with on ImageNet";
     }
 );
 
 enumeration!(
     /// The image whose colours the result has.
     Color, "GstGatysColor", config::Color, {
-        Style = Style, "style", "The colours of the style image";
-        Content = Content, "content", "The colours of the frame: only luminance is painted";
+        Style, "style", "The colours of the style image";
+        Content, "content", "The colours of the frame: only luminance is painted";
     }
 );
 
 enumeration!(
     /// The normalisation of the losses.
     LossScale, "GstGatysLossScale", config::LossScale, {
-        Relative = Relative, "relative", "Relative squared errors, alike for all sizes, layers and weights";
-        Mean = Mean, "mean", "Content loss by its number of features";
-        Paper = Paper, "paper", "The paper's formulas, Gram matrices by their number of positions";
+        Relative, "relative", "Relative squared errors, alike for all sizes, layers and weights";
+        Mean, "mean", "Content loss by its number of features";
+        Paper, "paper", "The paper's formulas, Gram matrices by their number of positions";
     }
 );
 
 enumeration!(
     /// The precision of the network's features.
     Precision, "GstGatysPrecision", crate::vgg::Precision, {
-        Auto = Auto, "auto", "The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else f32";
-        F32 = F32, "f32", "Single precision, on any device";
-        Tf32 = Tf32, "tf32", "TensorFloat-32: convolutions of f32 rounded to 10 bits of fraction, on GPUs from Ampere on";
-        Bf16 = Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX, and on GPUs from Ampere on";
-        F16 = F16, "f16", "Half precision with sums in f32: on GPUs";
+        Auto, "auto", "The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else f32";
+        F32, "f32", "Single precision, on any device";
+        Tf32, "tf32", "TensorFloat-32: convolutions of f32 rounded to 10 bits of fraction, on GPUs from Ampere on";
+        Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX, and on GPUs from Ampere on";
+        F16, "f16", "Half precision with sums in f32: on GPUs";
     }
 );
 

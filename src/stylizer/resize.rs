@@ -2,6 +2,7 @@
 
 //! Resizing and padding: from the size of the frame to the one that is optimised, and back.
 
+use crate::ops::with_values;
 use crate::vgg::MIN_SIDE;
 use candle_core::{Device, Result, Tensor};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
@@ -33,12 +34,10 @@ pub fn resize(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     if (source_h, source_w) == (h, w) {
         return Ok(image.clone());
     }
-    let pixels: Vec<F32x3> = image
-        .flatten_all()?
-        .to_vec1::<f32>()?
-        .chunks_exact(3)
-        .map(|rgb| F32x3::new([rgb[0], rgb[1], rgb[2]]))
-        .collect();
+    let pixels: Vec<F32x3> = with_values(&image.contiguous()?, |values: &[f32]| {
+        let pixels = values.as_chunks::<3>().0;
+        pixels.iter().map(|&rgb| F32x3::new(rgb)).collect()
+    })?;
     let source = TypedImageRef::new(source_w as u32, source_h as u32, &pixels)
         .map_err(candle_core::Error::wrap)?;
     let target = lanczos(&source, (h, w))?;

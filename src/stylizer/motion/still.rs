@@ -127,14 +127,10 @@ fn noise(now: &Level, before: &Level) -> f32 {
     (DEVIATION_PER_MAD * median).max(MIN_NOISE)
 }
 
-/// The normal equations of a part's displacement (Lucas and Kanade 1981).
+/// The normal equations of a part's displacement (Lucas and Kanade 1981): Σ ∇I ∇Iᵀ, as xx, xy and yy, and
+/// Σ ∇I (I − I₀), as x and y.
 #[derive(Default)]
-struct NormalEquations {
-    /// Σ ∇I ∇Iᵀ: xx, xy, yy.
-    matrix: [f64; 3],
-    /// Σ ∇I (I − I₀).
-    right: [f64; 2],
-}
+struct NormalEquations([f64; 5]);
 
 impl NormalEquations {
     fn of_tile(now: &Level, before: &Level, [row, column]: [usize; 2]) -> Self {
@@ -155,27 +151,20 @@ impl NormalEquations {
                     .zip(products)
                     .for_each(|(sum, product)| *sum += product);
             }
-            let [xx, xy, yy, x, y] = row.map(f64::from);
-            sums.add(&Self {
-                matrix: [xx, xy, yy],
-                right: [x, y],
-            });
+            sums.add(&Self(row.map(f64::from)));
         }
         sums
     }
 
     fn add(&mut self, other: &Self) {
-        for (sum, value) in self.matrix.iter_mut().zip(other.matrix) {
-            *sum += value;
-        }
-        for (sum, value) in self.right.iter_mut().zip(other.right) {
+        for (sum, value) in self.0.iter_mut().zip(other.0) {
             *sum += value;
         }
     }
 
     /// Whether the least-squares displacement is large and significant under so much noise.
     fn has_moved(&self, noise: f32) -> bool {
-        let ([xx, xy, yy], [x, y]) = (self.matrix, self.right);
+        let [xx, xy, yy, x, y] = self.0;
         let determinant = xx * yy - xy * xy;
         // The aperture problem: gradients along one direction do not constrain the other.
         if determinant <= 1e-3 * xx * yy {

@@ -91,29 +91,28 @@ impl FileFormat {
 impl<'a> Archive<'a> {
     pub fn open(file: &'a [u8]) -> std::result::Result<Self, Error> {
         let damaged = |format| move |cause| Error::Damaged { format, cause };
-        let (entries, metadata) = match FileFormat::of(file)? {
+        let mut metadata = HashMap::new();
+        let entries = match FileFormat::of(file)? {
             FileFormat::LegacyPytorch => {
-                let entries = pth::legacy_entries(file).map_err(damaged("a PyTorch file"))?;
-                (entries, HashMap::new())
+                pth::legacy_entries(file).map_err(damaged("a PyTorch file"))?
             }
             FileFormat::Zip => {
                 let zip = ZipArchive::new(std::io::Cursor::new(file))
                     .map_err(|error| damaged("a zip archive")(error.to_string()))?;
-                let entries = if npz::is_npz(&zip) {
+                if npz::is_npz(&zip) {
                     npz::entries(zip).map_err(damaged("NumPy's arrays"))?
                 } else if pth::is_pytorch(&zip) {
                     pth::zip_entries(file, zip).map_err(damaged("a PyTorch file"))?
                 } else {
                     return Err(Error::UnknownFormat);
-                };
-                (entries, HashMap::new())
+                }
             }
-            FileFormat::Hdf5 => {
-                let entries = hdf5::entries(file).map_err(damaged("an HDF5 file"))?;
-                (entries, HashMap::new())
-            }
+            FileFormat::Hdf5 => hdf5::entries(file).map_err(damaged("an HDF5 file"))?,
             FileFormat::Safetensors => {
-                safetensors_entries(file).map_err(damaged("a safetensors file"))?
+                let (entries, stated) =
+                    safetensors_entries(file).map_err(damaged("a safetensors file"))?;
+                metadata = stated;
+                entries
             }
         };
         Ok(Self { entries, metadata })
