@@ -5,11 +5,14 @@
 #![cfg(feature = "plugin")]
 
 mod common;
+#[path = "common/files.rs"]
+mod files;
 
 use candle_core::{DType, Device, Tensor};
 use common::painter::{Painter, element};
 use common::video::{Pixels, info};
 use common::{Files, NARROW, random_weights};
+use files::{gstreamer, run};
 use gst::prelude::*;
 use gst_video::VideoFormat;
 use gstgatys::stylizer::config::Config;
@@ -176,6 +179,36 @@ fn caps_that_do_not_fit_are_an_error_whatever_else_has_changed() {
         only_error(&bus);
         stop(&element);
     }
+}
+
+/// As `ulimit -v` sets it, and batch systems do.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_of_the_address_space_is_kept() {
+    let files = Files::new();
+    let paint = |width: u32, height: u32| {
+        let mut command = gstreamer("sh");
+        command.args([
+            "-c",
+            "ulimit -v 3000000 && exec \"$@\"",
+            "sh",
+            "gst-launch-1.0",
+        ]);
+        command.args(["videotestsrc", "num-buffers=2", "!"]);
+        command.arg(format!("video/x-raw,width={width},height={height}"));
+        command.args(["!", "gatys", "max-size=0", "n-threads=2", "device=cpu"]);
+        command.args(["iterations=2", "initial-iterations=2"]);
+        command.arg(format!("style-image={}", files.style.display()));
+        run(command.args(["!", "fakesink"]))
+    };
+    paint(64, 48).assert_succeeded("frames that fit");
+    let ended = paint(1920, 1080);
+    ended.assert_refused("frames that do not fit");
+    let parts = ["frames of 1920x1080 take about", "with max-size="];
+    assert!(
+        parts.iter().all(|part| ended.stderr.contains(part)),
+        "{ended}"
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "cuda")]
 use std::ptr::{from_mut, null_mut};
@@ -169,7 +170,7 @@ pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
 }
 
 /// The memory, swap included, that this process can still get from the system or, if that is less,
-/// from the container that it runs in.
+/// within the container that it runs in or the limit of its address space.
 fn machine_free_bytes() -> Option<usize> {
     let mut system = System::new();
     system.refresh_memory();
@@ -183,8 +184,22 @@ fn machine_free_bytes() -> Option<usize> {
         let free = limits.total_memory.saturating_sub(limits.rss);
         free.saturating_add(limits.free_swap)
     });
-    let free = in_container.map_or(free, |in_container| free.min(in_container));
+    let limits = [in_container, free_address_space()];
+    let free = limits.into_iter().flatten().fold(free, u64::min);
     Some(free.try_into().unwrap_or(usize::MAX))
+}
+
+/// What the limit of this process' address space (`ulimit -v`) leaves. None if there is none, or it is
+/// not known, as elsewhere than under Linux.
+fn free_address_space() -> Option<u64> {
+    let number = |file: &str, label: &str| {
+        let text = fs::read_to_string(file).ok()?;
+        let (_, rest) = text.split_once(label)?;
+        rest.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let limit = number("/proc/self/limits", "Max address space")?;
+    let used = 1024 * number("/proc/self/status", "VmSize:")?;
+    Some(limit.saturating_sub(used))
 }
 
 #[cfg(feature = "cuda")]
