@@ -18,9 +18,9 @@ END
 for arg; do
     [[ $arg != -h && $arg != --help ]] || { usage; exit; }
 done
-options=()
-[[ ${1-} != --beside ]] || { options=(--beside); shift; }
-[[ $# -ge 3 || $# == 0 && ${#options[@]} == 0 ]] || { usage >&2; exit 2; }
+beside=
+[[ ${1-} != --beside ]] || { beside=$1; shift; }
+[[ $# -ge 3 || $# == 0 && -z $beside ]] || { usage >&2; exit 2; }
 for file in "${@:1:2}"; do
     [[ -r $file ]] || { echo "${0##*/}: $file is not there, or cannot be read" >&2; exit 1; }
 done
@@ -42,7 +42,7 @@ make_sample() {
 "$root/pipelines/setup.sh"
 cargo build --release --manifest-path "$root/Cargo.toml" --lib --example stylize --example sample
 if [[ $# -gt 0 ]]; then
-    example stylize -- "${options[@]}" "$@"
+    example stylize -- ${beside:+"$beside"} "$@"
 else
     make_sample
     echo "Painting $root/target/sample/sample.mp4 in the style of style.png beside it"

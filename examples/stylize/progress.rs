@@ -82,6 +82,7 @@ impl Progress {
     pub fn check_length(&self) {
         let end = gst::ClockTime::from_nseconds(self.end.load(Ordering::Relaxed));
         if let Some(duration) = self.duration()
+            && !end.is_zero()
             && end + 2 * gst::ClockTime::SECOND < duration
         {
             self.warn(&format!(
