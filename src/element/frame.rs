@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 use gst_video::prelude::*;
-use gst_video::{VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo};
+use gst_video::{VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, VideoMeta};
 
 /// The formats that the element supports: eight bits a component, in one plane.
 const FORMATS: [VideoFormat; 11] = [
@@ -89,16 +89,19 @@ fn row_stride(frame: &impl VideoFrameExt, len: usize) -> candle_core::Result<usi
     let Some(stride) = usize::try_from(stride).ok().filter(|&stride| stride >= len) else {
         candle_core::bail!("its rows have {len} bytes each, but a stride of {stride}");
     };
-    let raw = frame.as_raw();
-    let first_row = (raw.data[0] as usize).wrapping_sub(raw.map[0].data as usize);
-    let needed = stride * (frame.height() as usize - 1) + len;
-    // A buffer with a way of its own to be mapped may not say what it mapped.
-    match raw.map[0].size.checked_sub(first_row) {
-        Some(there) if there < needed => {
-            candle_core::bail!("its rows take {needed} bytes, but its memory has {there}")
+    // Without a meta GStreamer compares the size itself, and with one it maps a single memory.
+    let buffer = frame.buffer();
+    let offset = buffer.meta::<VideoMeta>().map(|meta| meta.offset()[0]);
+    if let Some(offset) = offset
+        && let Some((memories, skipped)) = buffer.find_memory(offset..offset + 1)
+    {
+        let there = buffer.peek_memory(memories.start).size() - skipped;
+        let needed = (stride as u64) * u64::from(frame.height() - 1) + len as u64;
+        if (there as u64) < needed {
+            candle_core::bail!("its rows take {needed} bytes, but its memory has {there}");
         }
-        _ => Ok(stride),
     }
+    Ok(stride)
 }
 
 /// A frame of the format and size of `info` as an image `[height, width, 3]`, RGB 0..1. Its buffer may be

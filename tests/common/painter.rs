@@ -34,6 +34,13 @@ pub fn element(files: &Files) -> gst::Element {
 pub const FIRST: u32 = 5;
 pub const LATER: u32 = 3;
 
+/// Paints one picture as the first frame of a video.
+pub fn paint(files: &Files, info: &VideoInfo, picture: &Pixels) -> Pixels {
+    let mut painter = Painter::with_info(&element(files), info.clone());
+    let frame = painter.frame(picture);
+    painter.paint(frame)
+}
+
 /// An element at work.
 pub struct Painter {
     pub element: gst::Element,

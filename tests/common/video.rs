@@ -12,6 +12,7 @@ pub const DURATION: gst::ClockTime = gst::ClockTime::from_mseconds(100);
 pub type Pixels = Vec<[u8; 3]>;
 
 pub fn info(format: VideoFormat, width: u32, height: u32) -> VideoInfo {
+    super::painter::init();
     VideoInfo::builder(format, width, height)
         .fps(gst::Fraction::new(10, 1))
         .build()

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Frames are painted however they lie in their buffers, as long as they are there.
+#![cfg(feature = "plugin")]
+
+mod common;
+
+use common::Files;
+use common::painter::{Painter, element, paint};
+use common::video::{Pixels, grey, info, picture, pixels, write};
+use gst::prelude::*;
+use gst_video::prelude::*;
+use gst_video::{VideoAlignment, VideoFormat, VideoFrameRef, VideoInfo};
+
+/// A frame whose rows lie `stride` bytes apart, from byte `offset` of the buffer.
+fn frame_with_meta(
+    info: &VideoInfo,
+    picture: &Pixels,
+    offset: usize,
+    stride: usize,
+) -> gst::Buffer {
+    let size = offset + stride * info.height() as usize;
+    let mut buffer = gst::Buffer::from_mut_slice(vec![0xA5; size]);
+    let writable = buffer.get_mut().unwrap();
+    writable.set_pts(gst::ClockTime::ZERO);
+    gst_video::VideoMeta::add_full(
+        writable,
+        gst_video::VideoFrameFlags::empty(),
+        info.format(),
+        info.width(),
+        info.height(),
+        &[offset],
+        &[stride as i32],
+    )
+    .unwrap();
+    let mut frame = VideoFrameRef::from_buffer_ref_writable(writable, info).unwrap();
+    write(&mut frame, picture, |_| 0);
+    drop(frame);
+    buffer
+}
+
+#[test]
+fn rows_may_lie_anywhere() {
+    let files = Files::new();
+    for format in [VideoFormat::Rgb, VideoFormat::Argb, VideoFormat::Gray8] {
+        let info = info(format, 33, 24);
+        let content = grey(&picture(33, 24, 0));
+        let expected = paint(&files, &info, &content);
+        let row = 33 * info.comp_pstride(0) as usize;
+        for (offset, stride) in [(0, row), (0, row + 13), (64, 256), (7, 200)] {
+            let mut painter = Painter::with_info(&element(&files), info.clone());
+            let frame = frame_with_meta(&info, &content, offset, stride);
+            let painted = painter.paint(frame);
+            assert_eq!(painted, expected, "{format}, {offset}, {stride}");
+        }
+    }
+}
+
+/// As a decoder's may be, whose size is a multiple of its blocks'.
+#[test]
+fn buffers_may_be_larger_than_the_picture() {
+    let files = Files::new();
+    for format in [VideoFormat::Rgb, VideoFormat::Argb, VideoFormat::Gray8] {
+        let (small, large) = (info(format, 33, 24), info(format, 40, 32));
+        let content = grey(&picture(33, 24, 0));
+        let pixel = |y: usize, x: usize| match y < 24 && x < 33 {
+            true => content[33 * y + x],
+            false => [7; 3],
+        };
+        let padded = (0..40 * 32).map(|i| pixel(i / 40, i % 40)).collect();
+        let row = 40 * large.comp_pstride(0) as usize;
+        let mut painter = Painter::with_info(&element(&files), small.clone());
+        let painted = painter.paint(frame_with_meta(&large, &padded, 0, row));
+        assert_eq!(painted, paint(&files, &small, &content), "{format}");
+    }
+}
+
+/// Downstream may supply buffers with another stride and offset.
+#[test]
+fn rows_may_go_anywhere() {
+    let files = Files::new();
+    for format in [VideoFormat::Rgb, VideoFormat::Argb, VideoFormat::Gray8] {
+        let info = info(format, 33, 24);
+        let content = grey(&picture(33, 24, 0));
+        let expected = paint(&files, &info, &content);
+        for [top, bottom, left, right] in [[0, 0, 0, 7], [2, 3, 16, 32]] {
+            let mut painter = Painter::with_info(&element(&files), info.clone());
+            let padding = VideoAlignment::new(top, bottom, left, right, &[0; 4]);
+            let answered = info.clone();
+            let sink = painter.harness.sinkpad().unwrap();
+            sink.add_probe(
+                gst::PadProbeType::QUERY_DOWNSTREAM,
+                move |_, info| match info.query_mut().map(gst::QueryRef::view_mut) {
+                    Some(gst::QueryViewMut::Allocation(query)) => {
+                        let pool = padded_pool(&answered, &padding);
+                        query.add_allocation_pool(Some(&pool), answered.size() as u32, 0, 0);
+                        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+                        gst::PadProbeReturn::Handled
+                    }
+                    _ => gst::PadProbeReturn::Ok,
+                },
+            );
+            painter
+                .harness
+                .push_upstream_event(gst::event::Reconfigure::new());
+            let frame = painter.frame(&content);
+            let painted = painter.harness.push_and_pull(frame).unwrap();
+            let meta = painted.meta::<gst_video::VideoMeta>().unwrap();
+            assert!(
+                meta.stride()[0] > info.stride()[0],
+                "{format}, {left}, {right}"
+            );
+            assert_eq!(
+                pixels(&info, &painted),
+                expected,
+                "{format}, {left}, {right}"
+            );
+        }
+    }
+}
+
+/// A pool whose buffers have padding around the frame.
+fn padded_pool(info: &VideoInfo, padding: &VideoAlignment) -> gst::BufferPool {
+    let pool = gst_video::VideoBufferPool::new();
+    let mut config = pool.config();
+    let caps = info.to_caps().unwrap();
+    config.set_params(Some(&caps), info.size() as u32, 0, 0);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+    config.set_video_alignment(padding);
+    pool.set_config(config).unwrap();
+    pool.upcast()
+}
+
+/// Asserts that there is one error, and that it says so.
+fn assert_error(painter: &Painter, words: &str) {
+    let errors = painter.messages(gst::MessageType::Error);
+    assert_eq!(errors.len(), 1);
+    let gst::MessageView::Error(error) = errors[0].view() else {
+        unreachable!("only errors were asked for")
+    };
+    let text = error.error().message().to_owned();
+    assert!(text.contains(words), "{text}");
+}
+
+#[test]
+fn a_buffer_that_is_too_small_is_an_error() {
+    let files = Files::new();
+    for missing in [1, 32 * 24 * 3 - 1] {
+        let mut painter = Painter::new(&element(&files));
+        painter.report();
+        let mut frame = painter.next_frame();
+        let size = frame.size() - missing;
+        frame.get_mut().unwrap().set_size(size);
+        assert_eq!(painter.harness.push(frame), Err(gst::FlowError::Error));
+        assert_error(&painter, "memory cannot be used");
+        // The next one is painted.
+        painter.report();
+    }
+}
+
+#[test]
+fn rows_that_are_said_to_lie_beyond_the_memory_are_an_error() {
+    let files = Files::new();
+    let info = info(VideoFormat::Rgb, 33, 24);
+    let row = 33 * 3;
+    for (offset, stride) in [(0, row), (7, 200)] {
+        let mut painter = Painter::with_info(&element(&files), info.clone());
+        for (missing, fits) in [(stride - row, true), (stride - row + 1, false)] {
+            let mut frame = frame_with_meta(&info, &picture(33, 24, 0), offset, stride);
+            let size = frame.size() - missing;
+            frame.get_mut().unwrap().set_size(size);
+            let pushed = painter.harness.push(frame);
+            assert_eq!(pushed.is_ok(), fits, "{offset}, {stride}");
+        }
+        assert_error(&painter, "its memory has");
+    }
+}
