@@ -223,10 +223,10 @@ fn a_pipe_that_nobody_reads_is_replaced() {
     let files = Files::new();
     let folder = files.dir.path().join("dump");
     fs::create_dir(&folder).unwrap();
-    let made = Command::new("mkfifo")
-        .arg(folder.join("flow-000001.png"))
-        .status();
-    assert!(made.unwrap().success());
+    for name in ["flow-000001.png", "mask-000001.png.part"] {
+        let made = Command::new("mkfifo").arg(folder.join(name)).status();
+        assert!(made.unwrap().success());
+    }
     let mut painter = painter(&files, &folder);
     paint(&mut painter, [scene(0, 0), scene(STEP, 0)]);
     assert_eq!(names(&folder), ["flow-000001.png", "mask-000001.png"]);

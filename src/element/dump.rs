@@ -6,8 +6,8 @@ use crate::stylizer::motion::{Motion, to_level};
 use crate::stylizer::{Stylizer, resize};
 use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use std::f32::consts::TAU;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// The flow colour wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow"
@@ -143,7 +143,9 @@ fn save(path: &Path, picture: &RgbImage) -> io::Result<()> {
         .write_image(picture, width, height, ExtendedColorType::Rgb8)
         .map_err(io::Error::other)?;
     let unfinished = path.with_extension("png.part");
-    fs::write(&unfinished, png)
+    let _ = fs::remove_file(&unfinished);
+    File::create_new(&unfinished)
+        .and_then(|mut file| file.write_all(&png))
         .and_then(|()| fs::rename(&unfinished, path))
         .inspect_err(|_| {
             let _ = fs::remove_file(&unfinished);
