@@ -116,7 +116,7 @@ fn stylize(job: &Job) -> Result<(), Failure> {
     let entered = pipeline::count_buffers(&gatys, "sink");
     let encoded = pipeline::count_buffers(&pipeline::named(&pipeline, "encoder"), "src");
 
-    let progress = Progress::new(&gatys, &pipeline::named(&pipeline, "queues"));
+    let progress = Progress::new(&gatys, &pipeline::named(&pipeline, "demuxer"));
     let result = run(&pipeline, &job.input, progress);
     let _ = pipeline.set_state(gst::State::Null);
     result?;

@@ -24,11 +24,11 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `queues` is to get its pads later.
-    pub fn new(gatys: &gst::Element, queues: &gst::Element) -> Self {
+    /// `demuxer` is to get its pads later.
+    pub fn new(gatys: &gst::Element, demuxer: &gst::Element) -> Self {
         let end = Arc::new(AtomicU64::new(0));
         let latest = end.clone();
-        queues.connect_pad_added(move |_, pad| watch_end(pad, latest.clone()));
+        demuxer.connect_pad_added(move |_, pad| watch_end(pad, latest.clone()));
         Self {
             video: gatys.static_pad("sink").expect("filters have a sink pad"),
             end,
