@@ -310,6 +310,7 @@ fn a_file_of_ones_own() {
     for arguments in [
         &["--url"][..],
         &["--url", "http://127.0.0.1/x"],
+        &["--url", "http://127.0.0.1/x", "--url", "http://127.0.0.1/y"],
         &["--what"],
         &["a", "b"],
         &[""],

@@ -40,8 +40,10 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 
-[[ ${#given[@]} == 0 || (${#given[@]} == 2 && -z $file) ]] || { usage >&2; exit 2; }
-sha256=${sha256,,}
+if [[ ${#given[@]} != 0 ]]; then
+    [[ ${#given[@]} == 2 && ${given[0]} != "${given[1]}" && -z $file ]] || { usage >&2; exit 2; }
+fi
+sha256=$(tr A-F a-f <<<"$sha256")
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # As GLib finds it, which takes no relative path.
