@@ -37,6 +37,8 @@ pub struct Objective {
     /// On a GPU a copy of the frame `[h, w, 3]`, at the address that `content_pass` was recorded
     /// with.
     frame: Option<Tensor>,
+    /// Whether the features of a frame have been checked: weights that are finite, but damaged, show there.
+    checked: bool,
     content_pass: Recorded,
     evaluations: Recordings,
 }
@@ -74,6 +76,7 @@ impl Objective {
                 true => None,
                 false => Some(Tensor::zeros((h, w, 3), DType::F32, &device)?),
             },
+            checked: false,
             content_pass: Recorded::default(),
             evaluations: Recordings::default(),
             vgg,
@@ -115,8 +118,9 @@ impl Objective {
             self.vgg
                 .forward(frame, self.pooling, deepest, &self.features, cancel)
         })?;
-        if self.vgg.precision().can_overflow() {
+        if !self.checked || self.vgg.precision().can_overflow() {
             check_overflow(&self.features, deepest, &self.vgg)?;
+            self.checked = true;
         }
         for term in &mut self.terms.content {
             term.set_target(self.features.layer(term.layer))?;
@@ -134,7 +138,6 @@ impl Objective {
         let features = self.vgg.allocate(h, w, deepest)?;
         self.vgg
             .forward(image, self.pooling, deepest, &features, cancel)?;
-        // Whatever the precision: weights that are finite, but damaged, show here before a frame is painted.
         check_overflow(&features, deepest, &self.vgg)?;
         for term in &mut self.terms.style {
             term.set_target(features.layer(term.layer))?;

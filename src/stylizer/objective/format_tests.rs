@@ -105,12 +105,17 @@ fn damaged_weights_are_reported() {
         let mut convs = weights.convs.clone();
         convs[damaged].0 = (&convs[damaged].0 * factor).unwrap();
         let weights = Weights::new(convs, weights.preprocessing.clone());
+        let expected =
+            format!("the activations of {overflows} do not fit f32; the weights are damaged");
         let vgg = Vgg::new(&weights, style.device()).unwrap();
-        let error = without_targets(vgg, &style).set_style(&style, &|| false);
-        assert_eq!(
-            error.unwrap_err().to_string(),
-            format!("the activations of {overflows} do not fit f32; the weights are damaged")
-        );
+        let mut objective = without_targets(vgg, &style);
+        let error = objective.set_style(&style, &|| false);
+        assert_eq!(error.unwrap_err().to_string(), expected);
+        let content = objective.set_content(&style, &|| false);
+        // The content loss takes no Gram matrices.
+        let error = content.map_err(|error| error.to_string());
+        let overflows = damaged == 1;
+        assert_eq!(error, overflows.then_some(expected).map_or(Ok(()), Err));
     }
 }
 
