@@ -163,6 +163,17 @@ fn the_caps_before_refused_ones_go_on() {
         painter.report();
         assert_eq!(painter.warnings(), [""; 0]);
     }
+
+    // What was set meanwhile is not lost.
+    let loss = |painter: &mut Painter| painter.report().get::<f64>("style-loss").unwrap();
+    let five_layers = loss(&mut painter);
+    element.set_property("style-layers", "conv1_1");
+    painter.harness.push_event(refused);
+    only_error(&painter.bus);
+    assert!(painter.harness.push_event(accepted));
+    let one_layer = loss(&mut painter);
+    println!("{five_layers} with five layers, {one_layer} with one");
+    assert!(one_layer > 1.5 * five_layers);
 }
 
 /// Settings that have the objective made anew, but on which the memory that a frame takes does not depend.

@@ -112,12 +112,21 @@ impl Controls {
         values.next_style = None;
     }
 
-    /// What has been set since the last frame: the settings, and the style image with its path.
-    pub fn take_changes(&self) -> (Option<Settings>, Option<(PathBuf, StyleImage)>) {
+    /// The settings, if any has been set since they were taken last.
+    pub fn take_settings(&self) -> Option<Settings> {
         let mut values = self.lock();
         let changed = std::mem::take(&mut values.changed);
-        let settings = changed.then(|| values.settings.clone());
-        (settings, values.next_style.take())
+        changed.then(|| values.settings.clone())
+    }
+
+    /// Has the settings taken again, as some were refused for a size that is not that of the next frame.
+    pub fn apply_again(&self) {
+        self.lock().changed = true;
+    }
+
+    /// The style image that has been loaded since the last frame, with its path.
+    pub fn take_style(&self) -> Option<(PathBuf, StyleImage)> {
+        self.lock().next_style.take()
     }
 
     /// Keeps a frame's statistics. True if they are to be posted as a message.
@@ -226,8 +235,8 @@ mod tests {
         assert_eq!(set(&controls, "weights", None::<&str>), Pending::Nothing);
         assert_eq!(set(&controls, "weights", "other"), Pending::Restart);
         assert_eq!(set(&controls, "alpha", 2.0), Pending::Nothing);
-        assert_eq!(controls.take_changes().0.unwrap().alpha, 2.0);
-        assert!(controls.take_changes().0.is_none());
+        assert_eq!(controls.take_settings().unwrap().alpha, 2.0);
+        assert!(controls.take_settings().is_none());
     }
 
     #[test]

@@ -271,14 +271,15 @@ impl VideoFilterImpl for Gatys {
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
         let size = (in_info.height() as usize, in_info.width() as usize);
-        // With the settings that the first frame will have: a smaller `max-size` may have been set since.
         let fits = self.with_stylizer(|stylizer| {
             let before = stylizer.replace_frame_size(Some(size));
-            self.apply_changes(stylizer);
+            // With the settings that the first frame will have: a smaller `max-size` may have been set since.
+            self.apply_settings(stylizer);
             let fits = stylizer.check_memory(size);
             if fits.is_err() {
                 // The caps before remain in force, and will not be offered again.
                 stylizer.replace_frame_size(before);
+                self.controls.apply_again();
             }
             fits
         });
@@ -404,22 +405,25 @@ impl Gatys {
 
     /// Gives the stylizer the settings and the style image that have changed since the last frame.
     fn apply_changes(&self, stylizer: &mut Stylizer) {
-        let (settings, style) = self.controls.take_changes();
         // The settings first: with them the style image may fit.
-        if let Some(settings) = settings {
-            let before = stylizer.config().clone();
-            self.configure(stylizer, &settings);
-            let mut stream = lock(&self.stream);
-            stream.too_large = None;
-            // A controller sets its properties before each frame, whether or not they change.
-            if *stylizer.config() != before {
-                stream.pace.forget();
-            }
-        }
-        if let Some((path, style)) = style
+        self.apply_settings(stylizer);
+        if let Some((path, style)) = self.controls.take_style()
             && let Err(error) = load::apply_style(&path, style, stylizer)
         {
             self.warn(&error);
+        }
+    }
+
+    fn apply_settings(&self, stylizer: &mut Stylizer) {
+        if let Some(settings) = self.controls.take_settings() {
+            let before = stylizer.config().clone();
+            self.configure(stylizer, &settings);
+            // A controller sets its properties before each frame, whether or not they change.
+            if *stylizer.config() != before {
+                let mut stream = lock(&self.stream);
+                stream.too_large = None;
+                stream.pace.forget();
+            }
         }
     }
 
