@@ -170,7 +170,7 @@ pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
 }
 
 /// The memory, swap included, that this process can still get from the system or, if that is less,
-/// within the container that it runs in or the limit of its address space.
+/// from the container that it runs in.
 fn machine_free_bytes() -> Option<usize> {
     let mut system = System::new();
     system.refresh_memory();
@@ -184,18 +184,19 @@ fn machine_free_bytes() -> Option<usize> {
         let free = limits.total_memory.saturating_sub(limits.rss);
         free.saturating_add(limits.free_swap)
     });
-    let limits = [in_container, free_address_space()];
-    let free = limits.into_iter().flatten().fold(free, u64::min);
+    let free = in_container.map_or(free, |in_container| free.min(in_container));
     Some(free.try_into().unwrap_or(usize::MAX))
 }
 
-/// What the limit of this process' address space (`ulimit -v`) leaves. None if there is none, or it is
-/// not known, as elsewhere than under Linux.
-fn free_address_space() -> Option<u64> {
+/// What the limit of this process' address space (`ulimit -v`) leaves, in bytes. None if there is none,
+/// or it is not known, as elsewhere than under Linux.
+pub fn free_address_space() -> Option<usize> {
     let number = |file: &str, label: &str| {
-        let text = fs::read_to_string(file).ok()?;
+        // The name of the process, in `status`, need not be UTF-8.
+        let text = fs::read(file).ok()?;
+        let text = String::from_utf8_lossy(&text);
         let (_, rest) = text.split_once(label)?;
-        rest.split_whitespace().next()?.parse::<u64>().ok()
+        rest.split_whitespace().next()?.parse::<usize>().ok()
     };
     let limit = number("/proc/self/limits", "Max address space")?;
     let used = 1024 * number("/proc/self/status", "VmSize:")?;

@@ -25,12 +25,21 @@ const FRAME_COPIES: usize = 5;
 /// What a thread keeps on the CPU for blocks of a convolution.
 const SCRATCH_OF_THREAD: usize = 8 << 20;
 
+/// What a frame takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Gpu,
+    /// What is written to.
+    Machine,
+    /// What is allocated, whether or not it is written to.
+    AddressSpace,
+}
+
 /// The memory that is free for frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct FreeMemory {
     bytes: usize,
-    /// Whether it is the GPU's.
-    on_gpu: bool,
+    kind: Kind,
 }
 
 /// A frame that needs more memory than is free.
@@ -49,9 +58,10 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| bytes.div_ceil(1 << 20);
         let (h, w) = self.frame;
-        let memory = match self.free.on_gpu {
-            true => "the GPU's memory",
-            false => "memory",
+        let memory = match self.free.kind {
+            Kind::Gpu => "the GPU's memory",
+            Kind::Machine => "memory",
+            Kind::AddressSpace => "the address space that ulimit -v allows",
         };
         write!(
             f,
@@ -71,7 +81,15 @@ impl Stylizer {
     /// where the CPU computes, the machine's. The network is not part of it.
     pub fn needed_bytes(&self, frame: (usize, usize)) -> usize {
         let size = fit(frame, self.config.max_size);
-        self.bytes(&self.config, &self.style, frame, size)
+        self.bytes(&self.config, &self.style, frame, (size, self.kind()))
+    }
+
+    /// The memory that decides on the device, where there is no limit of the address space.
+    fn kind(&self) -> Kind {
+        match self.device().is_cpu() {
+            true => Kind::Machine,
+            false => Kind::Gpu,
+        }
     }
 
     /// Checks that frames of a height and width fit into the free memory, by an estimate. Those of
@@ -98,15 +116,23 @@ impl Stylizer {
         style: &StyleImage,
         frame: (usize, usize),
     ) -> Result<(), Error> {
-        let Some(free) = device::free_bytes(self.device())? else {
-            return Ok(());
+        let address_space = match self.kind() {
+            Kind::Gpu => None,
+            _ => device::free_address_space(),
         };
-        let free = FreeMemory {
-            bytes: free.saturating_add(self.canvas_bytes()),
-            on_gpu: !self.device().is_cpu(),
-        };
-        let bytes = |size| self.bytes(config, style, frame, size);
-        check(frame, config.max_size, free, bytes).map_err(Error::Memory)
+        for (free, kind) in [
+            (device::free_bytes(self.device())?, self.kind()),
+            (address_space, Kind::AddressSpace),
+        ] {
+            let Some(free) = free else {
+                continue;
+            };
+            let bytes = free.saturating_add(self.canvas_bytes());
+            let needed = |size| self.bytes(config, style, frame, (size, kind));
+            check(frame, config.max_size, FreeMemory { bytes, kind }, needed)
+                .map_err(Error::Memory)?;
+        }
+        Ok(())
     }
 
     /// Replaces a GPU's out-of-memory error by one that says what would fit.
@@ -124,13 +150,13 @@ impl Stylizer {
         check.err().unwrap_or(error)
     }
 
-    /// Estimates the bytes of memory that the optimisation of images of `size` for a frame takes.
+    /// Estimates the bytes of a kind of memory that the optimisation of images of `size` for a frame takes.
     fn bytes(
         &self,
         config: &Config,
         style: &StyleImage,
         frame: (usize, usize),
-        size: (usize, usize),
+        (size, kind): ((usize, usize), Kind),
     ) -> usize {
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
         let objective = Objective::bytes(&self.vgg, size, content_layers, style_layers);
@@ -138,15 +164,20 @@ impl Stylizer {
         let deepest = style_layers.deepest();
         let style = self.vgg.feature_bytes(style_h, style_w, deepest);
         let images = self.canvas_image_bytes(config, size);
-        if self.device().is_cpu() {
+        let features = match kind {
             // The objective's tensors take no memory until they are written, which is after those of
             // the style have been freed.
-            let scratch = SCRATCH_OF_THREAD * self.thread_pool.current_num_threads();
-            let copies = FRAME_COPIES * image_bytes(frame);
-            images.saturating_add(objective.max(style) + scratch + copies)
-        } else {
-            images.saturating_add(objective + style + device::scratch_bytes(size))
-        }
+            Kind::Machine => objective.max(style),
+            Kind::Gpu | Kind::AddressSpace => objective + style,
+        };
+        let scratch = match kind {
+            Kind::Gpu => device::scratch_bytes(size),
+            Kind::Machine | Kind::AddressSpace => {
+                let threads = self.thread_pool.current_num_threads();
+                SCRATCH_OF_THREAD * threads + FRAME_COPIES * image_bytes(frame)
+            }
+        };
+        images.saturating_add(features + scratch)
     }
 
     /// The bytes of the canvas, which is freed before one of another size is made.
@@ -221,10 +252,8 @@ mod tests {
     }
 
     fn memory(bytes: usize) -> FreeMemory {
-        FreeMemory {
-            bytes,
-            on_gpu: false,
-        }
+        let kind = Kind::Machine;
+        FreeMemory { bytes, kind }
     }
 
     #[test]
@@ -262,7 +291,7 @@ mod tests {
         );
         let gpu = FreeMemory {
             bytes: 1 << 20,
-            on_gpu: true,
+            kind: Kind::Gpu,
         };
         let shortage = check((480, 640), Some(512), gpu, bytes).unwrap_err();
         assert!(shortage.to_string().contains("of the GPU's memory"));
