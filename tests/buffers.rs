@@ -6,7 +6,7 @@
 mod common;
 
 use common::Files;
-use common::painter::{Painter, element, paint};
+use common::painter::{Painter, element, only_error, paint};
 use common::video::{Pixels, grey, info, picture, pixels, write};
 use gst::prelude::*;
 use gst_video::prelude::*;
@@ -132,17 +132,6 @@ fn padded_pool(info: &VideoInfo, padding: &VideoAlignment) -> gst::BufferPool {
     pool.upcast()
 }
 
-/// Asserts that there is one error, and that it says so.
-fn assert_error(painter: &Painter, words: &str) {
-    let errors = painter.messages(gst::MessageType::Error);
-    assert_eq!(errors.len(), 1);
-    let gst::MessageView::Error(error) = errors[0].view() else {
-        unreachable!("only errors were asked for")
-    };
-    let text = error.error().message().to_owned();
-    assert!(text.contains(words), "{text}");
-}
-
 #[test]
 fn a_buffer_that_is_too_small_is_an_error() {
     let files = Files::new();
@@ -153,7 +142,8 @@ fn a_buffer_that_is_too_small_is_an_error() {
         let size = frame.size() - missing;
         frame.get_mut().unwrap().set_size(size);
         assert_eq!(painter.harness.push(frame), Err(gst::FlowError::Error));
-        assert_error(&painter, "memory cannot be used");
+        let error = only_error(&painter.bus);
+        assert!(error.message().contains("memory cannot be used"), "{error}");
         // The next one is painted.
         painter.report();
     }
@@ -173,6 +163,7 @@ fn rows_that_are_said_to_lie_beyond_the_memory_are_an_error() {
             let pushed = painter.harness.push(frame);
             assert_eq!(pushed.is_ok(), fits, "{offset}, {stride}");
         }
-        assert_error(&painter, "its memory has");
+        let error = only_error(&painter.bus);
+        assert!(error.message().contains("its memory has"), "{error}");
     }
 }

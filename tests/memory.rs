@@ -9,7 +9,7 @@ mod common;
 mod files;
 
 use candle_core::{DType, Device, Tensor};
-use common::painter::{Painter, element};
+use common::painter::{Painter, element, only_error};
 use common::video::{Pixels, info};
 use common::{Files, NARROW, random_weights};
 use files::{gstreamer, run};
@@ -97,16 +97,6 @@ fn takes(element: &gst::Element, width: u32, height: u32) -> bool {
 fn stop(element: &gst::Element) {
     element.set_state(gst::State::Null).unwrap();
     element.set_bus(None);
-}
-
-/// The error that was posted since the last call, which must be the only one.
-fn only_error(bus: &gst::Bus) -> gst::glib::Error {
-    let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
-    assert!(bus.pop_filtered(&[gst::MessageType::Error]).is_none());
-    let gst::MessageView::Error(error) = message.view() else {
-        unreachable!();
-    };
-    error.error()
 }
 
 /// Each takes over a terabyte.

@@ -41,6 +41,16 @@ pub fn paint(files: &Files, info: &VideoInfo, picture: &Pixels) -> Pixels {
     painter.paint(frame)
 }
 
+/// The error that was posted since the last call, which must be the only one.
+pub fn only_error(bus: &gst::Bus) -> gst::glib::Error {
+    let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
+    assert!(bus.pop_filtered(&[gst::MessageType::Error]).is_none());
+    let gst::MessageView::Error(error) = message.view() else {
+        unreachable!();
+    };
+    error.error()
+}
+
 /// An element at work.
 pub struct Painter {
     pub element: gst::Element,
