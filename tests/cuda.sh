@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 made=$PWD/target/cuda
+# Not the folder of the other builds: the plugin in it would take the place of the one for the CPU.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$made}
 environment=$(.ci/cuda-toolkit.sh target/cuda-toolkit)
 eval "$environment"
 # Kernels of a GPU are compiled but not run.
@@ -65,7 +67,7 @@ check_all() {
 
 pipeline() {
     gst-launch-1.0 -q videotestsrc num-buffers=1 pattern=smpte ! pngenc ! filesink location="$made/style.png"
-    GST_REGISTRY=$made/registry GST_PLUGIN_PATH=$made/release GST_DEBUG=gatys:2 run gst-launch-1.0 -m --no-fault \
+    GST_REGISTRY=$made/registry GST_PLUGIN_PATH=$CARGO_TARGET_DIR/release GST_DEBUG=gatys:2 run gst-launch-1.0 -m --no-fault \
         videotestsrc num-buffers=4 pattern=ball ! video/x-raw,width=67,height=45 ! videoconvert ! \
         gatys style-image="$made/style.png" iterations=3 initial-iterations=5 device=cuda ! fakesink > "$made/pipeline.log"
     [[ $(grep -c 'gatys, .*device=(string)cuda:0, precision=(string)f16' "$made/pipeline.log") == 4 ]] || {
@@ -75,7 +77,7 @@ pipeline() {
     }
 }
 
-program=$(LIBRARY_PATH=$made/stubs:$LIBRARY_PATH benches/gpu/program.sh --target-dir "$made" --features cuda,cudnn --lib)
+program=$(LIBRARY_PATH=$made/stubs:$LIBRARY_PATH benches/gpu/program.sh --features cuda,cudnn --lib)
 build_stand_ins
 rm -rf "$made/cache" "$made/registry"
 if (($#)); then check "$@"; else check_all; fi
