@@ -211,18 +211,7 @@ pub fn gram_backward(
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [bf16], features: &[bf16], residual: &[f32]| {
-                    let mut packed = PACKED_RESIDUAL.take().unwrap_or_default();
-                    packed.set(n / amx::CHANNEL_MULTIPLE, n, |row, column| {
-                        factor * residual[row * n + column]
-                    });
-                    let pieces = features.par_chunks(BF16_PIECE_POSITIONS * n);
-                    gradient
-                        .par_chunks_mut(BF16_PIECE_POSITIONS * n)
-                        .zip(pieces)
-                        .for_each(|(gradient, features)| {
-                            amx::gram_backward(amx, features, &packed, gradient, accumulate);
-                        });
-                    PACKED_RESIDUAL.set(Some(packed));
+                    gram_backward_bf16(amx, features, (residual, n), factor, gradient, accumulate);
                 },
             );
             gradient.inplace_op3(features, residual, &op)
@@ -232,24 +221,7 @@ pub fn gram_backward(
             let op = op3(
                 "gram-backward",
                 |gradient: &mut [f32], features: &[f32], residual: &[f32]| {
-                    let pieces = features.par_chunks(F32_PIECE_POSITIONS / 2 * n);
-                    gradient
-                        .par_chunks_mut(F32_PIECE_POSITIONS / 2 * n)
-                        .zip(pieces)
-                        .for_each(|(gradient, features)| {
-                            // SAFETY: `features` and `gradient` are [positions, n], `residual` [n,
-                            // n].
-                            unsafe {
-                                matmul(
-                                    [features.len() / n, n, n],
-                                    (gradient, n),
-                                    (features, [n, 1]),
-                                    (residual, [n, 1]),
-                                    factor,
-                                    accumulate,
-                                );
-                            }
-                        });
+                    gram_backward_f32(features, (residual, n), factor, gradient, accumulate);
                 },
             );
             gradient.inplace_op3(features, residual, &op)
@@ -271,6 +243,56 @@ pub fn gram_backward(
             store(gradient, &product.reshape((h, w, n))?, accumulate)
         }
     }
+}
+
+/// Of `f32` features `[m, n]` and a residual `[n, n]`.
+fn gram_backward_f32(
+    features: &[f32],
+    (residual, n): (&[f32], usize),
+    factor: f32,
+    gradient: &mut [f32],
+    accumulate: bool,
+) {
+    let pieces = features.par_chunks(F32_PIECE_POSITIONS / 2 * n);
+    gradient
+        .par_chunks_mut(F32_PIECE_POSITIONS / 2 * n)
+        .zip(pieces)
+        .for_each(|(gradient, features)| {
+            // SAFETY: `features` and `gradient` are [positions, n], `residual` [n, n].
+            unsafe {
+                matmul(
+                    [features.len() / n, n, n],
+                    (gradient, n),
+                    (features, [n, 1]),
+                    (residual, [n, 1]),
+                    factor,
+                    accumulate,
+                );
+            }
+        });
+}
+
+/// The same for bf16 features.
+fn gram_backward_bf16(
+    amx: Amx,
+    features: &[bf16],
+    (residual, n): (&[f32], usize),
+    factor: f32,
+    gradient: &mut [bf16],
+    accumulate: bool,
+) {
+    let mut packed = PACKED_RESIDUAL.take().unwrap_or_default();
+    packed.set(n / amx::CHANNEL_MULTIPLE, n, |row, column| {
+        factor * residual[row * n + column]
+    });
+    let pieces = features.par_chunks(BF16_PIECE_POSITIONS * n);
+    gradient
+        .par_chunks_mut(BF16_PIECE_POSITIONS * n)
+        .zip(pieces)
+        .for_each(|(gradient, features)| {
+            amx::gram_backward(amx, features, &packed, gradient, accumulate);
+        });
+    PACKED_RESIDUAL.set(Some(packed));
 }
 
 /// `output = scale * lhs * rhs`, or `+=`, of matrices `[m, k]` and `[k, n]`, each with its row and
