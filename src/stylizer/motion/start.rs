@@ -59,12 +59,12 @@ impl Start {
             true => Vec::new(),
             false => details.collect(),
         };
-        let older = older.into_par_iter();
         let older: Vec<_> = older
+            .into_par_iter()
             .map(|(before, detail)| (detail, Motion::since_older(pyramid, before)))
             .collect();
-        let older = older.iter();
         let older: Vec<_> = older
+            .iter()
             .map(|(detail, motion)| MovedPainting::new(detail, motion, h))
             .collect();
         let illumination = frames.illumination.upsampled((h, w));
