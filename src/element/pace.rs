@@ -15,9 +15,10 @@ const RECENT: usize = 5;
 /// first frames, cuts, and those that set up their objective; and those that are not due to be painted.
 #[derive(Default)]
 pub struct Pace {
+    /// The last one first.
     painted: VecDeque<ClockTime>,
-    /// Of those painted since the settings last changed.
-    recent: VecDeque<ClockTime>,
+    /// How many of the last of them count for the next frame: those painted since the settings changed.
+    recent: usize,
     /// Whether the last frame that was due to be painted repeated a painting instead, as the picture rests.
     pub rests: bool,
     latency: ClockTime,
@@ -30,8 +31,9 @@ impl Pace {
     /// That is rare, as it moves the presentation of all streams: it leaves a quarter of room above
     /// the longest time, and is lowered only where it is more than twice that time.
     pub fn add(&mut self, time: ClockTime) -> bool {
-        push(&mut self.recent, time, RECENT);
-        push(&mut self.painted, time, WINDOW);
+        self.recent = RECENT.min(self.recent + 1);
+        self.painted.truncate(WINDOW - 1);
+        self.painted.push_front(time);
         let longest = self.painted.iter().copied().max().unwrap_or_default();
         let fits = (longest..=longest.saturating_mul(2)).contains(&self.latency);
         if !fits {
@@ -42,7 +44,7 @@ impl Pace {
 
     /// Forgets what frames took, as the next ones are painted otherwise.
     pub fn forget(&mut self) {
-        self.recent.clear();
+        self.recent = 0;
     }
 
     /// What the element adds to the pipeline's latency.
@@ -56,17 +58,10 @@ impl Pace {
         if self.rests {
             return None;
         }
-        let mut times = Vec::from(self.recent.clone());
+        let mut times: Vec<_> = self.painted.iter().copied().take(self.recent).collect();
         times.sort_unstable();
         times.get(times.len() / 2).copied()
     }
-}
-
-fn push(times: &mut VecDeque<ClockTime>, time: ClockTime, len: usize) {
-    if times.len() == len {
-        times.pop_front();
-    }
-    times.push_back(time);
 }
 
 #[cfg(test)]
