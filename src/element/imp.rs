@@ -19,7 +19,7 @@ use super::frame::{self, to_image, write_image};
 use super::load;
 use super::qos::QosEvent;
 use super::report;
-use super::settings::{PROPERTIES, Settings, property};
+use super::settings::{PROPERTIES, property};
 use super::stream::{Frame, StreamState};
 use crate::stylizer::{self, Stylizer};
 use gst::glib::{self, ParamSpec};
@@ -47,6 +47,8 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
 pub struct Gatys {
     controls: Controls,
     stream: Mutex<StreamState>,
+    /// For the streaming thread alone.
+    dump: Mutex<MotionDump>,
     /// Either of these cancels the frame that is being painted.
     stopping: AtomicBool,
     flushing: AtomicBool,
@@ -158,6 +160,7 @@ impl BaseTransformImpl for Gatys {
         let stream = std::mem::take(&mut *lock(&self.stream));
         // Freed after the lock is released.
         drop(stream);
+        *lock(&self.dump) = MotionDump::default();
         self.controls.stop();
         Ok(())
     }
@@ -303,15 +306,6 @@ impl Gatys {
         }
     }
 
-    /// Warns that a value cannot be used.
-    fn warn(&self, cause: &str) {
-        gst::element_imp_warning!(
-            self,
-            gst::ResourceError::Settings,
-            ("{cause}; what was in use stays in use")
-        );
-    }
-
     /// Has the base class drop the next frames up to the first that can be in time.
     ///
     /// By itself, the base class drops frames for the lateness of the last one alone. Where painting one
@@ -337,10 +331,12 @@ impl Gatys {
     /// Resets the stylizer where a frame does not follow the last one in time.
     fn reset_after_jump(&self, pts: gst::ClockTime, duration: Option<gst::ClockTime>) {
         let segment = self.time_segment();
-        let duration = lock(&self.stream).frame_duration(duration);
-        let frame = FrameTime::new(pts, duration, segment.as_ref());
         let now = self.now();
-        if lock(&self.stream).advance(frame, now) {
+        let mut stream = lock(&self.stream);
+        let duration = stream.frame_duration(duration);
+        let jumps = stream.advance(FrameTime::new(pts, duration, segment.as_ref()), now);
+        drop(stream);
+        if jumps {
             gst::debug!(CAT, imp = self, "starting anew after a jump to {pts}");
         }
     }
@@ -414,23 +410,21 @@ impl Gatys {
         }
     }
 
+    /// Gives the stylizer the settings, if they have changed; warns once of each that it cannot use.
     fn apply_settings(&self, stylizer: &mut Stylizer) {
-        if let Some(settings) = self.controls.take_settings() {
-            let before = stylizer.config().clone();
-            self.configure(stylizer, &settings);
-            // A controller sets its properties before each frame, whether or not they change.
-            if *stylizer.config() != before {
-                let mut stream = lock(&self.stream);
-                stream.too_large = None;
-                stream.pace.forget();
-            }
+        let Some(settings) = self.controls.take_settings() else {
+            return;
+        };
+        let before = stylizer.config().clone();
+        let refused = load::apply(&settings, stylizer);
+        let mut stream = lock(&self.stream);
+        // A controller sets its properties before each frame, whether or not they change.
+        if *stylizer.config() != before {
+            stream.too_large = None;
+            stream.pace.forget();
         }
-    }
-
-    /// Gives the stylizer the settings; warns once of each that it cannot use.
-    fn configure(&self, stylizer: &mut Stylizer, settings: &Settings) {
-        let refused = load::apply(settings, stylizer);
-        let warned = std::mem::replace(&mut lock(&self.stream).warned, refused.clone());
+        let warned = std::mem::replace(&mut stream.warned, refused.clone());
+        drop(stream);
         for refusal in refused.iter().filter(|refusal| !warned.contains(refusal)) {
             self.warn(&refusal.cause);
         }
@@ -473,37 +467,21 @@ impl Gatys {
 
     /// Writes the pictures of the frame's motion if `motion-dump` is set.
     fn dump_motion(&self, stylizer: &Stylizer, frame: &Frame) {
+        let mut dump = lock(&self.dump);
         let Some(folder) = self.controls.dump_folder() else {
-            lock(&self.stream).dump = MotionDump::default();
+            *dump = MotionDump::default();
             return;
         };
-        let mut dump = std::mem::take(&mut lock(&self.stream).dump);
         let size = (frame.info.height() as usize, frame.info.width() as usize);
-        if let Err(error) = dump.write(&folder, stylizer, frame.number, size) {
+        let written = dump.write(&folder, stylizer, frame.number, size);
+        drop(dump);
+        if let Err(error) = written {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::Write,
                 ("{error}; no more pictures are written there")
             );
         }
-        lock(&self.stream).dump = dump;
-    }
-
-    /// An error that says which frames would fit.
-    fn out_of_memory(&self, error: &stylizer::Error) {
-        gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
-    }
-
-    fn fail(&self, what: &str, cause: &str) -> gst::FlowError {
-        // With RUST_BACKTRACE set, more lines follow in candle's errors.
-        let line = cause.lines().next().unwrap_or_default();
-        gst::element_imp_error!(
-            self,
-            gst::StreamError::Failed,
-            ("{what}: {line}"),
-            ["{cause}"]
-        );
-        gst::FlowError::Error
     }
 
     /// Makes a frame's statistics known: in the log, in `stats`, and on the bus.
@@ -516,10 +494,5 @@ impl Gatys {
                     .build(),
             );
         }
-    }
-
-    fn post(&self, message: gst::Message) {
-        // Fails if there is no bus: then nobody listens.
-        let _ = self.obj().post_message(message);
     }
 }

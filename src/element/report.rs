@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The read-only properties `stats` and `weights-info`; `stats` is also the message of each frame.
+//! What the element reports: messages on the bus, and the read-only properties `stats`, which is also the message
+//! of each frame, and `weights-info`.
 
+use super::imp::Gatys;
 use crate::stylizer::optimizer::Reason;
-use crate::stylizer::{Report, Stylizer, device};
+use crate::stylizer::{self, Report, Stylizer, device};
 use crate::vgg::{Layer, Vgg};
 use gst::ClockTime;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
+use gst::subclass::prelude::*;
 
-/// The specifications of both.
+/// The specifications of both properties.
 pub fn specs() -> [ParamSpec; 2] {
     [
         (
@@ -67,4 +70,39 @@ pub fn weights_info(vgg: &Vgg) -> gst::Structure {
         .field("layers", format!("{} to {}", Layer::FIRST, vgg.deepest()))
         .field("preprocessing", vgg.preprocessing().to_string())
         .build()
+}
+
+impl Gatys {
+    /// Warns that a value cannot be used.
+    pub fn warn(&self, cause: &str) {
+        gst::element_imp_warning!(
+            self,
+            gst::ResourceError::Settings,
+            ("{cause}; the previous value stays in use")
+        );
+    }
+
+    /// An error that says which frames would fit.
+    pub fn out_of_memory(&self, error: &stylizer::Error) {
+        gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
+    }
+
+    /// An error of the stream: what failed, and why.
+    pub fn fail(&self, what: &str, cause: &str) -> gst::FlowError {
+        // With RUST_BACKTRACE set, more lines follow in candle's errors.
+        let line = cause.lines().next().unwrap_or_default();
+        gst::element_imp_error!(
+            self,
+            gst::StreamError::Failed,
+            ("{what}: {line}"),
+            ["{cause}"]
+        );
+        gst::FlowError::Error
+    }
+
+    /// Posts a message on the bus.
+    pub fn post(&self, message: gst::Message) {
+        // Fails if there is no bus: then nobody listens.
+        let _ = self.obj().post_message(message);
+    }
 }

@@ -3,7 +3,6 @@
 //! The state of the stream.
 
 use super::clock::{FrameTime, Timeline};
-use super::dump::MotionDump;
 use super::load::Refusal;
 use super::pace::Pace;
 use super::qos::QosEvent;
@@ -51,7 +50,6 @@ pub struct StreamState {
     reset_pending: bool,
     /// Whether the objective was made for the last painted frame.
     set_up: bool,
-    pub dump: MotionDump,
     /// What is wrong with the settings in use: each of these has been warned of.
     pub warned: Vec<Refusal>,
     /// The size of frames whose caps were refused since the last frame, as they do not fit into memory: an
