@@ -267,7 +267,15 @@ pub struct InvalidSetting {
     cause: String,
 }
 
-type LayersSetting = Result<LayerWeights, InvalidSetting>;
+impl InvalidSetting {
+    fn new(property: &'static str, value: &str, cause: impl ToString) -> Self {
+        Self {
+            property,
+            value: value.into(),
+            cause: cause.to_string(),
+        }
+    }
+}
 
 impl Settings {
     /// Gives values that mean the same one form, so that they compare equal.
@@ -284,35 +292,27 @@ impl Settings {
 
     /// The stylizer's configuration.
     pub fn config(&self) -> Result<Config, InvalidSetting> {
-        let (content_layers, style_layers) = self.layers();
-        Ok(self.config_with(content_layers?, style_layers?))
+        let (config, refused) = self.config_or(&Config::default());
+        refused.into_iter().next().map_or(Ok(config), Err)
     }
 
     /// The stylizer's configuration, with the layers `in_use` for those that cannot be used.
     pub fn config_or(&self, in_use: &Config) -> (Config, Vec<InvalidSetting>) {
         let mut refused = Vec::new();
-        let mut usable = |layers: LayersSetting, in_use: &LayerWeights| {
-            layers.unwrap_or_else(|invalid| {
-                refused.push(invalid);
+        let mut layers = |property, list: &Option<String>, in_use: &LayerWeights| {
+            let list = list.as_deref().unwrap_or_default();
+            list.parse().unwrap_or_else(|error| {
+                refused.push(InvalidSetting::new(property, list, error));
                 in_use.clone()
             })
         };
-        let (content_layers, style_layers) = self.layers();
-        let content_layers = usable(content_layers, &in_use.content_layers);
-        let style_layers = usable(style_layers, &in_use.style_layers);
-        (self.config_with(content_layers, style_layers), refused)
-    }
-
-    /// The layers of the content and of the style.
-    fn layers(&self) -> (LayersSetting, LayersSetting) {
-        (
-            parse_layers("content-layers", &self.content_layers),
-            parse_layers("style-layers", &self.style_layers),
-        )
-    }
-
-    fn config_with(&self, content_layers: LayerWeights, style_layers: LayerWeights) -> Config {
-        Config {
+        let content_layers = layers(
+            "content-layers",
+            &self.content_layers,
+            &in_use.content_layers,
+        );
+        let style_layers = layers("style-layers", &self.style_layers, &in_use.style_layers);
+        let config = Config {
             style_scale: self.style_scale,
             alpha: self.alpha,
             beta: self.beta,
@@ -338,7 +338,8 @@ impl Settings {
             loss_scale: self.loss_scale.into(),
             frame_interval: self.frame_interval,
             n_threads: self.n_threads,
-        }
+        };
+        (config, refused)
     }
 
     /// The device to compute on.
@@ -371,20 +372,4 @@ pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
     let mut named = directory.join(path).into_os_string();
     named.push(".safetensors");
     Some(named.into())
-}
-
-fn parse_layers(property: &'static str, list: &Option<String>) -> LayersSetting {
-    let list = list.as_deref().unwrap_or_default();
-    list.parse()
-        .map_err(|error| InvalidSetting::new(property, list, error))
-}
-
-impl InvalidSetting {
-    pub fn new(property: &'static str, value: &str, cause: impl ToString) -> Self {
-        Self {
-            property,
-            value: value.into(),
-            cause: cause.to_string(),
-        }
-    }
 }
