@@ -27,7 +27,7 @@ const SCRATCH_OF_THREAD: usize = 8 << 20;
 
 /// What a frame takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+enum MemoryKind {
     Gpu,
     /// What is written to.
     Machine,
@@ -39,7 +39,7 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct FreeMemory {
     bytes: usize,
-    kind: Kind,
+    kind: MemoryKind,
 }
 
 /// A frame that needs more memory than is free.
@@ -59,9 +59,9 @@ impl fmt::Display for Shortage {
         let mib = |bytes: usize| bytes.div_ceil(1 << 20);
         let (h, w) = self.frame;
         let memory = match self.free.kind {
-            Kind::Gpu => "the GPU's memory",
-            Kind::Machine => "memory",
-            Kind::AddressSpace => "the address space that ulimit -v allows",
+            MemoryKind::Gpu => "the GPU's memory",
+            MemoryKind::Machine => "memory",
+            MemoryKind::AddressSpace => "the address space that ulimit -v allows",
         };
         write!(
             f,
@@ -70,8 +70,8 @@ impl fmt::Display for Shortage {
             mib(self.free.bytes)
         )?;
         match self.fitting {
-            Some(side) => write!(f, "with max-size={side} they would fit"),
-            None => f.write_str("no max-size would do"),
+            Some(side) => write!(f, "max-size={side} would fit"),
+            None => f.write_str("no max-size would fit"),
         }
     }
 }
@@ -81,14 +81,19 @@ impl Stylizer {
     /// where the CPU computes, the machine's. The network is not part of it.
     pub fn needed_bytes(&self, frame: (usize, usize)) -> usize {
         let size = fit(frame, self.config.max_size);
-        self.bytes(&self.config, &self.style, frame, (size, self.kind()))
+        self.bytes(
+            &self.config,
+            &self.style,
+            frame,
+            (size, self.device_memory()),
+        )
     }
 
     /// The memory that decides on the device, where there is no limit of the address space.
-    fn kind(&self) -> Kind {
+    fn device_memory(&self) -> MemoryKind {
         match self.device().is_cpu() {
-            true => Kind::Machine,
-            false => Kind::Gpu,
+            true => MemoryKind::Machine,
+            false => MemoryKind::Gpu,
         }
     }
 
@@ -116,29 +121,36 @@ impl Stylizer {
         style: &StyleImage,
         frame: (usize, usize),
     ) -> Result<(), Error> {
-        let address_space = match self.kind() {
-            Kind::Gpu => None,
-            _ => device::free_address_space(),
-        };
-        for (free, kind) in [
-            (device::free_bytes(self.device())?, self.kind()),
-            (address_space, Kind::AddressSpace),
-        ] {
-            let Some(free) = free else {
-                continue;
-            };
-            let bytes = free.saturating_add(self.canvas_bytes());
-            let needed = |size| self.bytes(config, style, frame, (size, kind));
-            check(frame, config.max_size, FreeMemory { bytes, kind }, needed)
-                .map_err(Error::Memory)?;
+        for free in self.free_memory()? {
+            let needed = |size| self.bytes(config, style, frame, (size, free.kind));
+            check(frame, config.max_size, free, needed).map_err(Error::Memory)?;
         }
         Ok(())
     }
 
+    /// The memory that is free for frames, of each kind that is limited. One that is not known is left out.
+    fn free_memory(&self) -> Result<Vec<FreeMemory>, Error> {
+        let device = self.device();
+        let address_space = device.is_cpu().then(device::free_address_space);
+        let free = [
+            (device::free_bytes(device)?, self.device_memory()),
+            (address_space.flatten(), MemoryKind::AddressSpace),
+        ];
+        let known = |(bytes, kind): (Option<usize>, _)| {
+            let bytes = bytes?.saturating_add(self.canvas_bytes());
+            Some(FreeMemory { bytes, kind })
+        };
+        Ok(free.into_iter().filter_map(known).collect())
+    }
+
     /// Replaces a GPU's out-of-memory error by one that says what would fit.
     pub(super) fn explain_out_of_memory(&self, error: Error, frame: (usize, usize)) -> Error {
+        // Of the driver, and of cuBLAS and cuDNN.
         let out_of_memory = match &error {
-            Error::Tensor(cause) => cause.to_string().contains("OUT_OF_MEMORY"),
+            Error::Tensor(cause) => {
+                let cause = cause.to_string();
+                cause.contains("OUT_OF_MEMORY") || cause.contains("ALLOC_FAILED")
+            }
             _ => false,
         };
         if !out_of_memory {
@@ -156,7 +168,7 @@ impl Stylizer {
         config: &Config,
         style: &StyleImage,
         frame: (usize, usize),
-        (size, kind): ((usize, usize), Kind),
+        (size, kind): ((usize, usize), MemoryKind),
     ) -> usize {
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
         let objective = Objective::bytes(&self.vgg, size, content_layers, style_layers);
@@ -167,12 +179,12 @@ impl Stylizer {
         let features = match kind {
             // The objective's tensors take no memory until they are written, which is after those of
             // the style have been freed.
-            Kind::Machine => objective.max(style),
-            Kind::Gpu | Kind::AddressSpace => objective + style,
+            MemoryKind::Machine => objective.max(style),
+            MemoryKind::Gpu | MemoryKind::AddressSpace => objective + style,
         };
         let scratch = match kind {
-            Kind::Gpu => device::scratch_bytes(size),
-            Kind::Machine | Kind::AddressSpace => {
+            MemoryKind::Gpu => device::scratch_bytes(size),
+            MemoryKind::Machine | MemoryKind::AddressSpace => {
                 let threads = self.thread_pool.current_num_threads();
                 SCRATCH_OF_THREAD * threads + FRAME_COPIES * image_bytes(frame)
             }
@@ -252,7 +264,7 @@ mod tests {
     }
 
     fn memory(bytes: usize) -> FreeMemory {
-        let kind = Kind::Machine;
+        let kind = MemoryKind::Machine;
         FreeMemory { bytes, kind }
     }
 
@@ -287,18 +299,16 @@ mod tests {
         assert_eq!(
             shortage.to_string(),
             "frames of 640x480 take about 2 MiB of memory, of which 1 MiB are free; \
-             no max-size would do"
+             no max-size would fit"
         );
         let gpu = FreeMemory {
             bytes: 1 << 20,
-            kind: Kind::Gpu,
+            kind: MemoryKind::Gpu,
         };
         let shortage = check((480, 640), Some(512), gpu, bytes).unwrap_err();
         assert!(shortage.to_string().contains("of the GPU's memory"));
         assert!(
-            shortage
-                .to_string()
-                .ends_with("with max-size=373 they would fit"),
+            shortage.to_string().ends_with("max-size=373 would fit"),
             "{shortage}"
         );
     }
