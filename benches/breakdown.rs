@@ -10,7 +10,7 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor};
 use common::problem::{MIDDLE, Pictures, Problem, name, network, precision, threads};
 use common::timing::{argument, median, ms, timed};
-use gstgatys::ops::amx::Amx;
+use gstgatys::ops::Format;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::elementwise::{content_loss, total_variation};
 use gstgatys::ops::gram::{gram_backward, gram_residual};
@@ -135,9 +135,11 @@ impl Evaluation {
             .deepest()
             .max(config.style_layers.deepest());
         let (h, w, _) = image.dims3()?;
-        let amx = Amx::new().filter(|_| precision == Precision::Bf16);
-        let dtype = amx.map_or(DType::F32, |_| DType::BF16);
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, &Device::Cpu);
+        let format = match precision {
+            Precision::Bf16 => Format::Bf16,
+            _ => Format::F32,
+        };
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, format.dtype(), &Device::Cpu);
         let used = Layer::all().take_while(|&layer| layer <= deepest);
         let mut layers: Vec<LayerOps> = Vec::new();
         for (layer, (kernel, bias)) in used.zip(&weights.convs) {
@@ -148,10 +150,7 @@ impl Evaluation {
                 }
                 _ => (kernel.clone(), bias.clone(), Border::Zeros),
             };
-            let conv = match amx {
-                Some(amx) => Conv3x3::bf16(&kernel, &bias, border, amx)?,
-                None => Conv3x3::new(&kernel, &bias, border)?,
-            };
+            let conv = Conv3x3::new(&kernel, &bias, border, format)?;
             let size = |channels| {
                 [
                     h >> layer.pools_before(),

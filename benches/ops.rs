@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 use common::problem::{MIDDLE, threads};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
+use gstgatys::ops::Format;
 use gstgatys::ops::amx::Amx;
 use gstgatys::ops::conv::{Border, Conv3x3};
 use gstgatys::ops::elementwise as vector;
@@ -41,14 +42,12 @@ const CHANNELS: [usize; 5] = [64, 128, 256, 512, 512];
 fn main() {
     threads(0).install(|| {
         let mut criterion = Criterion::default().configure_from_args();
-        convolutions(&mut criterion, DType::F32, Conv3x3::new);
+        convolutions(&mut criterion, Format::F32);
         poolings(&mut criterion, DType::F32);
         losses(&mut criterion, DType::F32);
         match Amx::new() {
-            Some(amx) => {
-                convolutions(&mut criterion, DType::BF16, |kernel, bias, border| {
-                    Conv3x3::bf16(kernel, bias, border, amx)
-                });
+            Some(_) => {
+                convolutions(&mut criterion, Format::Bf16);
                 poolings(&mut criterion, DType::BF16);
                 losses(&mut criterion, DType::BF16);
             }
@@ -85,11 +84,8 @@ impl<'a> Group<'a> {
     }
 }
 
-fn convolutions(
-    criterion: &mut Criterion,
-    dtype: DType,
-    make: impl Fn(&Tensor, &Tensor, Border) -> Result<Conv3x3>,
-) {
+fn convolutions(criterion: &mut Criterion, format: Format) {
+    let dtype = format.dtype();
     let mut group = Group::new(criterion, &format!("convolution {}", dtype.as_str()));
     for (layer, block, inputs, outputs) in CONVS {
         let (w, h) = MIDDLE;
@@ -101,7 +97,7 @@ fn convolutions(
                 3 => Border::Replicate,
                 _ => Border::Zeros,
             };
-            make(&kernel, &noise(outputs), border).expect("a convolution")
+            Conv3x3::new(&kernel, &noise(outputs), border, format).expect("a convolution")
         };
         group.run(&format!("{layer} forward"), work.clone(), || {
             let (conv, input) = (conv(), conv_input(block, inputs, dtype));

@@ -70,8 +70,8 @@ fn convolution(
         let device_kernel = kernel.to_device(&bench.device)?;
         let device_bias = bias.to_device(&bench.device)?;
         Ok((
-            Conv3x3::new(&kernel, &bias, border)?,
-            Conv3x3::with_format(&device_kernel, &device_bias, border, format)?,
+            Conv3x3::new(&kernel, &bias, border, Format::F32)?,
+            Conv3x3::new(&device_kernel, &device_bias, border, format)?,
         ))
     };
     report.check(&title("forward"), tolerance(format), || {

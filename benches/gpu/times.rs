@@ -201,7 +201,7 @@ fn operations(
             row(&title, Some(flops), &|format| {
                 let kernel = data::kernel([n_in, n_out], 1).to_device(&bench.device)?;
                 let bias = noise(n_out, 2).to_device(&bench.device)?;
-                let conv = Conv3x3::with_format(&kernel, &bias, border, format)?;
+                let conv = Conv3x3::new(&kernel, &bias, border, format)?;
                 let stored = if n_in == 3 { Format::F32 } else { format };
                 let input = to_device(&input, stored)?;
                 let output = to_device(&output, format)?;

@@ -129,7 +129,7 @@ pub fn repeats(bench: &Bench, options: &Options, report: &mut Report) {
                     |tensor: Tensor| bench.host_and_device(tensor, format).map(|both| both.1);
                 let (_, kernel) = bench.host_and_device_f32(kernel([n, n], 1))?;
                 let (_, bias) = bench.host_and_device_f32(noise(n, 2))?;
-                let conv = Conv3x3::with_format(&kernel, &bias, Border::Zeros, format)?;
+                let conv = Conv3x3::new(&kernel, &bias, Border::Zeros, format)?;
                 let (input, output) = (
                     to_device(features((h, w, n), 3))?,
                     to_device(noise((h, w, n), 4))?,

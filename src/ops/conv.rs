@@ -10,13 +10,13 @@
 use super::amx::{self, Amx};
 #[cfg(feature = "cudnn")]
 use super::cuda::conv as cuda;
-use super::im2col::Im2colKernel;
-use super::winograd::{self, Epilogue, Loader, WinogradKernel};
+use super::im2col::Im2colConv;
+use super::winograd;
+use super::winograd::convolution::WinogradConv;
 use super::{Format, op2, op3, store, to_f32, use_cpu_kernels};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module};
 use half::bf16;
-use pulp::Simd;
 
 /// How the input is padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,20 +38,13 @@ pub struct Conv3x3 {
 
 enum Backend {
     /// CPU, `f32`: many channels and a border of zeros.
-    Winograd {
-        forward: WinogradKernel,
-        adjoint: WinogradKernel,
-        bias: Vec<f32>,
-    },
+    Winograd(WinogradConv),
     /// CPU, bf16: the same.
     Amx(amx::AmxConv),
     /// CPU, bf16: from an image, its border replicated, to features (conv1_1).
     AmxImage(amx::AmxImageConv),
     /// CPU, `f32`: any other, which is conv1_1.
-    Im2col {
-        kernel: Im2colKernel,
-        bias: Vec<f32>,
-    },
+    Im2col(Im2colConv),
     /// CUDA, from features.
     #[cfg(feature = "cudnn")]
     Cuda(cuda::Conv),
@@ -67,45 +60,13 @@ enum Backend {
 }
 
 impl Conv3x3 {
-    /// A convolution in `f32`, on the device of its kernel `[out_channels, in_channels, 3, 3]` and
-    /// bias `[out_channels]`, both `f32`.
-    pub fn new(kernel: &Tensor, bias: &Tensor, border: Border) -> Result<Self> {
-        Self::with_format(kernel, bias, border, Format::F32)
-    }
-
-    /// The same in `format`; the CPU takes [`Format::F32`] only.
-    pub fn with_format(
-        kernel: &Tensor,
-        bias: &Tensor,
-        border: Border,
-        format: Format,
-    ) -> Result<Self> {
-        Self::with(kernel, bias, border, || match kernel.device() {
-            Device::Cpu if use_cpu_kernels() => match format {
-                Format::F32 => Backend::cpu(kernel, bias, border, None),
-                _ => bail!("{format:?} is for a GPU"),
-            },
-            #[cfg(feature = "cudnn")]
-            Device::Cuda(_) => Backend::cuda(kernel, bias, border, format),
-            _ => Backend::composed(kernel, bias, border, format),
-        })
-    }
-
-    /// The same in bf16 on the CPU: either from an `f32` image with a replicated border, or between
-    /// features padded with zeros. The numbers of feature channels are multiples of
-    /// [`amx::CHANNEL_MULTIPLE`].
-    pub fn bf16(kernel: &Tensor, bias: &Tensor, border: Border, amx: Amx) -> Result<Self> {
-        Self::with(kernel, bias, border, || {
-            Backend::cpu(kernel, bias, border, Some(amx))
-        })
-    }
-
-    fn with(
-        kernel: &Tensor,
-        bias: &Tensor,
-        border: Border,
-        backend: impl FnOnce() -> Result<Backend>,
-    ) -> Result<Self> {
+    /// A convolution in `format`, on the device of its kernel `[out_channels, in_channels, 3, 3]` and bias
+    /// `[out_channels]`, both `f32`.
+    ///
+    /// On the CPU, bf16 needs AMX, and either an image with a replicated border as the input or features
+    /// padded with zeros; the numbers of feature channels are multiples of [`amx::CHANNEL_MULTIPLE`].
+    /// An image is `f32` in every format.
+    pub fn new(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
         let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
         if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
             bail!(
@@ -114,11 +75,17 @@ impl Conv3x3 {
                 bias.dims()
             );
         }
+        let backend = match kernel.device() {
+            Device::Cpu if use_cpu_kernels() => Backend::cpu(kernel, bias, border, format),
+            #[cfg(feature = "cudnn")]
+            Device::Cuda(_) => Backend::cuda(kernel, bias, border, format),
+            _ => Backend::composed(kernel, bias, border, format),
+        };
         Ok(Self {
             in_channels,
             out_channels,
             border,
-            backend: backend()?,
+            backend: backend?,
         })
     }
 
@@ -133,18 +100,14 @@ impl Conv3x3 {
     /// Size of the packed kernels and the bias in bytes.
     pub fn packed_bytes(&self) -> usize {
         match &self.backend {
-            Backend::Winograd {
-                forward,
-                adjoint,
-                bias,
-            } => forward.bytes() + adjoint.bytes() + size_of_val(bias.as_slice()),
+            Backend::Winograd(conv) => conv.bytes(),
             Backend::Amx(conv) => conv.bytes(),
             Backend::AmxImage(conv) => conv.bytes(),
+            Backend::Im2col(conv) => conv.bytes(),
             #[cfg(feature = "cudnn")]
             Backend::Cuda(conv) => conv.bytes(),
             #[cfg(feature = "cudnn")]
             Backend::CudaImage(conv) => conv.bytes(),
-            Backend::Im2col { kernel, bias } => kernel.bytes() + size_of_val(bias.as_slice()),
             Backend::Composed {
                 forward, adjoint, ..
             } => [forward, adjoint]
@@ -163,13 +126,9 @@ impl Conv3x3 {
         expect(input, [h, w, self.in_channels])?;
         expect(output, [h, w, self.out_channels])?;
         match &self.backend {
-            Backend::Winograd { forward, bias, .. } => {
+            Backend::Winograd(conv) => {
                 let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
-                    let input = FeatureLoader {
-                        values: input,
-                        channels: self.in_channels,
-                    };
-                    forward.convolve([h, w], &input, output, &BiasRelu { bias });
+                    conv.forward([h, w], input, output);
                 });
                 output.inplace_op2(input, &op)
             }
@@ -185,13 +144,9 @@ impl Conv3x3 {
                 });
                 output.inplace_op2(input, &op)
             }
-            Backend::Im2col { kernel, bias } => {
+            Backend::Im2col(conv) => {
                 let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
-                    kernel.forward([h, w], input, output, |pixel, sums| {
-                        for ((value, sum), bias) in pixel.iter_mut().zip(sums).zip(bias) {
-                            *value = (sum + bias).max(0.0);
-                        }
-                    });
+                    conv.forward([h, w], input, output);
                 });
                 output.inplace_op2(input, &op)
             }
@@ -232,19 +187,11 @@ impl Conv3x3 {
         expect(upstream, [h, w, self.out_channels])?;
         expect(gradient, [h, w, self.in_channels])?;
         match &self.backend {
-            Backend::Winograd { adjoint, .. } => {
+            Backend::Winograd(conv) => {
                 let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
-                        let pixels = |values| FeatureLoader {
-                            values,
-                            channels: self.out_channels,
-                        };
-                        let input = MaskedGradientLoader {
-                            upstream: pixels(upstream),
-                            output: pixels(output),
-                        };
-                        adjoint.convolve([h, w], &input, gradient, &StoreSums);
+                        conv.backward([h, w], upstream, output, gradient);
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
@@ -267,19 +214,11 @@ impl Conv3x3 {
                 );
                 gradient.inplace_op3(upstream, output, &op)
             }
-            Backend::Im2col { kernel, .. } => {
+            Backend::Im2col(conv) => {
                 let op = op3(
                     "conv3x3-backward",
                     |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
-                        kernel.adjoint([h, w], gradient, |pixel, values| {
-                            let range = pixel * values.len()..(pixel + 1) * values.len();
-                            let active = upstream[range.clone()].iter().zip(&output[range]);
-                            for (value, (upstream, output)) in values.iter_mut().zip(active) {
-                                // A bit mask, as a branch would be unpredictable.
-                                let mask = u32::from(*output > 0.0).wrapping_neg();
-                                *value = f32::from_bits(upstream.to_bits() & mask);
-                            }
-                        });
+                        conv.backward([h, w], upstream, output, gradient);
                     },
                 );
                 gradient.inplace_op3(upstream, output, &op)
@@ -306,9 +245,7 @@ impl Conv3x3 {
             }
         }
     }
-}
 
-impl Conv3x3 {
     /// An operand of the composed convolution. That of conv1_1 is `f32` in every format, as on
     /// CUDA.
     fn operand(&self, format: Format, tensor: &Tensor) -> Result<Tensor> {
@@ -340,64 +277,16 @@ fn fold(tensor: &Tensor, dim: usize) -> Result<Tensor> {
     tensor.narrow(dim, 1, n)? + first + last
 }
 
-/// Loads features `[h, w, channels]`.
-struct FeatureLoader<'a> {
-    values: &'a [f32],
-    channels: usize,
-}
-
-impl Loader for FeatureLoader<'_> {
-    #[inline(always)]
-    fn load<S: Simd>(&self, _: S, pixel: usize, channel: usize) -> S::f32s {
-        let start = pixel * self.channels + channel;
-        S::as_simd_f32s(&self.values[start..start + S::F32_LANES]).0[0]
-    }
-}
-
-/// Loads the gradient with respect to a convolution's output, masked by the ReLU's derivative.
-struct MaskedGradientLoader<'a> {
-    upstream: FeatureLoader<'a>,
-    output: FeatureLoader<'a>,
-}
-
-impl Loader for MaskedGradientLoader<'_> {
-    #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, pixel: usize, channel: usize) -> S::f32s {
-        let zero = simd.splat_f32s(0.0);
-        let active = simd.less_than_f32s(zero, self.output.load(simd, pixel, channel));
-        simd.select_f32s(active, self.upstream.load(simd, pixel, channel), zero)
-    }
-}
-
-/// `relu(sums + bias)`
-struct BiasRelu<'a> {
-    bias: &'a [f32],
-}
-
-impl Epilogue for BiasRelu<'_> {
-    #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, dst: &mut S::f32s, channel: usize, sums: S::f32s) {
-        let bias = S::as_simd_f32s(&self.bias[channel..channel + S::F32_LANES]).0[0];
-        *dst = simd.max_f32s(simd.add_f32s(sums, bias), simd.splat_f32s(0.0));
-    }
-}
-
-/// Stores the sums unchanged.
-struct StoreSums;
-
-impl Epilogue for StoreSums {
-    #[inline(always)]
-    fn store<S: Simd>(&self, _: S, dst: &mut S::f32s, _: usize, sums: S::f32s) {
-        *dst = sums;
-    }
-}
-
 impl Backend {
-    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border, amx: Option<Amx>) -> Result<Self> {
+    fn cpu(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
+        let amx = match format {
+            Format::F32 => None,
+            Format::Bf16 => Some(Amx::require()?),
+            Format::Tf32 | Format::F16 => bail!("{format:?} is for a GPU"),
+        };
         let (n_out, n_in, _, _) = kernel.dims4()?;
         let weights = kernel.flatten_all()?.to_vec1::<f32>()?;
         let weight = |out: usize, input: usize, tap: usize| weights[(out * n_in + input) * 9 + tap];
-        let adjoint = |out: usize, input: usize, tap: usize| weight(input, out, 8 - tap);
         let bias = bias.to_vec1::<f32>()?;
         let many = |channels: usize| {
             border == Border::Zeros
@@ -419,15 +308,10 @@ impl Backend {
                 "features in bf16 have a multiple of {} channels, not {n_in} and {n_out}",
                 amx::CHANNEL_MULTIPLE
             ),
-            None if many(winograd::CHANNEL_MULTIPLE) => Self::Winograd {
-                forward: WinogradKernel::new(n_in, n_out, weight),
-                adjoint: WinogradKernel::new(n_out, n_in, adjoint),
-                bias,
-            },
-            None => Self::Im2col {
-                kernel: Im2colKernel::new(n_in, n_out, border, weight),
-                bias,
-            },
+            None if many(winograd::CHANNEL_MULTIPLE) => {
+                Self::Winograd(WinogradConv::new(n_in, bias, weight))
+            }
+            None => Self::Im2col(Im2colConv::new(n_in, bias, border, weight)),
         })
     }
 

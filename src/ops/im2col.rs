@@ -129,10 +129,10 @@ impl WithSimd for PanelProduct<'_> {
     }
 }
 
-/// A 3x3 kernel and its transpose, packed for im2col.
-pub struct Im2colKernel {
+/// `relu(input * kernel + bias)`. Features are row-major.
+pub struct Im2colConv {
     n_in: usize,
-    n_out: usize,
+    bias: Vec<f32>,
     border: Border,
     /// `[taps * n_in, n_out]`
     forward: PanelMatrix,
@@ -140,41 +140,36 @@ pub struct Im2colKernel {
     adjoint: PanelMatrix,
 }
 
-impl Im2colKernel {
-    /// The kernel whose weight is `weight(output channel, input channel, tap)`, its taps counted
-    /// row by row.
+impl Im2colConv {
+    /// The convolution whose weights are `weight(output channel, input channel, tap)`, taps in
+    /// row-major order.
     pub fn new(
         n_in: usize,
-        n_out: usize,
+        bias: Vec<f32>,
         border: Border,
         weight: impl Fn(usize, usize, usize) -> f32,
     ) -> Self {
+        let n_out = bias.len();
         let at = |out: usize, row: usize| weight(out, row % n_in, row / n_in);
         Self {
             n_in,
-            n_out,
             border,
             forward: PanelMatrix::new(9 * n_in, n_out, |row, out| at(out, row)),
             adjoint: PanelMatrix::new(n_out, 9 * n_in, at),
+            bias,
         }
     }
 
-    /// Size of the packed kernel in bytes.
+    /// Size of the packed kernels and the bias in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.forward.values.as_slice()) + size_of_val(self.adjoint.values.as_slice())
+        let kernels = [&self.forward, &self.adjoint].map(|kernel| kernel.values.len());
+        (kernels[0] + kernels[1] + self.bias.len()) * size_of::<f32>()
     }
 
-    /// Convolves `input` `[h, w, n_in]`; `write(pixel, sums)` stores the sums of one pixel of
-    /// `output` `[h, w, n_out]`.
-    pub fn forward(
-        &self,
-        [h, w]: [usize; 2],
-        input: &[f32],
-        output: &mut [f32],
-        write: impl Fn(&mut [f32], &[f32]) + Sync,
-    ) {
-        let n = self.n_in;
-        let rows = output.par_chunks_exact_mut(w * self.n_out).enumerate();
+    /// `output = relu(input * kernel + bias)`, from `[h, w, n_in]` to `[h, w, n_out]`.
+    pub fn forward(&self, [h, w]: [usize; 2], input: &[f32], output: &mut [f32]) {
+        let (n, n_out) = (self.n_in, self.bias.len());
+        let rows = output.par_chunks_exact_mut(w * n_out).enumerate();
         rows.with_min_len(TASK_ROWS).for_each(|(y, output)| {
             ROW_SCRATCH.with_borrow_mut(|scratch| {
                 let sums = self.forward.multiply(w, scratch, |x, values| {
@@ -190,21 +185,23 @@ impl Im2colKernel {
                     }
                 });
                 let sums = sums.chunks_exact(self.forward.columns);
-                for (pixel, sums) in output.chunks_exact_mut(self.n_out).zip(sums) {
-                    write(pixel, sums);
+                for (pixel, sums) in output.chunks_exact_mut(n_out).zip(sums) {
+                    for ((value, sum), bias) in pixel.iter_mut().zip(sums).zip(&self.bias) {
+                        *value = (sum + bias).max(0.0);
+                    }
                 }
             });
         });
     }
 
-    /// The adjoint of the convolution: writes the gradient with respect to its input to `gradient`
-    /// `[h, w, n_in]`. `read(pixel, values)` supplies the gradient with respect to one pixel's
-    /// sums.
-    pub fn adjoint(
+    /// Writes the gradient with respect to the input `[h, w, n_in]`: `upstream`, where `output` is above
+    /// 0, both `[h, w, n_out]`, convolved with the adjoint.
+    pub fn backward(
         &self,
         [h, w]: [usize; 2],
+        upstream: &[f32],
+        output: &[f32],
         gradient: &mut [f32],
-        read: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let n = self.n_in;
         let tasks = gradient.par_chunks_mut(TASK_ROWS * w * n).enumerate();
@@ -216,7 +213,14 @@ impl Im2colKernel {
                 // The rows next to the task's own have taps in it.
                 for y in rows.start.saturating_sub(1)..(rows.end + 1).min(h) {
                     let products = self.adjoint.multiply(w, scratch, |x, values| {
-                        read(y * w + x, values);
+                        let start = (y * w + x) * values.len();
+                        let range = start..start + values.len();
+                        let active = upstream[range.clone()].iter().zip(&output[range]);
+                        for (value, (upstream, output)) in values.iter_mut().zip(active) {
+                            // A bit mask, as a branch would be unpredictable.
+                            let mask = u32::from(*output > 0.0).wrapping_neg();
+                            *value = f32::from_bits(upstream.to_bits() & mask);
+                        }
                     });
                     let products = products.chunks_exact(self.adjoint.columns).enumerate();
                     for (x, products) in products {

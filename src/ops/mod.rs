@@ -16,7 +16,7 @@
 //! - Any other, such as CUDA without that feature: composed of candle's own operations.
 //!
 //! Most operations match on the device in each call, in this order of arms. A convolution packs its
-//! kernel for the backend and so chooses it once, in the constructors of [`conv::Conv3x3`]. Outside
+//! kernel for the backend and so chooses it once, in [`conv::Conv3x3::new`]. Outside
 //! tests `use_cpu_kernels` is always true. Tests turn it off (`for_each_backend`,
 //! `with_composed_ops`) to run the composed operations on the CPU, where these also emulate the
 //! formats of a GPU.
@@ -319,7 +319,7 @@ fn read_factor(factor: &Tensor) -> Result<f32> {
 /// Whether operations on CPU tensors use the native kernels. Tests can turn this off, to check the
 /// composed operations without the devices that they are for.
 #[cfg(not(test))]
-fn use_cpu_kernels() -> bool {
+pub(crate) fn use_cpu_kernels() -> bool {
     true
 }
 
@@ -329,7 +329,7 @@ thread_local! {
 }
 
 #[cfg(test)]
-fn use_cpu_kernels() -> bool {
+pub(crate) fn use_cpu_kernels() -> bool {
     USE_CPU_KERNELS.get()
 }
 

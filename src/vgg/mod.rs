@@ -12,11 +12,11 @@ pub mod weights;
 use crate::ops::conv::{Border, Conv3x3};
 use crate::ops::elementwise::clear;
 pub use crate::ops::pool::Pooling;
+use crate::ops::{Format, use_cpu_kernels};
 use crate::threads;
 use candle_core::{DType, Device, Tensor, bail};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
-use precision::ResolvedPrecision;
 pub use precision::{Error as PrecisionError, Precision};
 use std::fmt;
 use std::str::FromStr;
@@ -196,8 +196,7 @@ struct TensorSlice {
 pub struct Vgg {
     convs: Vec<Conv3x3>,
     device: Device,
-    precision: Precision,
-    dtype: DType,
+    format: Format,
     family: String,
     preprocessing: Preprocessing,
 }
@@ -205,30 +204,19 @@ pub struct Vgg {
 impl Vgg {
     /// Puts `weights` on `device`, in f32. They may end at any layer, but not before conv1_1.
     pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
-        Self::build(weights.clone(), device, ResolvedPrecision::F32)
+        Self::build(weights.clone(), device, Format::F32)
     }
 
-    /// A network on the CPU that emulates a GPU's arithmetic in `format`.
+    /// A network on the CPU that emulates a GPU's arithmetic in `format`, with the composed operations.
     #[cfg(test)]
-    pub(crate) fn emulated(
-        weights: &Weights,
-        format: crate::ops::Format,
-    ) -> candle_core::Result<Self> {
-        Self::build(
-            weights.clone(),
-            &Device::Cpu,
-            ResolvedPrecision::Gpu(format),
-        )
+    pub(crate) fn emulated(weights: &Weights, format: Format) -> candle_core::Result<Self> {
+        Self::build(weights.clone(), &Device::Cpu, format)
     }
 
     /// The preprocessing of the image is folded into conv1_1, which replicates the image's border:
     /// zero padding would leave a visible frame around the picture. All other layers are padded with
     /// zeros, as in training.
-    fn build(
-        weights: Weights,
-        device: &Device,
-        resolved: ResolvedPrecision,
-    ) -> candle_core::Result<Self> {
+    fn build(weights: Weights, device: &Device, format: Format) -> candle_core::Result<Self> {
         let Weights {
             convs,
             preprocessing,
@@ -249,30 +237,22 @@ impl Vgg {
                 (kernel, bias, Border::Zeros)
             };
             let (kernel, bias) = (kernel.to_device(device)?, bias.to_device(device)?);
-            match resolved {
-                ResolvedPrecision::F32 => Conv3x3::new(&kernel, &bias, border),
-                ResolvedPrecision::Bf16(amx) => Conv3x3::bf16(&kernel, &bias, border, amx),
-                ResolvedPrecision::Gpu(format) => {
-                    Conv3x3::with_format(&kernel, &bias, border, format)
-                }
-            }
+            Conv3x3::new(&kernel, &bias, border, format)
         };
         let load = || convs.into_iter().enumerate().map(conv).collect();
-        let convs: candle_core::Result<_> = match resolved {
-            ResolvedPrecision::Gpu(_) => load(),
+        let convs: candle_core::Result<_> = match device.is_cpu() && use_cpu_kernels() {
             // A temporary pool: rayon's global one would stay, and panics where threads cannot be
             // started.
-            _ => threads::pool(0)
+            true => threads::pool(0)
                 .build()
                 .map_err(candle_core::Error::wrap)?
                 .install(load),
+            false => load(),
         };
-        let convs = convs?;
         Ok(Self {
-            convs,
+            convs: convs?,
             device: device.clone(),
-            precision: resolved.precision(),
-            dtype: resolved.dtype(),
+            format,
             family,
             preprocessing,
         })
@@ -294,7 +274,7 @@ impl Vgg {
 
     /// The precision of the features: never [`Precision::Auto`].
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.format.into()
     }
 
     /// The deepest layer that there are weights for.
@@ -325,20 +305,20 @@ impl Vgg {
     /// The device memory that [`allocate`](Self::allocate) takes.
     pub fn feature_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
         let (_, ends) = self.slices(h, w, deepest, MemoryLayout::KeepAll);
-        (ends[0] + ends[1]) * self.dtype.size_in_bytes()
+        (ends[0] + ends[1]) * self.format.dtype().size_in_bytes()
     }
 
     /// The device memory that [`allocate_gradients`](Self::allocate_gradients) takes.
     pub fn gradient_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
         let (_, ends) = self.slices(h, w, deepest, MemoryLayout::PingPong);
-        (ends[0] + ends[1]) * self.dtype.size_in_bytes()
+        (ends[0] + ends[1]) * self.format.dtype().size_in_bytes()
     }
 
     /// The device memory of one layer's features of an image `[h, w, 3]`.
     pub fn layer_bytes(&self, h: usize, w: usize, layer: Layer) -> usize {
         let channels = self.convs[layer.0].out_channels();
         let pools = layer.pools_before();
-        (h >> pools) * (w >> pools) * channels * self.dtype.size_in_bytes()
+        (h >> pools) * (w >> pools) * channels * self.format.dtype().size_in_bytes()
     }
 
     /// The tensors' positions in the two buffers, alternating from the first one on, and the
@@ -387,7 +367,7 @@ impl Vgg {
     ) -> candle_core::Result<Features> {
         let (slices, ends) = self.slices(h, w, deepest, layout);
         // At least one element, because a GPU cannot allocate zero bytes.
-        let buffer = |len: usize| match self.dtype {
+        let buffer = |len: usize| match self.format.dtype() {
             // Zeroed integers come from calloc, and take no memory until they are written.
             DType::BF16 if self.device.is_cpu() => {
                 let zeros: Vec<bf16> = vec![0u16; len.max(1)].reinterpret_into();

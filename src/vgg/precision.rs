@@ -6,7 +6,7 @@
 use super::weights::Weights;
 use crate::ops::Format;
 use crate::ops::amx::{Amx, CHANNEL_MULTIPLE};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use std::fmt;
 
 /// The format that weights, features and the gradients with respect to them are rounded to; with AMX not
@@ -41,31 +41,22 @@ impl fmt::Display for Precision {
 /// Why a device cannot compute in a precision.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("this CPU has no AMX, or the system does not let it be used; auto and f32 need none")]
+    #[error("this CPU has no AMX, or the system does not let it be used; use auto or f32")]
     NoAmx,
     #[error(
-        "bf16 takes layers whose channels are multiples of 32, which those of these weights are not; \
-         auto and f32 take any"
+        "bf16 needs layers with multiples of 32 channels, which these weights do not all have; use auto or f32"
     )]
     Narrow,
     #[error("a CPU computes in f32, or in bf16 where it has AMX")]
     NotOnCpu,
     #[error(
-        "this build has no cuDNN, without which a GPU computes in f32 alone; one with the Cargo feature ‘cudnn’ does"
+        "this build has no cuDNN, without which a GPU computes in f32 only; one with the Cargo feature ‘cudnn’ does"
     )]
     NoCudnn,
     #[error(
-        "this GPU is older than Ampere (compute capability 8.0), which bf16 and tf32 take; auto, f16 and f32 do without"
+        "this GPU is older than Ampere (compute capability 8.0), which bf16 and tf32 need; use auto, f16 or f32"
     )]
     BeforeAmpere,
-}
-
-/// A precision that the device has, never `Auto`, with what its computation needs.
-#[derive(Clone, Copy)]
-pub(super) enum ResolvedPrecision {
-    F32,
-    Bf16(Amx),
-    Gpu(Format),
 }
 
 impl Precision {
@@ -79,18 +70,16 @@ impl Precision {
         self.on(device).map(drop)
     }
 
-    /// Resolves it on `device`, for a network that suits all precisions.
-    pub(super) fn on(self, device: &Device) -> Result<ResolvedPrecision, Error> {
+    /// The format that it is on `device`, for a network that suits all of them.
+    pub(super) fn on(self, device: &Device) -> Result<Format, Error> {
         if !device.is_cpu() {
-            return self
-                .on_gpu(GpuSupport::of(device))
-                .map(ResolvedPrecision::Gpu);
+            return self.on_gpu(GpuSupport::of(device));
         }
-        match self {
-            Self::F32 => Ok(ResolvedPrecision::F32),
-            Self::Auto => Ok(Amx::new().map_or(ResolvedPrecision::F32, ResolvedPrecision::Bf16)),
-            Self::Bf16 => Amx::new().map(ResolvedPrecision::Bf16).ok_or(Error::NoAmx),
-            Self::Tf32 | Self::F16 => Err(Error::NotOnCpu),
+        match (self, Amx::new()) {
+            (Self::F32, _) | (Self::Auto, None) => Ok(Format::F32),
+            (Self::Bf16 | Self::Auto, Some(_)) => Ok(Format::Bf16),
+            (Self::Bf16, None) => Err(Error::NoAmx),
+            (Self::Tf32 | Self::F16, _) => Err(Error::NotOnCpu),
         }
     }
 
@@ -105,24 +94,19 @@ impl Precision {
         }
     }
 
-    /// Resolves it on `device` for a network with these weights.
-    pub(super) fn resolve(
-        self,
-        device: &Device,
-        weights: &Weights,
-    ) -> Result<ResolvedPrecision, Error> {
-        match self.on(device)? {
-            ResolvedPrecision::Bf16(_)
-                if weights
-                    .channels()
-                    .any(|n| !n.is_multiple_of(CHANNEL_MULTIPLE)) =>
-            {
-                match self {
-                    Self::Auto => Ok(ResolvedPrecision::F32),
-                    _ => Err(Error::Narrow),
-                }
-            }
-            resolved => Ok(resolved),
+    /// The format that it is on `device` for a network with these weights.
+    pub(super) fn resolve(self, device: &Device, weights: &Weights) -> Result<Format, Error> {
+        let format = self.on(device)?;
+        let narrow = || {
+            weights
+                .channels()
+                .any(|n| !n.is_multiple_of(CHANNEL_MULTIPLE))
+        };
+        match (format, self) {
+            (Format::Bf16, _) if !device.is_cpu() || !narrow() => Ok(format),
+            (Format::Bf16, Self::Auto) => Ok(Format::F32),
+            (Format::Bf16, _) => Err(Error::Narrow),
+            _ => Ok(format),
         }
     }
 }
@@ -151,26 +135,13 @@ impl GpuSupport {
     }
 }
 
-impl ResolvedPrecision {
-    /// The type of features and of the gradients with respect to them.
-    pub(super) fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16(_) => DType::BF16,
-            Self::Gpu(format) => format.dtype(),
-        }
-    }
-
-    pub(super) fn precision(self) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::Bf16(_) => Precision::Bf16,
-            Self::Gpu(format) => match format {
-                Format::F32 => Precision::F32,
-                Format::Tf32 => Precision::Tf32,
-                Format::Bf16 => Precision::Bf16,
-                Format::F16 => Precision::F16,
-            },
+impl From<Format> for Precision {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::F32 => Self::F32,
+            Format::Tf32 => Self::Tf32,
+            Format::Bf16 => Self::Bf16,
+            Format::F16 => Self::F16,
         }
     }
 }
@@ -203,8 +174,7 @@ mod tests {
 
     #[test]
     fn precisions_of_the_cpu() {
-        let on_cpu =
-            |precision: Precision| precision.on(&Device::Cpu).map(ResolvedPrecision::precision);
+        let on_cpu = |precision: Precision| precision.on(&Device::Cpu).map(Precision::from);
         assert_eq!(on_cpu(Precision::F32).unwrap(), Precision::F32);
         for precision in [Precision::Tf32, Precision::F16] {
             let error = precision.check(&Device::Cpu).unwrap_err();

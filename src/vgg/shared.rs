@@ -41,18 +41,18 @@ impl Vgg {
         // Taken before the file is read, so that replacing it meanwhile makes another network.
         let stamp = stamp(source);
         let key = |precision| (source.clone(), stamp, device.location(), precision);
-        if let Some(network) = lookup(&key(precision.on(device)?.precision())) {
+        if let Some(network) = lookup(&key(precision.on(device)?.into())) {
             return Ok(network);
         }
         // Loaded without the lock: of two concurrent calls both load, and one result is kept.
         let weights = Weights::load(source)?;
-        let resolved = precision.resolve(device, &weights)?;
-        let key = key(resolved.precision());
+        let format = precision.resolve(device, &weights)?;
+        let key = key(format.into());
         // `auto` may be resolved only once the weights are known.
         if let Some(network) = lookup(&key) {
             return Ok(network);
         }
-        let network = Arc::new(Self::build(weights, device, resolved)?);
+        let network = Arc::new(Self::build(weights, device, format)?);
         trim_heap();
         let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
         networks.retain(|_, network| network.strong_count() > 0);

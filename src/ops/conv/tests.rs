@@ -49,7 +49,7 @@ fn forward_matches_the_reference() {
         let expected = kernel.forward(&input, border);
         for_each_backend(|backend| {
             let (weights, bias) = kernel.tensors();
-            let op = Conv3x3::new(&weights, &bias, border).unwrap();
+            let op = Conv3x3::new(&weights, &bias, border, Format::F32).unwrap();
             // What is there before is overwritten.
             let output = Array::random(input.h, input.w, kernel.n_out, 3).tensor();
             op.forward(&input.tensor(), &output).unwrap();
@@ -68,7 +68,7 @@ fn backward_matches_the_reference() {
         let gradient = kernel.backward(&upstream, &output, border);
         for_each_backend(|backend| {
             let (weights, bias) = kernel.tensors();
-            let op = Conv3x3::new(&weights, &bias, border).unwrap();
+            let op = Conv3x3::new(&weights, &bias, border, Format::F32).unwrap();
             // What is there before is overwritten.
             let result = Array::random(input.h, input.w, kernel.n_in, 5).tensor();
             op.backward(&upstream.tensor(), &output.tensor(), &result, false)
@@ -105,7 +105,7 @@ fn reference_backward_is_the_adjoint() {
 fn results_do_not_depend_on_the_number_of_threads() {
     for (n_in, n_out, border) in [(24, 160, Border::Replicate), (32, 256, Border::Zeros)] {
         let (weights, bias) = ReferenceKernel::random(n_out, n_in, 1).tensors();
-        let op = Conv3x3::new(&weights, &bias, border).unwrap();
+        let op = Conv3x3::new(&weights, &bias, border, Format::F32).unwrap();
         for (h, w) in [(40, 61), (9, 16)] {
             let input = Array::random(h, w, n_in, 2).tensor();
             let run = |threads| {
@@ -131,7 +131,9 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn bf16_is_for_images_and_for_many_channels_between_zeros() {
-    let Some(amx) = Amx::for_tests() else { return };
+    if Amx::for_tests().is_none() {
+        return;
+    }
     for (border, n_in, n_out, fits) in [
         (Border::Zeros, 32, 64, true),
         (Border::Replicate, 3, 64, true),
@@ -141,7 +143,7 @@ fn bf16_is_for_images_and_for_many_channels_between_zeros() {
         (Border::Replicate, 3, 48, false),
     ] {
         let (weights, bias) = ReferenceKernel::random(n_out, n_in, 1).tensors();
-        let op = Conv3x3::bf16(&weights, &bias, border, amx);
+        let op = Conv3x3::new(&weights, &bias, border, Format::Bf16);
         assert_eq!(op.is_ok(), fits, "{n_in} to {n_out}, {border:?}");
         let Ok(op) = op else { continue };
         assert_eq!(matches!(op.backend, Backend::AmxImage(_)), n_in == 3);
@@ -159,7 +161,7 @@ fn bf16_is_for_images_and_for_many_channels_between_zeros() {
 #[test]
 fn shapes_that_do_not_fit_are_errors() {
     let (weights, bias) = ReferenceKernel::random(4, 3, 1).tensors();
-    let op = Conv3x3::new(&weights, &bias, Border::Zeros).unwrap();
+    let op = Conv3x3::new(&weights, &bias, Border::Zeros, Format::F32).unwrap();
     let zeros = |h, w, n| Array::zeros(h, w, n).tensor();
     assert!(op.forward(&zeros(5, 5, 4), &zeros(5, 5, 4)).is_err());
     assert!(op.forward(&zeros(5, 5, 3), &zeros(5, 4, 4)).is_err());
@@ -167,6 +169,6 @@ fn shapes_that_do_not_fit_are_errors() {
         op.backward(&zeros(5, 5, 4), &zeros(4, 5, 4), &zeros(5, 5, 3), false)
             .is_err()
     );
-    assert!(Conv3x3::new(&bias, &bias, Border::Zeros).is_err());
-    assert!(Conv3x3::new(&weights, &weights, Border::Zeros).is_err());
+    assert!(Conv3x3::new(&bias, &bias, Border::Zeros, Format::F32).is_err());
+    assert!(Conv3x3::new(&weights, &weights, Border::Zeros, Format::F32).is_err());
 }

@@ -9,6 +9,7 @@
 //! products m to the output tile. A block of tiles passes through all three while it is in a core's
 //! cache.
 
+pub mod convolution;
 pub mod transform;
 
 use super::DisjointSlices;
@@ -39,13 +40,13 @@ thread_local! {
 }
 
 /// Where the input comes from.
-pub trait Loader: Sync {
+trait Loader: Sync {
     /// Loads a vector of channels of `pixel`, from `channel` on.
     fn load<S: Simd>(&self, simd: S, pixel: usize, channel: usize) -> S::f32s;
 }
 
 /// What is applied to the sums as they are stored.
-pub trait Epilogue: Sync {
+trait Epilogue: Sync {
     /// Stores a vector of sums, of the channels from `channel` on, in `dst`.
     fn store<S: Simd>(&self, simd: S, dst: &mut S::f32s, channel: usize, sums: S::f32s);
 }
@@ -103,7 +104,7 @@ impl WinogradKernel {
 
     /// Convolves `input` `[h, w, n_in]`, padded with zeros, and stores the sums in `output` `[h, w,
     /// n_out]` through `epilogue`.
-    pub fn convolve(
+    fn convolve(
         &self,
         [h, w]: [usize; 2],
         input: &impl Loader,
