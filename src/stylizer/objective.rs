@@ -182,7 +182,7 @@ impl Objective {
 
     fn write_factors(&mut self, weights: LossWeights) -> Result<(), Error> {
         let scale = self.gradient_scale.value();
-        let mut factors = vec![0.0; self.exchange.allocated()];
+        let mut factors = vec![0.0; self.exchange.slots()];
         self.terms
             .set_gradient_factors(&mut factors, weights, scale);
         factors[self.unscale_slot.index] = (1.0 / scale) as f32;

@@ -3,7 +3,7 @@
 //! The curvature pairs of L-BFGS on a GPU, and the search direction from them. The host only chooses
 //! step lengths, so only [`DevicePairs::count_and_curvature`] waits for the device.
 
-use super::{Arg, Gpu, THREADS, address, arg};
+use super::{Arg, Gpu, THREADS, address, arg, vector};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Values that a block takes; the same as `BLOCK_VALUES` in `kernels/lbfgs.cuh`.
@@ -131,11 +131,11 @@ impl DevicePairs {
 
     /// Drops the pairs, but not the curvature scale.
     pub fn reset(&self) -> Result<()> {
-        self.state.narrow(0, 0, 1)?.zero_set()
+        vector::clear(&self.state.narrow(0, 0, 1)?)
     }
 
     /// Drops both curvature scales.
     pub fn reset_curvature(&self) -> Result<()> {
-        self.state.narrow(0, 2, 2)?.zero_set()
+        vector::clear(&self.state.narrow(0, 2, 2)?)
     }
 }

@@ -2,6 +2,7 @@
 
 //! The scalars of an evaluation that pass between the host and the device.
 
+use crate::ops::elementwise::copy;
 use crate::ops::transfer::SumsReader;
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -46,9 +47,9 @@ impl Exchange {
         })
     }
 
-    /// The number of slots in use.
-    pub fn allocated(&self) -> usize {
-        self.allocated
+    /// The number of slots.
+    pub fn slots(&self) -> usize {
+        self.written.len()
     }
 
     /// Transfers the factors, in the order of the slots, unless they are on the device already.
@@ -56,7 +57,7 @@ impl Exchange {
         if factors != self.written {
             let device = self.factors.device();
             let values = Tensor::from_slice(&factors, factors.len(), device)?;
-            self.factors.slice_set(&values, 0, 0)?;
+            copy(&self.factors, &values)?;
             self.written = factors;
         }
         Ok(())
