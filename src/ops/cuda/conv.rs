@@ -160,6 +160,8 @@ fn run_fastest(
     operands: ConvOperands,
     epilogue: impl Fn(&StreamGuard) -> Result<()>,
 ) -> Result<()> {
+    // A lack of memory is an error of its own, not one of the algorithms that need a workspace.
+    stream.workspace()?;
     let mut algorithms = lock(&ALGORITHMS);
     let mut failures = String::new();
     for _ in 0..2 {

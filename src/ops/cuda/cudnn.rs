@@ -187,7 +187,7 @@ impl CudnnConvolution {
                 entry.insert(graph.plan(config)?)
             }
         };
-        let workspace = stream.scratch("workspace", WORKSPACE_BYTES)?;
+        let workspace = stream.workspace()?;
         // SAFETY: the operands lie on the handle's device and have the sizes in the graph, which `Conv`
         // sees to; the workspace is large enough.
         unsafe { plan.execute(operands, workspace) }

@@ -3,7 +3,7 @@
 //! CUDA graphs: operations that are captured once and launched as often as needed.
 
 use super::diagnostics::{Note, note};
-use super::{CAPTURING, Gpu, lock};
+use super::{CAPTURING, Gpu, is_capturing, lock};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
@@ -93,8 +93,12 @@ fn capture<E: Display>(
     let begun = stream.begin_capture(mode);
     begun.map_err(|error| format!("it does not begin: {error}"))?;
     let worked = catch_unwind(AssertUnwindSafe(work));
-    // The capture must be ended even if the work failed or panicked.
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    // The capture must be ended even if the work failed or panicked. cudarc first returns errors that other
+    // threads have left, and does not end it then.
+    let mut graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    if graph.is_err() && is_capturing(stream).unwrap_or(false) {
+        graph = stream.end_capture(CUgraphInstantiate_flags(0));
+    }
     let worked = worked.unwrap_or_else(|panic| resume_unwind(panic));
     worked.map_err(|error| format!("an operation refuses: {error}"))?;
     let graph = graph.map_err(|error| format!("it does not end: {error}"))?;

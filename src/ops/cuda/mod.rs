@@ -160,6 +160,11 @@ pub(super) struct StreamGuard<'a> {
     handles: MutexGuard<'a, StreamHandles>,
 }
 
+fn is_capturing(stream: &CudaStream) -> Result<bool> {
+    let status = stream.capture_status().w()?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
 impl StreamGuard<'_> {
     /// The address of `bytes` of scratch memory for a purpose, with arbitrary contents. Work is done
     /// in stream order, so the next operation may use it again.
@@ -179,8 +184,12 @@ impl StreamGuard<'_> {
 
     /// Whether the stream is being captured, so that operations are not executed.
     fn is_capturing(&self) -> Result<bool> {
-        let status = self.handles.stream.capture_status().w()?;
-        Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+        is_capturing(&self.handles.stream)
+    }
+
+    /// The workspace of cuDNN's plans, [`plan::WORKSPACE_BYTES`].
+    fn workspace(&self) -> Result<u64> {
+        self.scratch("workspace", plan::WORKSPACE_BYTES)
     }
 
     /// Scratch memory for the partial sums of one sum.
