@@ -8,7 +8,7 @@ use crate::common::timing::{median, ms, timed};
 use crate::data::{Bench, noise};
 use crate::problem::{on, pan, problem};
 use crate::report::{Outcome, Report};
-use crate::times::{Size, percent_of, total_flops};
+use crate::times::{Size, percent_of, total_flops, warm_up};
 use gstgatys::ops::Format;
 use gstgatys::ops::elementwise::copy;
 use gstgatys::ops::transfer::Transfer;
@@ -52,10 +52,11 @@ pub fn evaluations(
             };
             report.attempt(&format!("{} {precision}", name(size)), || {
                 let problem = problem(&bench.device, precision, &on(&bench.device, &pictures)?)?;
-                // Each evaluation ends with the losses on the host. These warm up and capture the graph.
-                for _ in 0..4 {
+                // Each evaluation ends with the losses on the host. The first ones capture the graph.
+                warm_up(300, || {
                     problem.evaluate();
-                }
+                    Ok(())
+                })?;
                 let time = median_time(3 * rounds, || Ok(timed(|| problem.evaluate()).0))?;
                 let iteration = iteration(&problem, rounds)?;
                 let rate = total_flops(size) / (time * 1e9);

@@ -19,7 +19,7 @@ while (($#)); do
     esac
     shift
 done
-parts=(convolutions pooling gram content vectors optimizers losses times peer throughput pipeline instances recordings)
+parts=(convolutions pooling gram content vectors optimizers losses recordings instances times peer pipeline throughput)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/logs"
@@ -223,7 +223,7 @@ gpu() {
 export -f pipeline rates
 export here work cuda device longest
 declare -p frames > "$work/frames"
-# The most important parts come first; the limits add up to all the time there is.
+# The most important parts come first. Most end long before their limit; what is left of the time limits the last ones.
 gpu convolutions 50
 gpu pooling 20
 gpu gram 25
@@ -231,12 +231,12 @@ gpu content 20
 gpu vectors 20
 gpu optimizers 20
 gpu losses 80
+gpu recordings 60
+gpu instances 60
 gpu times 90
 part peer 95 "$python" "$here/peer.py" --seconds 65 --device "$device"
-gpu throughput 25
-part pipeline 65 bash -c "set -euo pipefail; source '$work/frames'; rates"
-gpu instances 20
-gpu recordings 25
+part pipeline 90 bash -c "set -euo pipefail; source '$work/frames'; rates"
+gpu throughput 40
 profile > "$work/logs/profile.csv" 2> "$work/logs/profile.err" || true
 write
 cat "$out"

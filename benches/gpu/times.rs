@@ -18,6 +18,7 @@ use gstgatys::ops::cuda::graph::CapturedGraph;
 use gstgatys::ops::elementwise as vector;
 use gstgatys::ops::gram::{gram_backward, gram_residual};
 use gstgatys::ops::pool::Pooling;
+use std::time::{Duration, Instant};
 
 /// The first convolution of each shape: its block, its input and output channels, and the number of
 /// convolutions of the shape up to conv5_1.
@@ -78,8 +79,7 @@ impl Timer<'_> {
             }
             false => None,
         };
-        let mut times = Vec::new();
-        for round in 0..=self.rounds {
+        let mut once = || {
             let (time, done) = timed(|| {
                 match &mut graph {
                     Some(graph) => graph.launch()?,
@@ -88,12 +88,24 @@ impl Timer<'_> {
                 self.device.synchronize()
             });
             done?;
-            if round > 0 {
-                times.push(ms(time) / count as f64);
-            }
-        }
-        Ok(median(times))
+            Ok(ms(time) / count as f64)
+        };
+        warm_up(30, || once().map(drop))?;
+        let times: Outcome<Vec<_>> = (0..self.rounds).map(|_| once()).collect();
+        Ok(median(times?))
     }
+}
+
+/// Runs an operation four times, or more until so many milliseconds have passed, in which the clocks of an
+/// idle GPU rise.
+pub fn warm_up(least_ms: u64, mut once: impl FnMut() -> Outcome<()>) -> Outcome<()> {
+    let begun = Instant::now();
+    let mut count = 0;
+    while count < 4 || begun.elapsed() < Duration::from_millis(least_ms) {
+        once()?;
+        count += 1;
+    }
+    Ok(())
 }
 
 pub fn times(bench: &Bench, options: &Options, report: &mut Report) {
