@@ -5,15 +5,13 @@
 #![cfg(feature = "plugin")]
 
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
 use candle_core::Device;
-use common::{Files, NARROW, painter};
-use files::{
-    Tensors, by_layer, filled, gstreamer, picture, png_header, run, safetensors, stored, tensors,
-    with_header,
+use common::files::{
+    Ended, Tensors, by_layer, filled, gstreamer, picture, png_header, run, safetensors, stored,
+    tensors, with_header,
 };
+use common::{Files, NARROW, painter};
 use gst::prelude::*;
 use gstgatys::vgg::Precision;
 use image::ImageFormat;
@@ -64,7 +62,7 @@ impl Folder {
     }
 
     /// Runs the element with these properties, and with the valid style image if they have none.
-    fn launch(&self, properties: &[(&str, &OsStr)]) -> files::Ended {
+    fn launch(&self, properties: &[(&str, &OsStr)]) -> Ended {
         let mut command = gstreamer("gst-launch-1.0");
         let source = ["videotestsrc", "num-buffers=2", "!"];
         let caps = ["video/x-raw,width=32,height=32", "!", "gatys"];
@@ -101,7 +99,7 @@ impl Folder {
 }
 
 /// The element's error message, as a user sees it.
-fn error(ended: &files::Ended) -> &str {
+fn error(ended: &Ended) -> &str {
     let marker = "/GstGatys:gatys0: ";
     let mut lines = ended.stderr.lines();
     let line = lines.find(|line| line.starts_with("ERROR: from element"));

@@ -4,12 +4,10 @@
 //! give the same features as in PyTorch.
 
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
 use candle_core::{DType, Device, Tensor};
+use common::files::{run, stored, values};
 use common::{NARROW, random_weights};
-use files::{run, stored, values};
 use gstgatys::vgg::weights::{Error, Weights, WeightsSource};
 use gstgatys::vgg::{Layer, Pooling, Vgg};
 use std::collections::HashMap;

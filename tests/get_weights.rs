@@ -4,10 +4,8 @@
 #![cfg(feature = "plugin")]
 
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
-use files::{Ended, gstreamer, picture, run, stored};
+use common::files::{Ended, gstreamer, picture, run, stored};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

@@ -5,14 +5,12 @@
 #![cfg(feature = "plugin")]
 
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
 use candle_core::{DType, Device, Tensor};
+use common::files::{gstreamer, run};
 use common::painter::{Painter, element, only_error};
 use common::video::{Pixels, info};
 use common::{Files, NARROW, random_weights};
-use files::{gstreamer, run};
 use gst::prelude::*;
 use gst_video::VideoFormat;
 use gstgatys::stylizer::config::Config;

@@ -4,15 +4,13 @@
 //! photographs.
 
 mod common;
-#[path = "common/known_motion.rs"]
-mod known_motion;
 
 use candle_core::{Device, Tensor};
+use common::known_motion::{Clip, Picture, Truth, clips};
 use common::shared::shared;
 use gstgatys::stylizer::motion::flow::{Field, bidirectional};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::to_level;
-use known_motion::{Clip, Picture, Truth, clips};
 use std::path::{Path, PathBuf};
 
 /// The largest mean endpoint error in pixels, over the points that are visible in both frames.

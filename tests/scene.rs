@@ -2,20 +2,14 @@
 
 //! Scene cuts, and transitions that must not be taken for one; still pictures, and ones that change slightly.
 
-#[cfg(feature = "plugin")]
-#[path = "../benches/common/clip.rs"]
-#[allow(dead_code)]
-mod clip;
 mod common;
-#[path = "common/pictures.rs"]
-mod pictures;
 
+use common::pictures::{AHEAD, Frame, H, Picture, Pose, W};
 use common::shared::shared;
 use gstgatys::stylizer::motion::flow::bidirectional;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::scene::{DEFAULT_SCENE_CUT, cut_score};
 use gstgatys::stylizer::motion::still::is_still;
-use pictures::{AHEAD, Frame, H, Picture, Pose, W};
 
 /// The scores of pairs of frames.
 #[derive(Default)]
@@ -272,7 +266,7 @@ fn a_clip_has_no_cuts_but_to_another() {
         eprintln!("left out: there is no clip");
         return;
     };
-    let frames = clip::frames(&clip, 120, W as u32);
+    let frames = common::film::frames(&clip, 120, W as u32);
     let frames: Vec<_> = frames
         .iter()
         .map(|frame| Pyramid::new(frame).unwrap())

@@ -4,15 +4,11 @@
 
 #![cfg(feature = "plugin")]
 
-#[path = "common/clip.rs"]
-mod clip;
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
-use clip::{Clip, example, watch};
+use common::clip::{Clip, example, watch};
+use common::files::{Ended, run};
 use common::painter::init;
-use files::{Ended, run};
 use gst::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};

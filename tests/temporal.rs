@@ -4,16 +4,13 @@
 #![cfg(feature = "plugin")]
 
 mod common;
-#[path = "common/known_motion.rs"]
-#[allow(dead_code)]
-mod known_motion;
 
 use common::Files;
+use common::known_motion::Picture as Scene;
 use common::painter::{FIRST, LATER, Painter, element};
 use common::video::{Pixels, info};
 use gst::prelude::*;
 use gst_video::VideoFormat;
-use known_motion::Picture as Scene;
 
 const WIDTH: usize = 160;
 const HEIGHT: usize = 96;

@@ -4,13 +4,9 @@
 
 #![cfg(feature = "plugin")]
 
-#[path = "common/clip.rs"]
-mod clip;
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
-use clip::{Arrived, Buffer, Clip, watch};
+use common::clip::{Arrived, Buffer, Clip, watch};
 use common::painter::init;
 use gst::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -4,12 +4,10 @@
 //! weights, but never a panic or a huge allocation.
 
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
 use candle_core::DType;
 use common::NARROW;
-use files::{
+use common::files::{
     by_layer, crc32, filled, gstreamer, picture, run, safetensors, stored, tensors, values,
 };
 use gstgatys::vgg::Layer;

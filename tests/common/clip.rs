@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! Clips for tests that paint whole files, and a record of the buffers that reach a sink.
-#![allow(dead_code)]
 
-use super::common::shared::shared;
 use super::files::run;
+use super::shared::shared;
 use gst::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};

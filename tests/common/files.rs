@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! Helpers for tests of files and programs: image and weights files, good and bad, and running a program with a time limit.
-#![allow(dead_code)]
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
@@ -169,7 +168,7 @@ pub type Tensors = HashMap<String, Tensor>;
 
 /// Kernels and biases for `channels`, called `{name}.weight` and `{name}.bias`, with the `name` of the layer's index.
 pub fn tensors(channels: &[usize], name: impl Fn(usize) -> String) -> Tensors {
-    super::common::random_weights(channels)
+    super::random_weights(channels)
         .convs
         .into_iter()
         .enumerate()

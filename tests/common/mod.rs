@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Helpers shared by tests: networks with seeded random weights, their files, and the element in a
-//! harness.
+//! Helpers shared by tests: here networks with seeded random weights and their files, and the rest in
+//! modules.
 #![allow(dead_code)]
 
 #[cfg(feature = "plugin")]
+pub mod clip;
+pub mod files;
+/// The frames of a clip, as benchmarks take them too.
+#[cfg(feature = "plugin")]
+#[path = "../../benches/common/clip.rs"]
+pub mod film;
+pub mod known_motion;
+#[cfg(feature = "plugin")]
 pub mod painter;
+pub mod pictures;
 pub mod shared;
 #[cfg(feature = "plugin")]
 pub mod video;
