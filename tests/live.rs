@@ -6,7 +6,7 @@
 mod common;
 
 use common::Files;
-use common::painter::{FIRST, LATER, Painter, element, init, warning};
+use common::painter::{FIRST, LATER, Painter, element, init, start_error, warning};
 use common::video::{Pixels, picture};
 use gst::prelude::*;
 use gst_controller::prelude::*;
@@ -338,18 +338,9 @@ fn text_that_is_not_utf8_is_refused_like_any_other() {
         "style-layers",
     ] {
         let element = element(&files);
-        let bus = gst::Bus::new();
-        element.set_bus(Some(&bus));
         element.set_property(property, bytes);
-        assert!(element.set_state(gst::State::Paused).is_err(), "{property}");
-        let error = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
-        let gst::MessageView::Error(error) = error.view() else {
-            unreachable!("only errors were asked for")
-        };
-        let text = error.error().message().to_owned();
-        assert!(text.starts_with(property), "{text}");
-        element.set_state(gst::State::Null).unwrap();
-        element.set_bus(None);
+        let error = start_error(&element);
+        assert!(error.message().starts_with(property), "{error}");
     }
 }
 

@@ -51,6 +51,17 @@ pub fn only_error(bus: &gst::Bus) -> gst::glib::Error {
     error.error()
 }
 
+/// The only error of an element that fails to start.
+pub fn start_error(element: &gst::Element) -> gst::glib::Error {
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    assert!(element.set_state(gst::State::Paused).is_err());
+    let error = only_error(&bus);
+    element.set_state(gst::State::Null).unwrap();
+    element.set_bus(None);
+    error
+}
+
 /// An element at work.
 pub struct Painter {
     pub element: gst::Element,
