@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::shared::shared;
+use common::shared::{load, shared};
 use gstgatys::ops::elementwise::dot;
 use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::objective::{LossWeights, Losses, Objective};
@@ -71,14 +71,9 @@ impl Problem {
     }
 }
 
-fn load(path: &Path, side: u32) -> Tensor {
-    let picture = image::open(path).unwrap().into_rgb8();
-    let (w, h) = (picture.width() as usize, picture.height() as usize);
-    let values: Vec<f32> = picture
-        .iter()
-        .map(|&byte| f32::from(byte) / 255.0)
-        .collect();
-    let picture = Tensor::from_vec(values, (h, w, 3), &Device::Cpu).unwrap();
+fn scaled(path: &Path, side: u32) -> Tensor {
+    let picture = load(path);
+    let (h, w, _) = picture.dims3().unwrap();
     let size = fit((h, w), Some(side));
     pad(&resize(&picture, size).unwrap()).unwrap()
 }
@@ -101,7 +96,7 @@ fn bf16_keeps_the_gradients_direction_and_the_result() {
                 return;
             };
             let problems = |side| {
-                let (content, style) = (load(&content, side), load(&style, side));
+                let (content, style) = (scaled(&content, side), scaled(&style, side));
                 let [f32, bf16] = [Precision::F32, Precision::Bf16]
                     .map(|precision| Problem::new(precision, &content, &style));
                 (content, f32, bf16)

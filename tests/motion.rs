@@ -5,13 +5,12 @@
 
 mod common;
 
-use candle_core::{Device, Tensor};
 use common::known_motion::{Clip, Picture, Truth, clips};
 use common::shared::shared;
 use gstgatys::stylizer::motion::flow::{Field, bidirectional};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::motion::to_level;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The largest mean endpoint error in pixels, over the points that are visible in both frames.
 const MAX_ERROR: f64 = 0.6;
@@ -79,13 +78,6 @@ fn photographs() -> Option<[PathBuf; 2]> {
     Some([shared("tubingen.jpg")?, shared("golden_gate.jpg")?])
 }
 
-fn load(path: &Path) -> Picture {
-    let image = image::open(path).unwrap().into_rgb8();
-    let shape = (image.height() as usize, image.width() as usize, 3);
-    let values: Vec<f32> = image.iter().map(|byte| f32::from(*byte) / 255.0).collect();
-    Picture::new(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
-}
-
 #[test]
 fn flow_follows_known_motion_of_photographs() {
     let Some(paths) = photographs() else {
@@ -93,7 +85,9 @@ fn flow_follows_known_motion_of_photographs() {
         return;
     };
     check(
-        &clips((360, 640), || paths.each_ref().map(|path| load(path))),
+        &clips((360, 640), || {
+            paths.each_ref().map(|path| Picture::load(path))
+        }),
         &STEADY,
     );
 }

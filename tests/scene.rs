@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::pictures::{AHEAD, Frame, H, Picture, Pose, W};
+use common::known_motion::Picture;
+use common::pictures::{AHEAD, Camera, Frame, H, W};
 use common::shared::shared;
 use gstgatys::stylizer::motion::flow::bidirectional;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
@@ -58,11 +59,11 @@ fn transitions(pictures: &[(String, Picture)]) -> Table {
         let frame = &frames[i];
         let other = &frames[(i + 1) % frames.len()];
         let name = |what: &str| format!("{name}: {what}");
-        let wide = picture.seen(Pose {
+        let wide = picture.seen(Camera {
             reach: 1.1,
             ..AHEAD
         });
-        let close = picture.seen(Pose {
+        let close = picture.seen(Camera {
             y: 40.0,
             x: 60.0,
             reach: 0.44,
@@ -96,10 +97,10 @@ fn transitions(pictures: &[(String, Picture)]) -> Table {
 
         table.none(name("grain"), &frame.noisy(10.0, 1), &frame.noisy(10.0, 2));
         for x in [30.0, 100.0, 200.0] {
-            let panned = picture.seen(Pose { x, ..AHEAD });
+            let panned = picture.seen(Camera { x, ..AHEAD });
             table.none(name(&format!("pan by {x}")), frame, &panned);
             let [first, second] = [0.0, x].map(|at| {
-                picture.seen(Pose {
+                picture.seen(Camera {
                     x: at,
                     blur: x,
                     ..AHEAD
@@ -107,13 +108,13 @@ fn transitions(pictures: &[(String, Picture)]) -> Table {
             });
             table.none(name(&format!("pan by {x}, blurred")), &first, &second);
         }
-        let begun = picture.seen(Pose {
+        let begun = picture.seen(Camera {
             x: 60.0,
             blur: 40.0,
             ..AHEAD
         });
         table.none(name("pan begins"), frame, &begun);
-        let shaken = picture.seen(Pose {
+        let shaken = picture.seen(Camera {
             y: 30.0,
             x: -40.0,
             angle: 0.05,
@@ -123,7 +124,7 @@ fn transitions(pictures: &[(String, Picture)]) -> Table {
         table.none(
             name("zoom by 1.1"),
             frame,
-            &picture.seen(Pose {
+            &picture.seen(Camera {
                 reach: 1.0 / 1.1,
                 ..AHEAD
             }),
@@ -336,12 +337,12 @@ fn a_still_picture_is_told_from_small_changes() {
                 "{name}: light"
             );
             assert!(
-                !still(&picture.seen(Pose { x: 0.3, ..AHEAD }), &frame),
+                !still(&picture.seen(Camera { x: 0.3, ..AHEAD }), &frame),
                 "{name}: a pan"
             );
             assert!(
                 !still(
-                    &picture.seen(Pose {
+                    &picture.seen(Camera {
                         angle: 0.004,
                         ..AHEAD
                     }),

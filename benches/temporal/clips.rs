@@ -7,11 +7,10 @@ use crate::common::problem::{made_style, picture};
 use crate::common::timing::text;
 use crate::known_motion::{Clip, Picture, Truth, clips};
 use crate::shared::shared;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use gstgatys::stylizer::motion::Motion;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use gstgatys::stylizer::style::StyleImage;
-use std::path::Path;
 
 /// Width and height of the generated pictures, where there are no photographs.
 const PICTURE: (usize, usize) = (1024, 768);
@@ -60,7 +59,7 @@ pub fn sequences(count: usize, width: usize) -> Vec<Sequence> {
 pub fn known_clips(width: usize) -> Vec<Clip> {
     clips((width * 9 / 16, width), || {
         match [shared("tubingen.jpg"), shared("golden_gate.jpg")] {
-            [Some(behind), Some(front)] => [behind, front].map(|path| Picture::new(&load(&path))),
+            [Some(behind), Some(front)] => [behind, front].map(|path| Picture::load(&path)),
             _ => [3, 4].map(|seed| Picture::new(&picture(PICTURE, seed))),
         }
     })
@@ -71,14 +70,6 @@ pub fn style() -> StyleImage {
         Some(path) => StyleImage::load(&path).expect("style image"),
         None => made_style(PICTURE),
     }
-}
-
-fn load(path: &Path) -> Tensor {
-    let image = image::open(path).expect("a picture").to_rgb8();
-    let (w, h) = image.dimensions();
-    let values = image.as_raw().iter().map(|&byte| f32::from(byte) / 255.0);
-    let shape = (h as usize, w as usize, 3);
-    Tensor::from_vec(values.collect(), shape, &Device::Cpu).expect("a tensor")
 }
 
 /// The stylizer's estimate of the motion between two frames.

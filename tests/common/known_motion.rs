@@ -3,8 +3,10 @@
 //! Clips with exactly known motion: a camera moves over a picture, and an oval cut out of another one
 //! moves in front of it.
 
+use super::shared::load;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use std::path::Path;
 
 /// Poses are given in pixels of a clip of this width, and are scaled for others.
 const WIDTH: f64 = 640.0;
@@ -12,19 +14,24 @@ const WIDTH: f64 = 640.0;
 /// Supersampling in each direction, which smooths edges.
 const SAMPLES: usize = 2;
 
-/// A picture `[h, w, 3]` that is mirrored beyond its edges.
+/// A picture that is mirrored beyond its edges.
 pub struct Picture {
-    h: usize,
-    w: usize,
-    values: Vec<[f32; 3]>,
+    pub h: usize,
+    pub w: usize,
+    pub values: Vec<[f32; 3]>,
 }
 
 impl Picture {
+    /// The picture in an image `[h, w, 3]`.
     pub fn new(image: &Tensor) -> Self {
         let (h, w, _) = image.dims3().unwrap();
         let values = image.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values = values.as_chunks::<3>().0.to_vec();
         Self { h, w, values }
+    }
+
+    pub fn load(path: &Path) -> Self {
+        Self::new(&load(path))
     }
 
     /// A synthetic picture for a seed: fractal noise, cut into bands of two brightnesses with sharp
@@ -50,7 +57,7 @@ impl Picture {
         Self { h, w, values }
     }
 
-    fn at(&self, y: i64, x: i64) -> [f32; 3] {
+    pub fn at(&self, y: i64, x: i64) -> [f32; 3] {
         let mirrored = |at: i64, side: usize| {
             let at = at.rem_euclid(2 * side as i64) as usize;
             at.min(2 * side - 1 - at)

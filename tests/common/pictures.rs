@@ -1,27 +1,20 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Pictures, and frames as a camera sees them.
+//! Textures, and frames as a camera sees them.
 
+use super::known_motion::Picture;
 use candle_core::{Device, Tensor};
 use gstgatys::stylizer::motion::pyramid::Pyramid;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::path::Path;
 
 pub const H: usize = 360;
 pub const W: usize = 640;
 
-/// A picture that is mirrored beyond its edges.
-pub struct Picture {
-    h: usize,
-    w: usize,
-    values: Vec<[f32; 3]>,
-}
-
 /// A camera's position in pixels from the picture's centre, its scale `reach` in pixels of the picture
 /// per pixel of the frame, and the distance `blur` that it moves during the exposure of a frame.
 #[derive(Clone, Copy)]
-pub struct Pose {
+pub struct Camera {
     pub y: f32,
     pub x: f32,
     pub angle: f32,
@@ -29,7 +22,7 @@ pub struct Pose {
     pub blur: f32,
 }
 
-pub const AHEAD: Pose = Pose {
+pub const AHEAD: Camera = Camera {
     y: 0.0,
     x: 0.0,
     angle: 0.0,
@@ -70,28 +63,10 @@ impl Picture {
         Self { h, w, values }
     }
 
-    pub fn load(path: &Path) -> Self {
-        let picture = image::open(path).unwrap().into_rgb8();
-        Self {
-            h: picture.height() as usize,
-            w: picture.width() as usize,
-            values: picture
-                .pixels()
-                .map(|pixel| pixel.0.map(|byte| f32::from(byte) / 255.0))
-                .collect(),
-        }
-    }
-
-    fn at(&self, y: f32, x: f32) -> [f32; 3] {
-        let mirrored = |at: i64, side: usize| {
-            let at = at.rem_euclid(2 * side as i64) as usize;
-            at.min(2 * side - 1 - at)
-        };
+    /// The value between pixels, by linear interpolation.
+    fn linear(&self, y: f32, x: f32) -> [f32; 3] {
         let (fy, fx) = (y - y.floor(), x - x.floor());
-        let pixel = |dy: i64, dx: i64| {
-            let (y, x) = (y.floor() as i64 + dy, x.floor() as i64 + dx);
-            self.values[mirrored(y, self.h) * self.w + mirrored(x, self.w)]
-        };
+        let pixel = |dy: i64, dx: i64| self.at(y.floor() as i64 + dy, x.floor() as i64 + dx);
         let (above, below) = ([pixel(0, 0), pixel(0, 1)], [pixel(1, 0), pixel(1, 1)]);
         std::array::from_fn(|i| {
             let row = |pixels: [[f32; 3]; 2]| pixels[0][i] + fx * (pixels[1][i] - pixels[0][i]);
@@ -99,17 +74,22 @@ impl Picture {
         })
     }
 
-    pub fn seen(&self, pose: Pose) -> Frame {
-        let samples = (pose.blur / 4.0).ceil().max(2.0) as usize;
-        let (sin, cos) = pose.angle.sin_cos();
-        let (middle_y, middle_x) = (self.h as f32 / 2.0 + pose.y, self.w as f32 / 2.0 + pose.x);
+    pub fn seen(&self, camera: Camera) -> Frame {
+        let samples = (camera.blur / 4.0).ceil().max(2.0) as usize;
+        let (sin, cos) = camera.angle.sin_cos();
+        let (middle_y, middle_x) = (
+            self.h as f32 / 2.0 + camera.y,
+            self.w as f32 / 2.0 + camera.x,
+        );
         let pixel = |i: usize| {
             let mut sum = [0.0; 3];
             for sample in 0..samples {
                 let within = (sample as f32 + 0.5) / samples as f32 - 0.5;
-                let y = ((i / W) as f32 + within - H as f32 / 2.0) * pose.reach;
-                let x = ((i % W) as f32 + within * (1.0 + pose.blur) - W as f32 / 2.0) * pose.reach;
-                let value = self.at(middle_y + cos * y - sin * x, middle_x + sin * y + cos * x);
+                let y = ((i / W) as f32 + within - H as f32 / 2.0) * camera.reach;
+                let x =
+                    ((i % W) as f32 + within * (1.0 + camera.blur) - W as f32 / 2.0) * camera.reach;
+                let (y, x) = (middle_y + cos * y - sin * x, middle_x + sin * y + cos * x);
+                let value = self.linear(y, x);
                 sum.iter_mut()
                     .zip(value)
                     .for_each(|(sum, value)| *sum += value / samples as f32);

@@ -2,6 +2,9 @@
 
 //! The gradient in a GPU's formats, emulated by composed operations on the CPU.
 
+#[path = "../../../tests/common/shared.rs"]
+mod shared;
+
 use super::*;
 use crate::ops::elementwise::dot;
 use crate::ops::{Format, with_composed_ops};
@@ -9,6 +12,7 @@ use crate::stylizer::config::Config;
 use crate::stylizer::optimizer::{Budget, optimizer};
 use crate::stylizer::resize::{fit, pad, resize};
 use crate::vgg::weights::{Weights, WeightsSource};
+use shared::{load, shared};
 use std::ops::Range;
 use std::path::Path;
 
@@ -22,12 +26,10 @@ const FRAME: Range<usize> = 288..672;
 
 /// A picture from the shared data beside the checkout, or, without that, some columns of the
 /// project's own.
-fn picture(shared: &str, columns: Range<usize>) -> Tensor {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let shared = root.join("../shared/data").join(shared);
-    let picture = match shared.exists() {
-        true => load(&shared),
-        false => load(&root.join("docs/sample.jpg"))
+fn picture(name: &str, columns: Range<usize>) -> Tensor {
+    let picture = match shared(name) {
+        Some(path) => load(&path),
+        None => load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sample.jpg"))
             .narrow(1, columns.start, columns.len())
             .unwrap()
             .contiguous()
@@ -35,12 +37,6 @@ fn picture(shared: &str, columns: Range<usize>) -> Tensor {
     };
     let (h, w, _) = picture.dims3().unwrap();
     pad(&resize(&picture, fit((h, w), Some(SIDE))).unwrap()).unwrap()
-}
-
-fn load(path: &Path) -> Tensor {
-    let image = image::open(path).unwrap().into_rgb32f();
-    let (w, h) = (image.width() as usize, image.height() as usize);
-    Tensor::from_vec(image.into_raw(), (h, w, 3), &candle_core::Device::Cpu).unwrap()
 }
 
 /// The objective for images of the shape of `content`.
