@@ -16,12 +16,7 @@ use gstgatys::vgg::Precision;
 /// Paints `frames` frames.
 fn run(element: &gst::Element, frames: u32) -> Vec<Pixels> {
     let mut painter = Painter::with_info(element, info(VideoFormat::Rgb, 64, 48));
-    (0..frames).map(|_| next(&mut painter)).collect()
-}
-
-fn next(painter: &mut Painter) -> Pixels {
-    let frame = painter.next_frame();
-    painter.paint(frame)
+    (0..frames).map(|_| painter.paint_next()).collect()
 }
 
 #[test]
@@ -42,8 +37,7 @@ fn one_iteration_looks_and_changes_nothing() {
     element.set_property_from_str("init", "content");
     let mut painter = Painter::new(&element);
     let content = picture(32, 24, 0);
-    let frame = painter.frame(&content);
-    assert_eq!(painter.paint(frame), content);
+    assert_eq!(painter.paint_picture(&content), content);
     let stats = painter.stats();
     assert_eq!(stats.get::<u32>("iterations").unwrap(), 1);
     assert_eq!(
@@ -99,8 +93,7 @@ fn check_followed(before: impl Fn(&gst::Element, u32)) {
     let mut painted = Vec::new();
     for index in 0..9 {
         before(&element, index);
-        let frame = painter.frame(&square(8 * index as usize));
-        painted.push(painter.paint(frame));
+        painted.push(painter.paint_picture(&square(8 * index as usize)));
     }
     // The square stands out as it did in the first painting, whose contrast is the style's.
     let (first, last) = (&painted[0], &painted[8]);
@@ -222,8 +215,7 @@ fn a_still_frame_comes_to_what_one_long_optimisation_gives() {
     };
     let content = picture(64, 48, 0);
     let paint = |painter: &mut Painter| -> f64 {
-        let frame = painter.frame(&content);
-        painter.paint(frame);
+        painter.paint_picture(&content);
         painter.stats().get("total-loss").unwrap()
     };
     let start =
@@ -303,8 +295,7 @@ fn a_budget_that_is_spent_on_the_way_sends_what_there_is() {
     element.set_property("time-budget", gst::ClockTime::from_mseconds(50).nseconds());
     let content = picture(256, 192, 0);
     let mut painter = Painter::with_info(&element, info(VideoFormat::Rgb, 256, 192));
-    let frame = painter.frame(&content);
-    assert!(painter.paint(frame) != content);
+    assert!(painter.paint_picture(&content) != content);
     let report = painter.stats();
     assert_eq!(report.get::<&str>("reason").unwrap(), "budget");
     let iterations = report.get::<u32>("iterations").unwrap();
@@ -409,7 +400,7 @@ fn check_refused(property: &str, value: &str, words: &[&str]) {
     let files = Files::new();
     let mut painter = Painter::new(&element(&files));
     let mut reference = Painter::new(&element(&files));
-    assert!(next(&mut painter) == next(&mut reference));
+    assert!(painter.paint_next() == reference.paint_next());
     painter.element.set_property(property, value);
     let patience = 60 * gst::ClockTime::SECOND;
     let warning = painter
@@ -421,7 +412,7 @@ fn check_refused(property: &str, value: &str, words: &[&str]) {
         assert!(text.contains(word), "{text}");
     }
     for _ in 0..3 {
-        assert!(next(&mut painter) == next(&mut reference), "{property}");
+        assert!(painter.paint_next() == reference.paint_next(), "{property}");
     }
     assert_eq!(painter.warnings(), [""; 0]);
 }

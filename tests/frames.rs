@@ -195,8 +195,7 @@ fn what_is_optimised_may_be_smaller_than_the_frame() {
     let element = element(&files);
     element.set_property("max-size", 32u32);
     let mut painter = Painter::with_info(&element, info.clone());
-    let first = painter.frame(&content);
-    let painted = painter.paint(first);
+    let painted = painter.paint_picture(&content);
     assert_eq!(painted.len(), 80 * 50);
     // It shows all of the picture: the means of the quarters are close.
     for (x, y) in [(0, 0), (40, 0), (0, 25), (40, 25)] {
@@ -336,8 +335,7 @@ fn chrominance_error(files: &Files, color: &str) -> f64 {
     element.set_property("initial-iterations", 20u32);
     let mut painter = Painter::new(&element);
     let content = picture(32, 24, 0);
-    let frame = painter.frame(&content);
-    let painted = painter.paint(frame);
+    let painted = painter.paint_picture(&content);
     assert_ne!(painted, content);
     let unclipped = |pixel: &[u8; 3]| pixel.iter().all(|value| (1..255).contains(value));
     let pairs = painted

@@ -84,8 +84,7 @@ fn the_table_of_changes_is_complete() {
 
 /// The next frame's painting, and its statistics without measured times.
 fn outcome(painter: &mut Painter) -> (Pixels, gst::Structure) {
-    let frame = painter.next_frame();
-    let painted = painter.paint(frame);
+    let painted = painter.paint_next();
     let mut stats = painter.stats();
     stats.remove_field("time");
     stats.remove_field("motion-time");
@@ -206,8 +205,7 @@ fn a_bad_value_does_not_keep_good_ones_out() {
 /// Paints one still picture, each time as a first frame.
 fn still(painter: &mut Painter) -> Pixels {
     painter.jump(2);
-    let frame = painter.frame(&picture(32, 24, 0));
-    painter.paint(frame)
+    painter.paint_picture(&picture(32, 24, 0))
 }
 
 /// Paints until the picture is `expected`.

@@ -9,7 +9,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::files::{gstreamer, run};
 use common::painter::{Painter, element, only_error};
-use common::video::{Pixels, info};
+use common::video::info;
 use common::{Files, NARROW, random_weights};
 use gst::prelude::*;
 use gst_video::VideoFormat;
@@ -256,11 +256,6 @@ fn wide_painter(files: &Files, style_scale: f64) -> Painter {
     Painter::with_info(&element, info(VideoFormat::Rgb, WIDTH, 16))
 }
 
-fn paint(painter: &mut Painter) -> Pixels {
-    let frame = painter.next_frame();
-    painter.paint(frame)
-}
-
 fn assert_warns(warnings: &[String], cause: &str) {
     let [warning] = warnings else {
         panic!("not one warning: {warnings:?}");
@@ -275,23 +270,23 @@ fn assert_warns(warnings: &[String], cause: &str) {
 fn a_style_image_that_does_not_fit_leaves_the_one_in_use() {
     let (files, large) = wide();
     let mut painter = wide_painter(&files, 4.0);
-    let mut paintings = vec![paint(&mut painter)];
+    let mut paintings = vec![painter.paint_next()];
     let path = large.to_str().unwrap();
     painter.element.set_property("style-image", path);
     let begun = Instant::now();
     let mut warnings = Vec::new();
     while warnings.is_empty() {
         assert!(begun.elapsed() < PATIENCE, "no warning came");
-        paintings.push(paint(&mut painter));
+        paintings.push(painter.paint_next());
         warnings = painter.warnings();
     }
     assert_warns(&warnings, &format!("style-image=‘{path}’"));
-    paintings.push(paint(&mut painter));
+    paintings.push(painter.paint_next());
     assert_eq!(painter.warnings(), [""; 0]);
 
     let mut undisturbed = wide_painter(&files, 4.0);
     for painting in paintings {
-        assert!(paint(&mut undisturbed) == painting);
+        assert!(undisturbed.paint_next() == painting);
     }
 }
 
@@ -301,14 +296,14 @@ fn a_style_scale_that_does_not_fit_leaves_the_one_in_use() {
     files.style = large;
     for after_a_jump in [false, true] {
         let [mut painter, mut undisturbed] = [0.05; 2].map(|scale| wide_painter(&files, scale));
-        assert!(paint(&mut painter) == paint(&mut undisturbed));
+        assert!(painter.paint_next() == undisturbed.paint_next());
         painter.element.set_property("style-scale", 4.0);
         if after_a_jump {
             painter.jump(2);
             undisturbed.jump(2);
         }
         for _ in 0..2 {
-            assert!(paint(&mut painter) == paint(&mut undisturbed));
+            assert!(painter.paint_next() == undisturbed.paint_next());
         }
         assert_warns(&painter.warnings(), "");
     }
@@ -323,12 +318,12 @@ fn a_value_that_does_not_fit_is_warned_of_once_whatever_is_free() {
     let mut held = Vec::new();
     for style_scale in [4.0, 3.9] {
         painter.element.set_property("style-scale", style_scale);
-        paint(&mut painter);
+        painter.paint_next();
         assert_warns(&painter.warnings(), "");
         for n_threads in 1..4u32 {
             held.push(black_box(vec![1u8; 64 << 20]));
             painter.element.set_property("n-threads", n_threads);
-            paint(&mut painter);
+            painter.paint_next();
         }
         assert_eq!(painter.warnings(), [""; 0]);
     }

@@ -53,10 +53,7 @@ fn painter(files: &Files, dump: &Path) -> Painter {
 
 /// Paints one picture after the other.
 fn paint(painter: &mut Painter, scenes: impl IntoIterator<Item = Pixels>) -> Vec<Pixels> {
-    let painted = |scene: Pixels| {
-        let frame = painter.frame(&scene);
-        painter.paint(frame)
-    };
+    let painted = |scene| painter.paint_picture(&scene);
     scenes.into_iter().map(painted).collect()
 }
 

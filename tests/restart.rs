@@ -19,8 +19,7 @@ fn segment() -> gst::Event {
 
 /// `picture` painted as a first frame.
 fn first(painter: &mut Painter, picture: &Pixels) -> Pixels {
-    let frame = painter.frame(picture);
-    let painted = painter.paint(frame);
+    let painted = painter.paint_picture(picture);
     assert_eq!(painter.stats().get::<u32>("iterations").unwrap(), FIRST);
     painted
 }

@@ -63,8 +63,7 @@ fn run(files: &Files, rank: u32, together: &Barrier) -> Vec<Pixels> {
     let mut painter = Painter::with_info(&element, info);
     let painted = |_| {
         together.wait();
-        let frame = painter.next_frame();
-        painter.paint(frame)
+        painter.paint_next()
     };
     (0..6).map(painted).collect()
 }

@@ -47,8 +47,7 @@ fn painter(element: &gst::Element) -> Painter {
 
 /// Paints a picture and returns its statistics.
 fn report(painter: &mut Painter, picture: &Pixels) -> gst::Structure {
-    let frame = painter.frame(picture);
-    painter.paint(frame);
+    painter.paint_picture(picture);
     painter.stats()
 }
 
@@ -132,10 +131,7 @@ fn a_new_scene_is_painted_as_if_it_were_the_first() {
         if let Some(scene) = scene {
             report(&mut painter, &picture(scene, 0));
         }
-        let mut paint = |shift| {
-            let frame = painter.frame(&picture(1, shift));
-            painter.paint(frame)
-        };
+        let mut paint = |shift| painter.paint_picture(&picture(1, shift));
         [paint(0), paint(3)]
     };
     assert!(after(Some(0)) == after(None));
@@ -180,8 +176,7 @@ fn a_still_picture_is_repeated_once_it_has_converged() {
     let mut painter = painter(&element);
     let still = picture(0, 0);
     let paint = |painter: &mut Painter, picture: &Pixels| {
-        let frame = painter.frame(picture);
-        let painted = painter.paint(frame);
+        let painted = painter.paint_picture(picture);
         (painter.stats(), painted)
     };
     let (mut converged, mut losses) = (None, Vec::new());
@@ -289,8 +284,7 @@ fn a_still_picture_is_painted_as_the_settings_say_now() {
         let mut painter = painter(&element);
         report(&mut painter, &picture(0, 0));
         element.set_property_from_str("color", "style");
-        let frame = painter.frame(&picture(0, 0));
-        painter.paint(frame)
+        painter.paint_picture(&picture(0, 0))
     };
     assert!(paint("content") == paint("style"));
 }
@@ -323,10 +317,7 @@ fn flicker(files: &Files, set: impl Fn(&gst::Element)) -> f64 {
     set(&element);
     let mut painter = painter(&element);
     let painted: Vec<Pixels> = (0..5)
-        .map(|frame| {
-            let frame = painter.frame(&picture(0, 3 * frame));
-            painter.paint(frame)
-        })
+        .map(|frame| painter.paint_picture(&picture(0, 3 * frame)))
         .collect();
     let pairs = painted.windows(2).skip(1);
     pairs
@@ -425,8 +416,7 @@ fn light_is_followed() {
             .iter()
             .map(|pixel| pixel.map(|value| (f64::from(value) * light) as u8))
             .collect();
-        let frame = painter.frame(&dimmed);
-        let painted = painter.paint(frame);
+        let painted = painter.paint_picture(&dimmed);
         assert!(!is_cut(&painter.stats()));
         means.push((mean(&dimmed), mean(&painted)));
     }

@@ -36,9 +36,7 @@ pub const LATER: u32 = 3;
 
 /// Paints one picture as the first frame of a video.
 pub fn paint(files: &Files, info: &VideoInfo, picture: &Pixels) -> Pixels {
-    let mut painter = Painter::with_info(&element(files), info.clone());
-    let frame = painter.frame(picture);
-    painter.paint(frame)
+    Painter::with_info(&element(files), info.clone()).paint_picture(picture)
 }
 
 /// The error that was posted since the last call, which must be the only one.
@@ -116,10 +114,21 @@ impl Painter {
         pixels(&self.info, &painted)
     }
 
+    /// Paints the next frame.
+    pub fn paint_next(&mut self) -> Pixels {
+        let frame = self.next_frame();
+        self.paint(frame)
+    }
+
+    /// Paints a picture of the test's own as the next frame.
+    pub fn paint_picture(&mut self, picture: &Pixels) -> Pixels {
+        let frame = self.frame(picture);
+        self.paint(frame)
+    }
+
     /// Paints the next frame and returns its statistics.
     pub fn report(&mut self) -> gst::Structure {
-        let frame = self.next_frame();
-        self.paint(frame);
+        self.paint_next();
         self.stats()
     }
 
