@@ -402,12 +402,7 @@ fn check_refused(property: &str, value: &str, words: &[&str]) {
     let mut reference = Painter::new(&element(&files));
     assert!(painter.paint_next() == reference.paint_next());
     painter.element.set_property(property, value);
-    let patience = 60 * gst::ClockTime::SECOND;
-    let warning = painter
-        .bus
-        .timed_pop_filtered(patience, &[gst::MessageType::Warning])
-        .expect("no warning came");
-    let text = common::painter::warning(&warning);
+    let text = painter.await_warning();
     for word in words {
         assert!(text.contains(word), "{text}");
     }

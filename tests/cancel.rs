@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::painter::{assert_ends, element, init};
+use common::painter::{PATIENCE, assert_ends, element, init};
 use common::video::picture;
 use common::{Files, NARROW, random_weights};
 use gst::prelude::*;
@@ -17,10 +17,6 @@ use gstgatys::vgg::Vgg;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
-
-/// Longer than anything takes but a frame that is not cancelled.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The layers of one pass of the default objective: up to conv5_1.
 const LAYERS: usize = 13;

@@ -7,18 +7,14 @@
 mod common;
 
 use common::Files;
-use common::painter::{element, init};
+use common::painter::{PATIENCE, element, init};
 use gst::glib;
 use gst::prelude::*;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
 
 const ROUNDS: u32 = 20;
-
-/// Longer than anything takes but a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the ignored test `name` in a process of its own under the tracer. Returns whether it
 /// succeeded, and its output.

@@ -6,14 +6,11 @@
 mod common;
 
 use common::Files;
-use common::painter::{FIRST, LATER, Painter, element, init, start_error, warning};
+use common::painter::{FIRST, LATER, PATIENCE, Painter, element, init, start_error};
 use common::video::{Pixels, picture};
 use gst::prelude::*;
 use gst_controller::prelude::*;
-use std::time::{Duration, Instant};
-
-/// Longer than anything takes but a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+use std::time::Instant;
 
 /// Every property that may change while playing, with a value that is not its default.
 const CHANGES: [(&str, &str); 25] = [
@@ -258,12 +255,7 @@ fn a_style_image_that_cannot_be_read_is_warned_of() {
     for path in [broken, missing, files.dir.path().to_owned()] {
         let path = path.to_str().unwrap();
         element.set_property("style-image", path);
-        let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
-        let message = painter
-            .bus
-            .timed_pop_filtered(patience, &[gst::MessageType::Warning])
-            .expect("no warning came");
-        let text = warning(&message);
+        let text = painter.await_warning();
         assert!(
             text.contains("style-image") && text.contains(path),
             "{text}"

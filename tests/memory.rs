@@ -8,7 +8,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use common::files::{gstreamer, run};
-use common::painter::{Painter, element, only_error};
+use common::painter::{PATIENCE, Painter, element, only_error};
 use common::video::info;
 use common::{Files, NARROW, random_weights};
 use gst::prelude::*;
@@ -20,7 +20,7 @@ use gstgatys::vgg::Vgg;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use sysinfo::System;
 
 fn stylizer(config: &Config) -> Stylizer {
@@ -68,9 +68,6 @@ fn settings_with_which_frames_would_not_fit_change_nothing() {
         stylizer.stylize(&frame, &|| false).unwrap();
     }
 }
-
-/// Longer than anything takes but a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An element that is ready for caps and paints frames in their own size.
 fn started() -> (gst::Element, gst::Bus) {

@@ -6,12 +6,12 @@
 mod common;
 
 use common::Files;
-use common::painter::{FIRST, LATER, Painter, assert_ends, element};
+use common::painter::{FIRST, LATER, PATIENCE, Painter, assert_ends, element};
 use common::video::{DURATION, Pixels, info, picture};
 use gst::prelude::*;
 use gst_video::{VideoFormat, VideoInfo};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn segment() -> gst::Event {
     gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())
@@ -388,9 +388,6 @@ impl Playing {
         self.pipeline.bus().unwrap().set_flushing(true);
     }
 }
-
-/// Longer than anything takes but a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_seek_without_a_flush_starts_anew() {

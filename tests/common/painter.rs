@@ -8,6 +8,7 @@ use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo};
 use std::sync::Once;
+use std::time::Duration;
 
 /// GStreamer with the element registered.
 pub fn init() {
@@ -33,6 +34,9 @@ pub fn element(files: &Files) -> gst::Element {
 
 pub const FIRST: u32 = 5;
 pub const LATER: u32 = 3;
+
+/// Longer than anything takes but a hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Paints one picture as the first frame of a video.
 pub fn paint(files: &Files, info: &VideoInfo, picture: &Pixels) -> Pixels {
@@ -163,6 +167,12 @@ impl Painter {
         let messages = self.messages(gst::MessageType::Warning);
         messages.iter().map(warning).collect()
     }
+
+    /// Waits for a warning and returns its text.
+    pub fn await_warning(&self) -> String {
+        let message = await_message(&self.bus, &[gst::MessageType::Warning]);
+        warning(&message.expect("no warning came"))
+    }
 }
 
 impl Drop for Painter {
@@ -175,15 +185,18 @@ impl Drop for Painter {
 
 /// Waits for the end of a pipeline's stream, and asserts that no error comes instead.
 pub fn assert_ends(bus: &gst::Bus) {
-    // Longer than anything takes but a hang.
-    let patience = gst::ClockTime::from_seconds(60);
     let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-    let end = bus.timed_pop_filtered(patience, &ends).unwrap();
+    let end = await_message(bus, &ends).unwrap();
     assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
 }
 
+fn await_message(bus: &gst::Bus, kinds: &[gst::MessageType]) -> Option<gst::Message> {
+    let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
+    bus.timed_pop_filtered(patience, kinds)
+}
+
 /// The text of a warning.
-pub fn warning(message: &gst::Message) -> String {
+fn warning(message: &gst::Message) -> String {
     match message.view() {
         gst::MessageView::Warning(warning) => warning.error().message().to_owned(),
         other => panic!("not a warning: {other:?}"),
