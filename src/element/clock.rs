@@ -73,13 +73,14 @@ impl Timeline {
         // While the clock stands still, a live source gives only what waited, and frames were lost before
         // it. Without a clock nothing tells what was lost.
         let latest = live.then(|| now.map_or(ClockTime::MAX, |now| self.latest_at(now)));
-        let Some(last) = self.last.replace(frame) else {
-            return false;
-        };
+        // The first frame counts above all: later ones may have waited while others were painted.
         if let Some((now, running_time)) = now.zip(frame.running_time) {
             let delay = now.into_positive().saturating_sub_unsigned(running_time);
             self.delay = Some(self.delay.map_or(delay, |least| least.min(delay)));
         }
+        let Some(last) = self.last.replace(frame) else {
+            return false;
+        };
         self.interval = frame
             .running_time
             .zip(last.running_time)
