@@ -7,7 +7,7 @@ mod common;
 
 use common::Files;
 use common::painter::{Painter, element, only_error, paint};
-use common::video::{Pixels, grey, info, picture, pixels, write};
+use common::video::{DURATION, Pixels, grey, info, picture, pixels, write};
 use gst::prelude::*;
 use gst_video::prelude::*;
 use gst_video::{VideoAlignment, VideoFormat, VideoFrameRef, VideoInfo};
@@ -143,10 +143,37 @@ fn a_buffer_that_is_too_small_is_an_error() {
         frame.get_mut().unwrap().set_size(size);
         assert_eq!(painter.harness.push(frame), Err(gst::FlowError::Error));
         let error = only_error(&painter.bus);
-        assert!(error.message().contains("memory cannot be used"), "{error}");
+        assert!(
+            error.message().contains("memory cannot be mapped"),
+            "{error}"
+        );
         // The next one is painted.
         painter.report();
     }
+}
+
+/// As a source sends where it has no picture.
+#[test]
+fn an_empty_gap_buffer_goes_on_as_an_event() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    painter.report();
+    let mut gap = gst::Buffer::new();
+    let fields = gap.get_mut().unwrap();
+    fields.set_flags(gst::BufferFlags::GAP);
+    fields.set_pts(DURATION);
+    fields.set_duration(DURATION);
+    painter.harness.push(gap).unwrap();
+    assert_eq!(painter.harness.buffers_in_queue(), 0);
+    let harness = &mut painter.harness;
+    let mut events = std::iter::from_fn(|| harness.try_pull_event());
+    let event = events.find(|event| event.type_() == gst::EventType::Gap);
+    let event = event.expect("there is no gap event");
+    let gst::EventView::Gap(gap) = event.view() else {
+        unreachable!();
+    };
+    assert_eq!(gap.get(), (DURATION, Some(DURATION)));
+    painter.report();
 }
 
 #[test]

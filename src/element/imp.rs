@@ -253,6 +253,9 @@ impl BaseTransformImpl for Gatys {
         if self.is_cancelled() {
             return Err(gst::FlowError::Flushing);
         }
+        if input.size() == 0 && input.flags().contains(gst::BufferFlags::GAP) {
+            return Ok(self.skip_gap(input));
+        }
         if let Some(pts) = input.pts() {
             self.sync_controlled_properties(pts);
         }
@@ -304,6 +307,15 @@ impl Gatys {
         if let Err(error) = self.controls.load_style(load::style) {
             self.warn(&error);
         }
+    }
+
+    /// Sends a buffer without a picture on as an event: downstream goes on showing the last painting.
+    fn skip_gap(&self, gap: &gst::Buffer) -> gst::FlowSuccess {
+        if let Some(pts) = gap.pts() {
+            let event = gst::event::Gap::new(pts, gap.duration());
+            self.obj().src_pad().push_event(event);
+        }
+        gst_base::BASE_TRANSFORM_FLOW_DROPPED
     }
 
     /// Has the base class drop the next frames up to the first that can be in time.
