@@ -53,6 +53,30 @@ fn a_flush_starts_anew() {
     });
 }
 
+/// After a seek while PAUSED no other frame may follow for long.
+#[test]
+fn a_first_frame_waits_for_the_style_that_is_being_loaded() {
+    let files = Files::new();
+    // It takes longer to load than the frame to come.
+    let large = files.dir.path().join("large.png");
+    image::RgbImage::from_fn(3000, 3000, |x, y| {
+        image::Rgb([x, y, x * y].map(|value| value as u8))
+    })
+    .save(&large)
+    .unwrap();
+    let (element, content) = (element(&files), picture(32, 24, 5));
+    let mut painter = Painter::new(&element);
+    let before = first(&mut painter, &content);
+    element.set_property("style-image", &large);
+    assert!(painter.harness.push_event(gst::event::FlushStart::new()));
+    assert!(painter.harness.push_event(gst::event::FlushStop::new(true)));
+    assert!(painter.harness.push_event(segment()));
+    let after = first(&mut painter, &content);
+    drop(painter);
+    let expected = first(&mut Painter::new(&element), &content);
+    assert!(before != expected && after == expected);
+}
+
 /// As when an application seeks in a handler of a frame's message, on the streaming thread.
 #[test]
 fn a_flush_from_a_message_handler_starts_anew() {

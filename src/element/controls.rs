@@ -10,7 +10,8 @@ use gst::glib::Value;
 use gst::prelude::*;
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What is left to do once a property has been set.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,12 +47,18 @@ struct Values {
 /// The values of all properties, behind a lock that is never held while anything is computed,
 /// loaded or posted.
 #[derive(Default)]
-pub struct Controls(Mutex<Values>);
+pub struct Controls {
+    values: Mutex<Values>,
+    style_loaded: Condvar,
+}
+
+/// How often a frame that waits for a style image looks whether it is cancelled.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Controls {
     /// Nothing panics under the lock, so what a poisoned one guards is whole.
     fn lock(&self) -> MutexGuard<'_, Values> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn set(&self, property: &Property, value: &Value) -> Pending {
@@ -124,6 +131,15 @@ impl Controls {
         self.lock().changed = true;
     }
 
+    /// Waits until no style image is being loaded, or `cancelled`.
+    pub fn await_style(&self, cancelled: impl Fn() -> bool) {
+        let mut values = self.lock();
+        while values.style_loading && !cancelled() {
+            let waited = self.style_loaded.wait_timeout(values, CANCEL_INTERVAL);
+            values = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// The style image that has been loaded since the last frame, with its path.
     pub fn take_style(&self) -> Option<(PathBuf, StyleImage)> {
         self.lock().next_style.take()
@@ -155,6 +171,7 @@ impl Controls {
             }
             if generation == values.style_generation {
                 values.style_loading = false;
+                self.style_loaded.notify_all();
                 values.next_style = path.zip(Some(style?));
                 return Ok(());
             }

@@ -413,6 +413,10 @@ impl Gatys {
 
     /// Gives the stylizer the settings and the style image that have changed since the last frame.
     fn apply_changes(&self, stylizer: &mut Stylizer) {
+        // No other frame may follow for long, as after a seek while PAUSED.
+        if lock(&self.stream).is_first() {
+            self.controls.await_style(|| self.is_cancelled());
+        }
         // The settings first: with them the style image may fit.
         self.apply_settings(stylizer);
         if let Some((path, style)) = self.controls.take_style()

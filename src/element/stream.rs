@@ -108,6 +108,11 @@ impl StreamState {
         jumps
     }
 
+    /// Whether no frame has been painted since the stylizer was reset.
+    pub fn is_first(&self) -> bool {
+        self.first
+    }
+
     /// Takes the stylizer out, which is to be put back.
     pub fn take_stylizer(&mut self) -> Option<Stylizer> {
         self.stylizer.take()
