@@ -54,6 +54,32 @@ fn all_instances_share_one_network_and_the_last_frees_it() {
     assert!(shared.upgrade().is_none());
 }
 
+#[test]
+fn in_ready_the_network_is_kept_for_the_next_start() {
+    let files = Files::new();
+    let element = element(&files);
+    let painter = Painter::new(&element);
+    let kept = Arc::downgrade(&network(&files));
+    element.set_state(gst::State::Ready).unwrap();
+    assert!(kept.upgrade().is_some());
+    element.set_state(gst::State::Null).unwrap();
+    assert!(kept.upgrade().is_none());
+    drop(painter);
+}
+
+#[test]
+fn what_weights_are_recognised_as_is_notified() {
+    let files = Files::new();
+    let element = element(&files);
+    let (send, received) = std::sync::mpsc::channel();
+    element.connect_notify(Some("weights-info"), move |element, _| {
+        let info: gst::Structure = element.property("weights-info");
+        send.send(info.get::<String>("family").unwrap()).unwrap();
+    });
+    let _painter = Painter::new(&element);
+    assert!(!received.try_recv().unwrap().is_empty());
+}
+
 /// Six frames painted by an instance; `rank` distinguishes it from others.
 fn run(files: &Files, rank: u32, together: &Barrier) -> Vec<Pixels> {
     let element = element(files);

@@ -22,6 +22,7 @@ use super::report;
 use super::settings::{PROPERTIES, property};
 use super::stream::{Frame, StreamState};
 use crate::stylizer::{self, Stylizer};
+use crate::vgg::Vgg;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -32,7 +33,7 @@ use gst_video::subclass::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 use once_cell::sync::Lazy;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
@@ -49,6 +50,8 @@ pub struct Gatys {
     stream: Mutex<StreamState>,
     /// For the streaming thread alone.
     dump: Mutex<MotionDump>,
+    /// Kept in READY, so that the next start need not load it.
+    network: Mutex<Option<Arc<Vgg>>>,
     /// Either of these cancels the frame that is being painted.
     stopping: AtomicBool,
     flushing: AtomicBool,
@@ -132,7 +135,11 @@ impl ElementImpl for Gatys {
             gst::StateChange::PausedToReady => self.stopping.store(true, Ordering::SeqCst),
             _ => (),
         }
-        self.parent_change_state(transition)
+        let changed = self.parent_change_state(transition);
+        if transition == gst::StateChange::ReadyToNull {
+            *lock(&self.network) = None;
+        }
+        changed
     }
 }
 
@@ -151,6 +158,8 @@ impl BaseTransformImpl for Gatys {
         let weights_info = report::weights_info(stylizer.vgg());
         gst::info!(CAT, imp = self, "Weights: {weights_info}");
         self.controls.set_weights_info(weights_info);
+        self.obj().notify("weights-info");
+        *lock(&self.network) = Some(stylizer.vgg().clone());
         self.flushing.store(false, Ordering::SeqCst);
         *lock(&self.stream) = StreamState::new(stylizer);
         Ok(())

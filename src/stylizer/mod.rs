@@ -137,7 +137,7 @@ impl Stylizer {
         self.vgg.device()
     }
 
-    pub fn vgg(&self) -> &Vgg {
+    pub fn vgg(&self) -> &Arc<Vgg> {
         &self.vgg
     }
 
