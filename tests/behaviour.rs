@@ -8,7 +8,7 @@ mod common;
 use candle_core::Device;
 use common::Files;
 use common::painter::{FIRST, LATER, Painter, element, init};
-use common::video::{Pixels, info, picture};
+use common::video::{DURATION, Pixels, info, picture};
 use gst::prelude::*;
 use gst_video::VideoFormat;
 use gstgatys::vgg::Precision;
@@ -103,6 +103,32 @@ fn check_followed(before: impl Fn(&gst::Element, u32)) {
         now - past > 0.6 * contrast && contrast > 50.0,
         "{now} where it is, {past} where it was; {contrast} at first"
     );
+}
+
+#[test]
+fn a_report_says_where_in_time_its_frame_is() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let times = |painter: &Painter| {
+        ["pts", "stream-time", "running-time", "duration"]
+            .map(|name| painter.stats().get::<u64>(name).unwrap())
+    };
+    let [position, base] = [3600, 7].map(gst::ClockTime::from_seconds);
+    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    segment.set_time(position);
+    segment.set_base(base);
+    painter
+        .harness
+        .push_event(gst::event::Segment::new(&segment));
+    painter.report();
+    painter.report();
+    let expected = [DURATION, position + DURATION, base + DURATION, DURATION];
+    assert_eq!(times(&painter), expected.map(gst::ClockTime::nseconds));
+    let mut frame = painter.next_frame();
+    frame.get_mut().unwrap().set_pts(None);
+    frame.get_mut().unwrap().set_duration(None);
+    painter.paint(frame);
+    assert_eq!(times(&painter), [u64::MAX; 4]);
 }
 
 #[test]

@@ -399,7 +399,15 @@ impl Gatys {
         let painted = self.paint(&frame.info, stylizer, input, output)?;
         let time = elapsed(begun);
         self.dump_motion(stylizer, &frame);
-        let stats = report::stats(&painted, input.pts(), frame.number, time, stylizer);
+        let segment = self.time_segment();
+        let stats = report::stats(
+            &painted,
+            input,
+            segment.as_ref(),
+            frame.number,
+            time,
+            stylizer,
+        );
         self.publish(stats);
         let latency = lock(&self.stream).finish_frame(&frame, &painted, time);
         if let Some(latency) = latency {

@@ -32,10 +32,11 @@ pub fn specs() -> [ParamSpec; 2] {
     })
 }
 
-/// The structure `gatys` of frame number `frame`, for which `stylizer` took `time`.
+/// The structure `gatys` of frame number `frame`, which came in `buffer` and for which `stylizer` took `time`.
 pub fn stats(
     report: &Report,
-    pts: Option<ClockTime>,
+    buffer: &gst::Buffer,
+    segment: Option<&gst::FormattedSegment<ClockTime>>,
     frame: u64,
     time: ClockTime,
     stylizer: &Stylizer,
@@ -46,8 +47,15 @@ pub fn stats(
         Some(Reason::Converged) => "converged",
         None => "repeated",
     };
+    let nseconds = |time: Option<ClockTime>| time.map_or(u64::MAX, ClockTime::nseconds);
+    let in_segment = buffer.pts().zip(segment);
+    let stream_time = in_segment.and_then(|(pts, segment)| segment.to_stream_time(pts));
+    let running_time = in_segment.and_then(|(pts, segment)| segment.to_running_time(pts));
     gst::Structure::builder("gatys")
-        .field("pts", pts.map_or(u64::MAX, ClockTime::nseconds))
+        .field("pts", nseconds(buffer.pts()))
+        .field("stream-time", nseconds(stream_time))
+        .field("running-time", nseconds(running_time))
+        .field("duration", nseconds(buffer.duration()))
         .field("frame", frame)
         .field("iterations", report.iterations)
         .field("reason", reason)
