@@ -151,6 +151,7 @@ fn weights_by_name() {
         let layers = ["content-layers=conv2_1", "style-layers=conv1_1"];
         run(gstreamer("gst-launch-1.0")
             .env("XDG_DATA_HOME", folder.path().join("data"))
+            .env("XDG_DATA_DIRS", folder.path().join("system"))
             .current_dir(folder.path())
             .args(source)
             .arg(format!("style-image={}", style.display()))
@@ -160,6 +161,7 @@ fn weights_by_name() {
             .args(["!", "video/x-raw,width=32,height=32", "!", "fakesink"]))
     };
     let named = data.join("mine.safetensors");
+    let of_system = folder.path().join("system/gst-plugin-gatys");
     let good = safetensors(&tensors(&NARROW[..3], by_layer), &[]);
     fs::write(&named, &good).unwrap();
     launch("mine").assert_succeeded("by name");
@@ -175,6 +177,9 @@ fn weights_by_name() {
     fs::write(folder.path().join("mine"), &good).unwrap();
     launch("mine").assert_succeeded("a file of that name");
     launch("other").assert_refused("no file of that name");
+    fs::create_dir_all(&of_system).unwrap();
+    fs::write(of_system.join("other.safetensors"), &good).unwrap();
+    launch("other").assert_succeeded("by name, for all users");
 }
 
 /// Types that are no weights: integers, and the small floats from which some conversions never return.

@@ -362,14 +362,22 @@ impl Settings {
     }
 }
 
-/// The path of the weights called `path` in the data directory, unless that has several components or
-/// is itself a file.
+/// The path of the weights called `path` in the user's data directory or the first of the system's that has them,
+/// unless `path` has several components or is itself a file.
 pub fn weights_by_name(path: &Path) -> Option<PathBuf> {
     if path.components().count() != 1 || path.is_file() {
         return None;
     }
-    let directory = glib::user_data_dir().join("gst-plugin-gatys");
-    let mut named = directory.join(path).into_os_string();
-    named.push(".safetensors");
-    Some(named.into())
+    let named = |directory: PathBuf| {
+        let mut named = directory
+            .join("gst-plugin-gatys")
+            .join(path)
+            .into_os_string();
+        named.push(".safetensors");
+        PathBuf::from(named)
+    };
+    let of_user = named(glib::user_data_dir());
+    let of_system = glib::system_data_dirs().into_iter().map(named);
+    let mut all = std::iter::once(of_user.clone()).chain(of_system);
+    Some(all.find(|named| named.exists()).unwrap_or(of_user))
 }
