@@ -2,6 +2,7 @@
 
 //! The operations on features compared with the CPU's in f32 on the same operands.
 
+use crate::Options;
 use crate::data::{
     Bench, factor, features, kernel, name, noise, pixels, relative_error, sum, tolerance,
 };
@@ -24,13 +25,15 @@ fn label(what: &str, format: Format, [h, w, n]: [usize; 3]) -> String {
     format!("{what}, {}, {w}x{h}, {n} channels", name(format))
 }
 
-pub fn convolutions(bench: &Bench, report: &mut Report) {
+pub fn convolutions(bench: &Bench, options: &Options, report: &mut Report) {
     report.checks("Convolutions");
+    // The shapes of conv4_2 and conv2_1 at 640x360, or at a quarter of that.
+    let part = if options.quick { 4 } else { 1 };
     for &format in &bench.formats {
         for (h, w, n) in [
             (13, 9, [24, 40]),
-            (45, 80, [512, 512]),
-            (180, 320, [64, 128]),
+            (45 / part, 80 / part, [512, 512]),
+            (180 / part, 320 / part, [64, 128]),
         ] {
             convolution(bench, report, format, [h, w], n);
         }

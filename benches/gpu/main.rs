@@ -136,7 +136,7 @@ fn run(part: &str, bench: &Bench, options: &Options, report: &mut Report) {
         "checks" => CHECKS
             .iter()
             .for_each(|part| run(part, bench, options, report)),
-        "convolutions" => features::convolutions(bench, report),
+        "convolutions" => features::convolutions(bench, options, report),
         "pooling" => features::poolings(bench, report),
         "gram" => features::grams(bench, report),
         "content" => features::contents(bench, report),
