@@ -284,8 +284,8 @@ fn weights_of_another_network() {
     let named = |index: usize| format!("features.{}", vgg_16[index]);
     refuses(&tensors(&NARROW[..13], named), &["VGG-16"]);
     let unrelated = Tensors::from([("lm_head.weight".into(), filled(0.5, &[8, 8]))]);
-    refuses(&unrelated, &["called as a VGG-19's are"]);
-    refuses(&Tensors::new(), &["called as a VGG-19's are"]);
+    refuses(&unrelated, &["with a VGG-19's names"]);
+    refuses(&Tensors::new(), &["with a VGG-19's names"]);
 
     let not_vgg_19 = "not the weights of a VGG-19";
     let mut gap = tensors(&NARROW, by_layer);

@@ -137,7 +137,7 @@ fn both_ways_of_naming_and_tensors_that_are_not_needed() {
     }
 }
 
-/// `weights=NAME` is a file in the data directory, unless NAME itself is one.
+/// `weights=NAME` is a file in a data directory, unless NAME itself is one.
 #[cfg(feature = "plugin")]
 #[test]
 fn weights_by_name() {
@@ -329,7 +329,7 @@ fn hostile_pickles() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let pairs = b"K\x01K\x01\x86".repeat(100_000);
     let list = [b"](", &pairs[..], b"e\x85"].concat();
     let tuple = [b"(", &pairs[..], b"t\x85"].concat();
-    let no_network = "no tensors called as a VGG-19's are";
+    let no_network = "no tensors with a VGG-19's names";
     let cut = "cannot be followed";
     vec![
         ("nothing", b"".to_vec(), "no end"),

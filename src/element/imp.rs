@@ -475,7 +475,7 @@ impl Gatys {
         output: &mut gst::BufferRef,
     ) -> Result<stylizer::Report, gst::FlowError> {
         let unmapped = |error: glib::BoolError| {
-            self.fail("a frame's memory cannot be used", &error.to_string())
+            self.fail("a frame's memory cannot be mapped", &error.to_string())
         };
         let input = VideoFrameRef::from_buffer_ref_readable(input, info).map_err(unmapped)?;
         let mut output = VideoFrameRef::from_buffer_ref_writable(output, info).map_err(unmapped)?;

@@ -61,7 +61,7 @@ fn unreadable(path: Option<&Path>) -> ResourceError {
 
 fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
     let path = match source {
-        WeightsSource::BuiltIn => return format!("weights=those built in: {error}"),
+        WeightsSource::BuiltIn => return format!("the built-in weights: {error}"),
         WeightsSource::File(path) => path,
     };
     let named = match weights_by_name(path) {

@@ -55,7 +55,7 @@ macro_rules! enumeration {
 enumeration!(
     /// The optimisation algorithm.
     Optimizer, "GstGatysOptimizer", config::OptimizerKind, {
-        Lbfgs, "lbfgs", "L-BFGS: learns the curvature, lowest loss for the same iterations";
+        Lbfgs, "lbfgs", "L-BFGS: learns the curvature, reaches the lowest loss in the same iterations";
         Adam, "adam", "Adam: steps of learning-rate, little memory";
     }
 );
@@ -63,7 +63,7 @@ enumeration!(
 enumeration!(
     /// The image that the optimisation of a frame starts from.
     Init, "GstGatysInit", config::Init, {
-        Previous, "previous", "The result of the frame before, brought along as motion says; a first frame itself, in the style's colours";
+        Previous, "previous", "The result of the frame before, moved as the property motion says; for a first frame, itself in the style's colours";
         Content, "content", "The frame itself";
         Noise, "noise", "Uniform noise, the same for each frame";
     }

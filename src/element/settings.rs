@@ -127,7 +127,7 @@ macro_rules! properties {
             }
         }
 
-        /// The properties, in the order of `gst-inspect-1.0`.
+        /// The properties.
         pub static PROPERTIES: Lazy<Vec<Property>> = Lazy::new(|| {
             let defaults = Settings::default();
             vec![$(Property {
@@ -148,28 +148,28 @@ properties! {
     style_image: Option<PathBuf> = None, (),
         "style-image", "Style image",
         "Path of the image whose style is painted: PNG, JPEG or WebP. Required. Changed while playing, \
-         it is loaded beside the stream and taken up by the first frame after that", LIVE;
+         it is loaded in the background and used as soon as it is ready", LIVE;
     style_scale: f64 = config.style_scale, (0.05, 4.0),
         "style-scale", "Style scale",
-        "Longest side of the style image as a multiple of the longest side that is optimised: smaller makes finer \
-         strokes. The image is enlarged to twice its own size at most", CONTROLLABLE;
+        "Longest side of the style image relative to the longest side that is optimised: smaller makes finer \
+         strokes. The image is enlarged to at most twice its own size", CONTROLLABLE;
     alpha: f64 = config.alpha, (0.0, MAX_WEIGHT),
         "alpha", "Content weight", "Weight of the content loss: higher keeps more of the frame", CONTROLLABLE;
     beta: f64 = config.beta, (0.0, MAX_WEIGHT),
         "beta", "Style weight", "Weight of the style loss: higher paints more freely", CONTROLLABLE;
     content_layers: Option<String> = Some(config.content_layers.to_string()), (),
         "content-layers", "Content layers",
-        "Layers that the frame is recognised by, separated by commas, each with a weight or none: conv4_2 or \
-         conv3_1:0.3,conv4_2:0.7. Without weights they share 1 equally. The layers are conv1_1 to conv5_4, and \
-         end at conv5_1 in the weights built in", LIVE;
+        "Layers whose features are to match the frame's, separated by commas, each with or without a weight: conv4_2 \
+         or conv3_1:0.3,conv4_2:0.7. Without weights they share 1 equally. The layers are conv1_1 to conv5_4; \
+         the built-in weights end at conv5_1", LIVE;
     style_layers: Option<String> = Some(config.style_layers.to_string()), (),
         "style-layers", "Style layers",
-        "Layers whose correlations make the style, written as content-layers are. The deeper, the larger the \
-         patterns", LIVE;
+        "Layers whose feature correlations are to match the style's, written like content-layers. The deeper, the \
+         larger the patterns", LIVE;
     iterations: u32 = config.iterations, (1, 100_000),
         "iterations", "Iterations",
-        "Iterations for each frame but the first, one evaluation of loss and gradient each. The first one only \
-         looks at where the frame starts, so 1 paints nothing", CONTROLLABLE;
+        "Iterations for each frame after the first, one evaluation of loss and gradient each. The first iteration only \
+         evaluates the starting image, so 1 changes nothing", CONTROLLABLE;
     initial_iterations: u32 = config.initial_iterations, (1, 100_000),
         "initial-iterations", "Initial iterations",
         "Iterations for the first frame, and the first after a scene cut, a seek, a change of format or, in a \
@@ -177,19 +177,19 @@ properties! {
     time_budget: u64 = 0, (0, u64::MAX),
         "time-budget", "Time budget",
         "Nanoseconds after which a frame's optimisation stops and the best image so far is sent (0 = none). A frame \
-         gets two iterations at least", CONTROLLABLE;
+         gets at least two iterations", CONTROLLABLE;
     optimizer: Optimizer = config.optimizer.into(), (),
         "optimizer", "Optimizer", "How the image is improved", LIVE;
     learning_rate: f64 = config.learning_rate, (1e-6, 1.0),
         "learning-rate", "Learning rate",
-        "Adam's step as a part of the range of a pixel; L-BFGS finds its own", CONTROLLABLE;
+        "Adam's step relative to the range of a pixel; L-BFGS finds its own", CONTROLLABLE;
     lbfgs_history: u32 = config.lbfgs_history, (1, 1000),
-        "lbfgs-history", "L-BFGS history", "Steps that L-BFGS remembers: more is faster and takes memory", CONTROLLABLE;
+        "lbfgs-history", "L-BFGS history", "Steps that L-BFGS remembers: more is faster and needs more memory", CONTROLLABLE;
     init: Init = config.init.into(), (),
         "init", "Start", "The image that a frame's optimisation starts from", LIVE;
     noise: f64 = config.noise, (0.0, 1.0),
         "noise", "Noise",
-        "Part of noise in the start of a frame that does not go on from the previous result (0 = none, 1 = nothing else)", CONTROLLABLE;
+        "Share of noise in the starting image of a frame that does not continue from the previous result (0 = none, 1 = only noise)", CONTROLLABLE;
     seed: u64 = config.seed, (0, u64::MAX),
         "seed", "Seed", "Seed of the noise", CONTROLLABLE;
     tv_weight: f64 = config.tv_weight, (0.0, MAX_WEIGHT),
@@ -197,26 +197,25 @@ properties! {
         "Weight of the mean squared difference between neighbouring pixels: higher makes it smoother", CONTROLLABLE;
     temporal_weight: f64 = config.temporal_weight, (0.0, MAX_WEIGHT),
         "temporal-weight", "Temporal weight",
-        "Weight of the mean squared difference to the last result moved along the motion, where that is known: higher \
+        "Weight of the mean squared difference to the previous result warped by the motion, where that is reliable: higher \
          flickers less. Needs motion=flow", CONTROLLABLE;
     motion: Motion = config.motion.into(), (),
-        "motion", "Motion", "How the last result is brought along to where a frame starts", LIVE;
+        "motion", "Motion", "How the previous result becomes the start of a frame", LIVE;
     scene_cut: f64 = config.scene_cut, (0.0, 1.0),
         "scene-cut", "Scene cut",
-        "Change from which a frame begins another scene, which is painted anew with initial-iterations (1 = none \
-         does)", CONTROLLABLE;
+        "Change from which a frame begins another scene, which is painted from scratch with initial-iterations (1 = \
+         never)", CONTROLLABLE;
     skip_still: bool = config.skip_still, (),
         "skip-still", "Skip still frames",
-        "While the picture stays the same but for noise, go on with its painting until that has converged, and repeat \
-         it then", LIVE;
+        "While the picture stays the same except for noise, refine its painting until it has converged, then repeat it", LIVE;
     motion_dump: Option<PathBuf> = None, (),
         "motion-dump", "Motion dump",
-        "Folder, made where missing, for pictures of how each painted frame moved since the one before, of the size \
+        "Folder, created if missing, for pictures of how each painted frame moved since the one before, of the size \
          that is optimised: flow-000123.png for frame 123 of the messages, whose hue is the direction (right is red, \
-         down yellow, left sky blue, up violet) and whose saturation is the length (white rests, full colour is the frame's \
+         down yellow, left sky blue, up violet) and whose saturation is the length (white is at rest, full colour is the frame's \
          longest motion, or 1 pixel where all are shorter); and mask-000123.png, white where that is reliable, grey \
-         where two motions meet, black where the frame before hid what is seen. None of frames whose motion was not \
-         looked at: first ones, still ones, repeated ones. Where it cannot be written, a warning is posted once \
+         where two motions meet, black where the previous frame hid what is seen. There are none for frames whose motion \
+         is not estimated: first, still and repeated ones. If it cannot be written, a warning is posted once \
          (empty = no pictures)", LIVE;
     pooling: Pooling = config.pooling.into(), (),
         "pooling", "Pooling", "How the network halves its features", LIVE;
@@ -228,22 +227,22 @@ properties! {
         "color", "Colour", "Where the colours come from", LIVE;
     weights: Option<PathBuf> = None, (),
         "weights", "Weights",
-        "The network's weights: path of a VGG-19's safetensors, PyTorch, Keras (HDF5) or .npz file, told by its content; \
-         or the name of one in the data directory gst-plugin-gatys (empty = those built in). weights-info says what \
-         was recognised", READY;
+        "The network's weights: path of a VGG-19's safetensors, PyTorch, Keras (HDF5) or .npz file, recognised by its \
+         content; or the name of one in the data directory gst-plugin-gatys (empty = built in). weights-info says \
+         what was recognised", READY;
     n_threads: u32 = config.n_threads, (0, 1024),
         "n-threads", "Threads",
-        "CPU threads of this element while it paints, at most 8 for each core (0 = one for each core, or as many as RAYON_NUM_THREADS says)", CONTROLLABLE;
+        "CPU threads of this element while it paints, at most 8 per core (0 = one per core, or as many as RAYON_NUM_THREADS says)", CONTROLLABLE;
     post_messages: bool = true, (),
         "post-messages", "Post messages",
         "Post an element message named gatys for each frame, with the fields of stats", LIVE;
     device: Option<String> = Some("auto".into()), (),
         "device", "Device",
-        "auto, cpu, cuda or cuda:N. auto takes the first GPU where this build has CUDA and it works, else the CPU", READY;
+        "auto, cpu, cuda or cuda:N. auto is the first GPU if this build has CUDA and the GPU works, else the CPU", READY;
     precision: Precision = Precision::Auto, (),
         "precision", "Precision",
-        "What the network's features are computed in; sums are f32 in each. One that the device lacks is an error: CPUs have f32, \
-         and bf16 with AMX; GPUs have all, tf32 and bf16 from Ampere on. auto is f16 on GPUs, bf16 with AMX, else f32", READY;
+        "What the network's features are computed in; sums are always f32. One that the device lacks is an error: CPUs have \
+         f32, and bf16 with AMX; GPUs have all, tf32 and bf16 from Ampere on. auto is f16 on GPUs, bf16 with AMX, else f32", READY;
     loss_scale: LossScale = config.loss_scale.into(), (),
         "loss-scale", "Loss scale", "What the losses are divided by before alpha and beta", LIVE;
     frame_interval: u32 = config.frame_interval, (1, 100_000),

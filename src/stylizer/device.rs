@@ -30,7 +30,7 @@ pub enum DeviceChoice {
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("‘{0}’ is not a device; auto, cpu, cuda and cuda:N are")]
+    #[error("‘{0}’ is not a device: auto, cpu, cuda or cuda:N is expected")]
     Unknown(String),
     #[error("this build has no CUDA support; one with the Cargo feature ‘cuda’ does")]
     NoCuda,

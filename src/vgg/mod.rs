@@ -38,7 +38,7 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
-    #[error("the activations of {0} do not fit {1}; {cause}", cause = overflow_cause(.1))]
+    #[error("the activations of {0} overflow {1}; {cause}", cause = overflow_cause(.1))]
     Overflow(Layer, Precision),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -47,7 +47,7 @@ pub enum Error {
 /// Some networks are too large for f16, but only damaged ones for f32's range.
 fn overflow_cause(precision: &Precision) -> &'static str {
     match precision.can_overflow() {
-        true => "precision=bf16 or f32 takes them",
+        true => "use precision=bf16 or f32",
         false => "the weights are damaged",
     }
 }

@@ -87,7 +87,7 @@ fn activations_that_overflow_are_reported() {
     let error = error.to_string();
     let (start, end) = (
         "the activations of conv",
-        "do not fit f16; precision=bf16 or f32 takes them",
+        "overflow f16; use precision=bf16 or f32",
     );
     assert!(error.starts_with(start) && error.ends_with(end), "{error}");
 }

@@ -82,7 +82,7 @@ pub enum Error {
     #[error("it cannot be read as {format}: it is damaged or cut short ({cause})")]
     Damaged { format: &'static str, cause: String },
     #[error(
-        "it has no tensors called as a VGG-19's are, for example features.0.weight, conv1_1.weight or block1_conv1 (of a PyTorch model, save its state_dict())"
+        "it has no tensors with a VGG-19's names, such as features.0.weight, conv1_1.weight or block1_conv1 (of a PyTorch model, save its state_dict())"
     )]
     NoNetwork,
     #[error("it is a {0}, where a VGG-19 is needed")]
