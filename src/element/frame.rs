@@ -2,9 +2,13 @@
 
 //! Conversion between video frames and image tensors.
 
+use crate::ops::with_values;
 use candle_core::{Device, Tensor};
 use gst_video::prelude::*;
 use gst_video::{VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, VideoMeta};
+use pulp::Arch;
+use rayon::ThreadPool;
+use rayon::prelude::*;
 
 /// The formats that the element supports: eight bits a component, in one plane.
 const FORMATS: [VideoFormat; 11] = [
@@ -45,6 +49,13 @@ pub fn pad_templates() -> Vec<gst::PadTemplate> {
 /// Kr and Kb of BT.601, for grey video whose caps have no matrix.
 const BT_601: (f64, f64) = (0.299, 0.114);
 
+/// Fewest rows that are worth a thread.
+const MIN_ROWS: usize = 16;
+
+/// The largest number below 0.5. To add it and to drop the fraction rounds to the nearest integer, halves up;
+/// with 0.5 itself, this number would become 1.
+const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+
 /// The bytes of black and white: how a frame's components are quantised.
 struct Quantisation {
     black: f32,
@@ -69,8 +80,12 @@ impl Quantisation {
         ((f32::from(byte) - self.black) / (self.white - self.black)).clamp(0.0, 1.0)
     }
 
+    #[allow(clippy::manual_clamp)]
+    #[inline(always)]
     fn byte(&self, value: f32) -> u8 {
-        (self.black + value * (self.white - self.black)).round() as u8
+        let rounded_up = self.black + value * (self.white - self.black) + BELOW_HALF;
+        // SAFETY: it fits; what is no number is 0 by `max`. Loops over a checked conversion do not vectorise.
+        unsafe { rounded_up.max(0.0).min(255.0).to_int_unchecked::<i32>() as u8 }
     }
 }
 
@@ -104,11 +119,35 @@ fn row_stride(frame: &impl VideoFrameExt, len: usize) -> candle_core::Result<usi
     Ok(stride)
 }
 
+/// Reads one row of pixels of `N` bytes.
+fn read_row<const N: usize>(
+    row: &[u8],
+    image: &mut [f32],
+    offsets: [usize; 3],
+    values: &[f32; 256],
+) {
+    let pixels = row.as_chunks::<N>().0;
+    for (rgb, pixel) in image.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+        *rgb = offsets.map(|offset| values[usize::from(pixel[offset])]);
+    }
+}
+
+/// Writes the bytes of red, green and blue into one row of pixels of `N` bytes.
+fn write_row<const N: usize>(row: &mut [u8], bytes: &[u8], offsets: [usize; 3]) {
+    let pixels = row.as_chunks_mut::<N>().0;
+    for (pixel, rgb) in pixels.iter_mut().zip(bytes.as_chunks::<3>().0) {
+        for (offset, &byte) in offsets.iter().zip(rgb) {
+            pixel[*offset] = byte;
+        }
+    }
+}
+
 /// A frame of the format and size of `info` as an image `[height, width, 3]`, RGB 0..1. Its buffer may be
 /// larger, as its metadata say then.
 pub fn to_image(
     info: &VideoInfo,
     frame: &VideoFrameRef<&gst::BufferRef>,
+    pool: &ThreadPool,
 ) -> candle_core::Result<Tensor> {
     let (height, width) = (info.height() as usize, info.width() as usize);
     let pixel_stride = info.comp_pstride(0) as usize;
@@ -116,14 +155,17 @@ pub fn to_image(
     let offsets = component_offsets(info);
     let quantisation = Quantisation::new(info);
     let values: [f32; 256] = std::array::from_fn(|byte| quantisation.value(byte as u8));
+    let read_row = match pixel_stride {
+        1 => read_row::<1>,
+        3 => read_row::<3>,
+        _ => read_row::<4>,
+    };
 
     let data = frame.plane_data(0).map_err(candle_core::Error::wrap)?;
-    let mut image = Vec::with_capacity(height * width * 3);
-    for row in data.chunks(stride).take(height) {
-        for pixel in row.chunks_exact(pixel_stride).take(width) {
-            image.extend(offsets.map(|offset| values[usize::from(pixel[offset])]));
-        }
-    }
+    let mut image = vec![0.0; height * width * 3];
+    let rows = image.par_chunks_exact_mut(3 * width);
+    let rows = rows.zip(data.par_chunks(stride)).with_min_len(MIN_ROWS);
+    pool.install(|| rows.for_each(|(image, row)| read_row(row, image, offsets, &values)));
     Tensor::from_vec(image, (height, width, 3), &Device::Cpu)
 }
 
@@ -134,39 +176,102 @@ pub fn write_image(
     info: &VideoInfo,
     source: &VideoFrameRef<&gst::BufferRef>,
     frame: &mut VideoFrameRef<&mut gst::BufferRef>,
+    pool: &ThreadPool,
 ) -> candle_core::Result<()> {
-    let (height, width) = (info.height() as usize, info.width() as usize);
+    let width = info.width() as usize;
     let pixel_stride = info.comp_pstride(0) as usize;
+    let row_len = width * pixel_stride;
     let offsets = component_offsets(info);
     let quantisation = Quantisation::new(info);
     let (kr, kb) = info.colorimetry().matrix().kr_kb().unwrap_or(BT_601);
     let luma = [kr, 1.0 - kr - kb, kb].map(|weight| weight as f32);
+    let write_row = match pixel_stride {
+        3 => write_row::<3>,
+        _ => write_row::<4>,
+    };
 
-    let image = image.flatten_all()?.to_vec1::<f32>()?;
-    let source_stride = row_stride(source, width * pixel_stride)?;
+    let source_stride = row_stride(source, row_len)?;
     let source = source.plane_data(0).map_err(candle_core::Error::wrap)?;
-    let stride = row_stride(frame, width * pixel_stride)?;
+    let stride = row_stride(frame, row_len)?;
     let data = frame.plane_data_mut(0).map_err(candle_core::Error::wrap)?;
-    let rows = data.chunks_mut(stride).zip(source.chunks(source_stride));
-    for ((row, source), image) in rows.take(height).zip(image.chunks_exact(3 * width)) {
-        row[..width * pixel_stride].copy_from_slice(&source[..width * pixel_stride]);
-        for (pixel, rgb) in row
-            .chunks_exact_mut(pixel_stride)
-            .zip(image.chunks_exact(3))
-        {
+    with_values(&image.contiguous()?, |image: &[f32]| {
+        let frames = data
+            .par_chunks_mut(stride)
+            .zip(source.par_chunks(source_stride));
+        let rows = frames.zip(image.par_chunks_exact(3 * width));
+        let write = |bytes: &mut Vec<u8>, ((row, source), image): ((&mut [u8], &[u8]), &[f32])| {
+            let row = &mut row[..row_len];
             if info.format() == VideoFormat::Gray8 {
-                pixel[0] = quantisation.byte(
-                    rgb.iter()
-                        .zip(luma)
-                        .map(|(value, weight)| value * weight)
-                        .sum(),
-                );
-            } else {
-                for (offset, &value) in offsets.iter().zip(rgb) {
-                    pixel[*offset] = quantisation.byte(value);
+                for (byte, rgb) in row.iter_mut().zip(image.as_chunks::<3>().0) {
+                    let weighted = rgb.iter().zip(luma).map(|(value, weight)| value * weight);
+                    *byte = quantisation.byte(weighted.sum());
                 }
+                return;
+            }
+            Arch::new().dispatch(|| {
+                for (byte, value) in bytes.iter_mut().zip(image) {
+                    *byte = quantisation.byte(*value);
+                }
+            });
+            row.copy_from_slice(&source[..row_len]);
+            write_row(row, bytes, offsets);
+        };
+        let rows = rows.with_min_len(MIN_ROWS);
+        pool.install(|| rows.for_each_init(|| vec![0; 3 * width], write));
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_rounded_to_the_nearest() {
+        for (black, white) in [(0.0, 255.0), (16.0, 235.0)] {
+            let quantisation = Quantisation { black, white };
+            for edge in (0..=512).map(|half| half as f32 / 2.0) {
+                // A value between two bytes, and those next to it.
+                let value = (edge - black) / (white - black);
+                for value in [value.next_down(), value, value.next_up(), -value] {
+                    let expected = (black + value * (white - black)).round() as u8;
+                    assert_eq!(quantisation.byte(value), expected, "{value}");
+                }
+            }
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+                let expected = (black + value * (white - black)).round() as u8;
+                assert_eq!(quantisation.byte(value), expected, "{value}");
+            }
+        }
+        let plain = Quantisation {
+            black: 0.0,
+            white: 1.0,
+        };
+        assert_eq!(plain.byte(0.5f32.next_down()), 0);
+        assert_eq!(plain.byte(0.5), 1);
+    }
+
+    /// Every byte comes back, by as many threads as there are rows for.
+    #[test]
+    fn a_frame_that_is_not_painted_stays_the_same() {
+        gst::init().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3);
+        let pool = pool.build().unwrap();
+        for format in FORMATS {
+            let info = VideoInfo::builder(format, 37, 83).build().unwrap();
+            let bytes: Vec<u8> = (0..info.size()).map(|i| (i * 37 % 256) as u8).collect();
+            let input = gst::Buffer::from_slice(bytes);
+            let mut output = gst::Buffer::with_size(info.size()).unwrap();
+            let input = VideoFrameRef::from_buffer_ref_readable(&input, &info).unwrap();
+            let writable = output.get_mut().unwrap();
+            let mut frame = VideoFrameRef::from_buffer_ref_writable(writable, &info).unwrap();
+            let image = to_image(&info, &input, &pool).unwrap();
+            write_image(&image, &info, &input, &mut frame, &pool).unwrap();
+            let row = 37 * info.comp_pstride(0) as usize;
+            let stride = info.stride()[0] as usize;
+            let rows = frame.plane_data(0).unwrap().chunks(stride);
+            for (written, read) in rows.zip(input.plane_data(0).unwrap().chunks(stride)) {
+                assert_eq!(written[..row], read[..row], "{format}");
             }
         }
     }
-    Ok(())
 }

@@ -482,7 +482,7 @@ impl Gatys {
         let failed = |error: candle_core::Error| {
             self.fail("a frame cannot be converted", &error.to_string())
         };
-        let image = to_image(info, &input).map_err(failed)?;
+        let image = to_image(info, &input, stylizer.thread_pool()).map_err(failed)?;
         let (image, painted) =
             stylizer
                 .stylize(&image, &|| self.is_cancelled())
@@ -494,7 +494,8 @@ impl Gatys {
                     }
                     error => self.fail("a frame cannot be stylised", &error.to_string()),
                 })?;
-        write_image(&image, info, &input, &mut output).map_err(failed)?;
+        let pool = stylizer.thread_pool();
+        write_image(&image, info, &input, &mut output, pool).map_err(failed)?;
         Ok(painted)
     }
 

@@ -141,6 +141,11 @@ impl Stylizer {
         &self.vgg
     }
 
+    /// The threads that paint, for the work before and after it.
+    pub fn thread_pool(&self) -> &ThreadPool {
+        &self.thread_pool
+    }
+
     /// The motion of the last frame since the one painted before it, if it was estimated.
     pub fn motion(&self) -> Option<&Motion> {
         self.motion.as_deref()
