@@ -8,6 +8,8 @@ use candle_core::{Device, Result, Tensor};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{F32x3, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
+use rayon::prelude::*;
 
 /// Height and width scaled by `scale`, at least a pixel each.
 pub fn scaled((h, w): (usize, usize), scale: f64) -> (usize, usize) {
@@ -28,45 +30,53 @@ pub fn fit((h, w): (usize, usize), max_size: Option<u32>) -> (usize, usize) {
     }
 }
 
+/// Values that are worth a thread to clamp.
+const CLAMPED_AT_ONCE: usize = 1 << 14;
+
 /// An image `[h, w, 3]` on the CPU, resampled to a size by a Lanczos-3 filter and clamped to 0..1.
 pub fn resize(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     let (source_h, source_w, _) = image.dims3()?;
     if (source_h, source_w) == (h, w) {
         return Ok(image.clone());
     }
-    let pixels: Vec<F32x3> = with_values(&image.contiguous()?, |values: &[f32]| {
-        let pixels = values.as_chunks::<3>().0;
-        pixels.iter().map(|&rgb| F32x3::new(rgb)).collect()
-    })?;
-    let source = TypedImageRef::new(source_w as u32, source_h as u32, &pixels)
+    let mut resized = vec![0f32; 3 * h * w];
+    let bytes = cast_slice_mut(&mut resized);
+    let mut target = TypedImage::<F32x3>::from_buffer(w as u32, h as u32, bytes)
         .map_err(candle_core::Error::wrap)?;
-    let target = lanczos(&source, (h, w))?;
-    let values = target.pixels().iter().flat_map(|pixel| pixel.0);
-    let values = values.map(|value| value.clamp(0.0, 1.0));
-    Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
+    with_values(&image.contiguous()?, |values: &[f32]| {
+        let bytes = cast_slice(values);
+        lanczos((source_h, source_w), bytes, &mut target)
+    })??;
+    resized.par_chunks_mut(CLAMPED_AT_ONCE).for_each(|values| {
+        for value in values {
+            *value = value.clamp(0.0, 1.0);
+        }
+    });
+    Tensor::from_vec(resized, (h, w, 3), &Device::Cpu)
 }
 
 /// RGB bytes of the size `source`, resampled to another, as `[h, w, 3]` in 0..1. A large source is
 /// never converted to floats.
 pub fn resize_bytes(rgb: &[u8], source: (usize, usize), (h, w): (usize, usize)) -> Result<Tensor> {
-    let source = TypedImageRef::<U8x3>::from_buffer(source.1 as u32, source.0 as u32, rgb)
-        .map_err(candle_core::Error::wrap)?;
-    let target = lanczos(&source, (h, w))?;
+    let mut target = TypedImage::<U8x3>::new(w as u32, h as u32);
+    lanczos(source, rgb, &mut target)?;
     let values = target.pixels().iter().flat_map(|pixel| pixel.0);
     let values = values.map(|value| f32::from(value) / 255.0);
     Tensor::from_vec(values.collect(), (h, w, 3), &Device::Cpu)
 }
 
+/// Resamples the pixels in `bytes`, of an image of height `h` and width `w`.
 fn lanczos<P: PixelTrait>(
-    source: &TypedImageRef<P>,
     (h, w): (usize, usize),
-) -> Result<TypedImage<'static, P>> {
-    let mut target = TypedImage::new(w as u32, h as u32);
+    bytes: &[u8],
+    target: &mut TypedImage<P>,
+) -> Result<()> {
+    let source = TypedImageRef::<P>::from_buffer(w as u32, h as u32, bytes)
+        .map_err(candle_core::Error::wrap)?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     Resizer::new()
-        .resize_typed(source, &mut target, &options)
-        .map_err(candle_core::Error::wrap)?;
-    Ok(target)
+        .resize_typed(&source, target, &options)
+        .map_err(candle_core::Error::wrap)
 }
 
 /// Pads an image `[h, w, 3]` to at least [`MIN_SIDE`] on both sides by repeating its last row and
