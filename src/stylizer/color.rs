@@ -7,7 +7,12 @@
 //! optimisation, and the frame's chrominance is put back after it. The style's luma is not matched
 //! to the frame's, as is suggested there: it would be another style for each frame.
 
-use candle_core::{Result, Tensor};
+use crate::ops::with_values;
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// Fewest pixels that are worth a thread.
+const MIN_PIXELS: usize = 1 << 12;
 
 /// The weights of R, G and B in luma (Rec. 601).
 pub const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
@@ -23,11 +28,22 @@ pub fn grey(image: &Tensor) -> Result<Tensor> {
     luma(image)?.broadcast_as(image.shape())?.contiguous()
 }
 
-/// `result`'s luma with `frame`'s chrominance, both `[h, w, 3]`, clamped to 0..1.
+/// `result`'s luma with `frame`'s chrominance, both contiguous `[h, w, 3]` on the CPU, clamped to 0..1.
 pub fn with_chrominance(result: &Tensor, frame: &Tensor) -> Result<Tensor> {
-    frame
-        .broadcast_add(&(luma(result)? - luma(frame)?)?)?
-        .clamp(0f32, 1f32)
+    let luma = |rgb: &[f32; 3]| LUMA[0] * rgb[0] + LUMA[1] * rgb[1] + LUMA[2] * rgb[2];
+    let mut image = vec![0.0; frame.elem_count()];
+    with_values(result, |result: &[f32]| {
+        with_values(frame, |frame: &[f32]| {
+            let pixels = image.as_chunks_mut::<3>().0.par_iter_mut();
+            let others = (result.as_chunks::<3>().0, frame.as_chunks::<3>().0);
+            let pixels = pixels.zip(others).with_min_len(MIN_PIXELS);
+            pixels.for_each(|(pixel, (result, frame))| {
+                let change = luma(result) - luma(frame);
+                *pixel = frame.map(|value| (value + change).clamp(0.0, 1.0));
+            });
+        })
+    })??;
+    Tensor::from_vec(image, frame.shape(), &Device::Cpu)
 }
 
 /// Added to the deviation of an image that is [matched](matched), in quadrature: so the noise of an
@@ -67,7 +83,6 @@ pub fn matched(image: &Tensor, other: &Statistics) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     fn image(pixels: &[[f32; 3]]) -> Tensor {
         let values = pixels.concat();
