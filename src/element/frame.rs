@@ -84,7 +84,8 @@ impl Quantisation {
     #[inline(always)]
     fn byte(&self, value: f32) -> u8 {
         let rounded_up = self.black + value * (self.white - self.black) + BELOW_HALF;
-        // SAFETY: it fits; what is no number is 0 by `max`. Loops over a checked conversion do not vectorise.
+        // Loops over a checked conversion do not vectorise.
+        // SAFETY: it is within 0..=255, as `max` makes 0 of NaN, which `clamp` would keep.
         unsafe { rounded_up.max(0.0).min(255.0).to_int_unchecked::<i32>() as u8 }
     }
 }
