@@ -71,7 +71,7 @@ fn comes_out(painter: &mut Painter, pts: gst::ClockTime) -> bool {
 
 /// Pushes frames that are a microsecond apart, so that each takes longer than the next one is away, until six are painted
 /// and the next is due, with every `interval`th one being so. Returns the time stamp of the last, and what the next is
-/// expected to take: the longest time.
+/// expected to take: the second longest time.
 fn be_slow(painter: &mut Painter, interval: u64) -> (gst::ClockTime, gst::ClockTime) {
     let mut pts = gst::ClockTime::ZERO;
     let mut times = Vec::new();
@@ -87,8 +87,9 @@ fn be_slow(painter: &mut Painter, interval: u64) -> (gst::ClockTime, gst::ClockT
         }
     }
     // The first frame does not count.
-    let longest = times[1..].iter().max().unwrap();
-    (pts, gst::ClockTime::from_nseconds(*longest))
+    times.remove(0);
+    times.sort();
+    (pts, gst::ClockTime::from_nseconds(times[3]))
 }
 
 /// A sink shows no late frames, so those that it cannot show are not painted.
