@@ -19,7 +19,7 @@ while (($#)); do
     esac
     shift
 done
-parts=(convolutions pooling gram content vectors optimizers losses recordings instances times peer pipeline throughput)
+parts=(convolutions pooling gram content vectors optimizers losses recordings instances times pipeline peer throughput)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/logs"
@@ -234,8 +234,8 @@ gpu losses 80
 gpu recordings 60
 gpu instances 60
 gpu times 90
-part peer 95 "$python" "$here/peer.py" --seconds 65 --device "$device"
 part pipeline 90 bash -c "set -euo pipefail; source '$work/frames'; rates"
+part peer 95 "$python" "$here/peer.py" --seconds 65 --device "$device"
 gpu throughput 40
 profile > "$work/logs/profile.csv" 2> "$work/logs/profile.err" || true
 write
