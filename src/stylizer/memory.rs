@@ -145,11 +145,12 @@ impl Stylizer {
 
     /// Replaces a GPU's out-of-memory error by one that says what would fit.
     pub(super) fn explain_out_of_memory(&self, error: Error, frame: (usize, usize)) -> Error {
-        // Of the driver, and of cuBLAS and cuDNN.
+        // Of the driver, of cuBLAS and of cuDNN.
+        let names = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
         let out_of_memory = match &error {
             Error::Tensor(cause) => {
                 let cause = cause.to_string();
-                cause.contains("OUT_OF_MEMORY") || cause.contains("ALLOC_FAILED")
+                names.iter().any(|name| cause.contains(name))
             }
             _ => false,
         };
