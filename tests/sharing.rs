@@ -62,6 +62,13 @@ fn in_ready_the_network_is_kept_for_the_next_start() {
     let kept = Arc::downgrade(&network(&files));
     element.set_state(gst::State::Ready).unwrap();
     assert!(kept.upgrade().is_some());
+    let others = Files::new();
+    element.set_property("weights", &others.weights);
+    element.set_state(gst::State::Paused).unwrap();
+    assert!(kept.upgrade().is_none());
+    let kept = Arc::downgrade(&network(&others));
+    element.set_state(gst::State::Ready).unwrap();
+    assert!(kept.upgrade().is_some());
     element.set_state(gst::State::Null).unwrap();
     assert!(kept.upgrade().is_none());
     drop(painter);

@@ -11,7 +11,7 @@ use gst::prelude::*;
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What is left to do once a property has been set.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub struct Controls {
     values: Mutex<Values>,
     style_loaded: Condvar,
 }
+
+/// How long a frame waits for a style image: a file may lie where reading it takes for ever.
+const MAX_STYLE_WAIT: Duration = Duration::from_secs(5);
 
 /// How often a frame that waits for a style image looks whether it is cancelled.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(10);
@@ -131,10 +134,11 @@ impl Controls {
         self.lock().changed = true;
     }
 
-    /// Waits until no style image is being loaded, or `cancelled`.
+    /// Waits until no style image is being loaded, or `cancelled`, but at most [`MAX_STYLE_WAIT`].
     pub fn await_style(&self, cancelled: impl Fn() -> bool) {
+        let begun = Instant::now();
         let mut values = self.lock();
-        while values.style_loading && !cancelled() {
+        while values.style_loading && !cancelled() && begun.elapsed() < MAX_STYLE_WAIT {
             let waited = self.style_loaded.wait_timeout(values, CANCEL_INTERVAL);
             values = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

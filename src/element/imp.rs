@@ -12,6 +12,7 @@
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! gatys style-image=starry_night.jpg ! videoconvert ! autovideosink sync=false
  * ]|
  */
+use super::Precision;
 use super::clock::FrameTime;
 use super::controls::{Controls, Pending};
 use super::dump::MotionDump;
@@ -23,6 +24,7 @@ use super::settings::{PROPERTIES, property};
 use super::stream::StreamState;
 use crate::stylizer::Stylizer;
 use crate::vgg::Vgg;
+use crate::vgg::weights::WeightsSource;
 use gst::glib::{self, ParamSpec};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -45,14 +47,17 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     )
 });
 
+/// The weights, and the properties `device` and `precision`.
+type NetworkSource = (WeightsSource, Option<String>, Precision);
+
 #[derive(Default)]
 pub struct Gatys {
     controls: Controls,
     stream: Mutex<StreamState>,
     /// For the streaming thread alone.
     dump: Mutex<MotionDump>,
-    /// Kept in READY, so that the next start need not load it.
-    network: Mutex<Option<Arc<Vgg>>>,
+    /// Kept in READY with what it was made from, so that the next start need not load it.
+    network: Mutex<Option<(NetworkSource, Arc<Vgg>)>>,
     /// Either of these cancels the frame that is being painted.
     stopping: AtomicBool,
     flushing: AtomicBool,
@@ -151,6 +156,13 @@ impl BaseTransformImpl for Gatys {
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let settings = self.controls.start();
+        let source = (
+            settings.weights(),
+            settings.device.clone(),
+            settings.precision,
+        );
+        // Freed before another one is loaded.
+        lock(&self.network).take_if(|(in_use, _)| *in_use != source);
         let (stylizer, fallback) =
             load::stylizer(&settings).inspect_err(|_| self.controls.stop())?;
         if let Some(reason) = fallback {
@@ -160,7 +172,7 @@ impl BaseTransformImpl for Gatys {
         gst::info!(CAT, imp = self, "Weights: {weights_info}");
         self.controls.set_weights_info(weights_info);
         self.obj().notify("weights-info");
-        *lock(&self.network) = Some(stylizer.vgg().clone());
+        *lock(&self.network) = Some((source, stylizer.vgg().clone()));
         self.flushing.store(false, Ordering::SeqCst);
         *lock(&self.stream) = StreamState::new(stylizer);
         Ok(())

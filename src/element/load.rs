@@ -66,7 +66,7 @@ fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
     };
     let named = match weights_by_name(path) {
         Some(named) => format!(
-            "; there is no {} either (weights/get.sh makes it for the name imagenet)",
+            "; there is no {} either (weights/get.sh makes it for the name imagenet), nor one in the system's data directories",
             named.display()
         ),
         None => String::new(),

@@ -102,7 +102,7 @@ fn damaged_weights_are_reported() {
         convs[damaged].0 = (&convs[damaged].0 * factor).unwrap();
         let weights = Weights::new(convs, weights.preprocessing.clone());
         let expected =
-            format!("the activations of {overflows} do not fit f32; the weights are damaged");
+            format!("the activations of {overflows} overflow f32; the weights are damaged");
         let vgg = Vgg::new(&weights, style.device()).unwrap();
         let mut objective = without_targets(vgg, &style);
         let error = objective.set_style(&style, &|| false);
