@@ -148,7 +148,7 @@ properties! {
     style_image: Option<PathBuf> = None, (),
         "style-image", "Style image",
         "Path of the image whose style is painted: PNG, JPEG or WebP. Required. Changed while playing, \
-         it is loaded in the background and used as soon as it is ready, for which a first frame waits", LIVE;
+         it is loaded in the background and used as soon as it is ready; a first frame waits for it", LIVE;
     style_scale: f64 = config.style_scale, (0.05, 4.0),
         "style-scale", "Style scale",
         "Longest side of the style image relative to the longest side that is optimised: smaller makes finer \
@@ -228,7 +228,7 @@ properties! {
     weights: Option<PathBuf> = None, (),
         "weights", "Weights",
         "The network's weights: path of a VGG-19's safetensors, PyTorch, Keras (HDF5) or .npz file, recognised by its \
-         content; or the name of one in a data directory's gst-plugin-gatys (empty = built in). weights-info says \
+         content; or the name of one in gst-plugin-gatys below a data directory (empty = built in). weights-info says \
          what was recognised", READY;
     n_threads: u32 = config.n_threads, (0, 1024),
         "n-threads", "Threads",
