@@ -17,20 +17,21 @@ const MIN_PIXELS: usize = 1 << 12;
 /// The weights of R, G and B in luma (Rec. 601).
 pub const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
-/// The luma of an image `[h, w, 3]`, `[h, w, 1]`.
-fn luma(image: &Tensor) -> Result<Tensor> {
-    let weights = Tensor::new(&LUMA, image.device())?;
-    image.broadcast_mul(&weights)?.sum_keepdim(2)
+/// The luma of a pixel.
+#[inline(always)]
+pub fn luma(rgb: &[f32; 3]) -> f32 {
+    LUMA[0] * rgb[0] + LUMA[1] * rgb[1] + LUMA[2] * rgb[2]
 }
 
 /// An image `[h, w, 3]` in grey.
 pub fn grey(image: &Tensor) -> Result<Tensor> {
-    luma(image)?.broadcast_as(image.shape())?.contiguous()
+    let weights = Tensor::new(&LUMA, image.device())?;
+    let luma = image.broadcast_mul(&weights)?.sum_keepdim(2)?;
+    luma.broadcast_as(image.shape())?.contiguous()
 }
 
 /// `result`'s luma with `frame`'s chrominance, both contiguous `[h, w, 3]` on the CPU, clamped to 0..1.
 pub fn with_chrominance(result: &Tensor, frame: &Tensor) -> Result<Tensor> {
-    let luma = |rgb: &[f32; 3]| LUMA[0] * rgb[0] + LUMA[1] * rgb[1] + LUMA[2] * rgb[2];
     let mut image = vec![0.0; frame.elem_count()];
     with_values(result, |result: &[f32]| {
         with_values(frame, |frame: &[f32]| {

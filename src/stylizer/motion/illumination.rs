@@ -4,7 +4,7 @@
 
 use super::bilinear::{LerpIndex, lerp_indices};
 use super::thumbnail::{Rgb, SQUARE, Thumbnail};
-use crate::stylizer::color::LUMA;
+use crate::stylizer::color::luma;
 
 /// Side of a block, in squares of the thumbnail and in pixels of the frame: larger than a brush stroke.
 const SQUARES: usize = 2;
@@ -72,7 +72,7 @@ impl Illumination {
 
     /// The illumination of the picture in grey.
     pub fn grey(&self) -> Self {
-        let grey = |rgb: &Rgb| [rgb.iter().zip(LUMA).map(|(value, luma)| value * luma).sum(); 3];
+        let grey = |rgb: &Rgb| [luma(rgb); 3];
         Self {
             values: self.values.iter().map(grey).collect(),
             ..*self

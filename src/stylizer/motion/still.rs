@@ -4,7 +4,7 @@
 
 use super::pyramid::{Level, Pyramid};
 use super::thumbnail::{Rgb, SQUARE, Thumbnail};
-use crate::stylizer::color::LUMA;
+use crate::stylizer::color::luma;
 use std::array;
 
 /// The largest difference of luma between encoded frames of a still picture: at the picture's own
@@ -95,7 +95,7 @@ fn changes_colour(now: &Thumbnail, before: &Thumbnail, noise: f32) -> bool {
     let mut pairs = squares.zip(now.values.iter().zip(&before.values));
     pairs.any(|((y, x), (after, before))| {
         let change: Rgb = array::from_fn(|i| 255.0 * (after[i] - before[i]));
-        let luma: f32 = change.iter().zip(LUMA).map(|(c, weight)| c * weight).sum();
+        let luma = luma(&change);
         // Squares that the edge cuts off are means of fewer pixels.
         let (h, w) = now.square_size(y, x);
         let side = ((h * w) as f32).sqrt();
