@@ -207,16 +207,14 @@ impl Vgg {
         Self::build(weights.clone(), device, Format::F32)
     }
 
-    /// A network on the CPU that emulates a GPU's arithmetic in `format`, with the composed operations.
-    #[cfg(test)]
-    pub(crate) fn emulated(weights: &Weights, format: Format) -> candle_core::Result<Self> {
-        Self::build(weights.clone(), &Device::Cpu, format)
-    }
-
     /// The preprocessing of the image is folded into conv1_1, which replicates the image's border:
     /// zero padding would leave a visible frame around the picture. All other layers are padded with
     /// zeros, as in training.
-    fn build(weights: Weights, device: &Device, format: Format) -> candle_core::Result<Self> {
+    pub(crate) fn build(
+        weights: Weights,
+        device: &Device,
+        format: Format,
+    ) -> candle_core::Result<Self> {
         let Weights {
             convs,
             preprocessing,

@@ -97,16 +97,15 @@ impl Precision {
     /// The format that it is on `device` for a network with these weights.
     pub(super) fn resolve(self, device: &Device, weights: &Weights) -> Result<Format, Error> {
         let format = self.on(device)?;
-        let narrow = || {
-            weights
+        let narrow = format == Format::Bf16
+            && device.is_cpu()
+            && weights
                 .channels()
-                .any(|n| !n.is_multiple_of(CHANNEL_MULTIPLE))
-        };
-        match (format, self) {
-            (Format::Bf16, _) if !device.is_cpu() || !narrow() => Ok(format),
-            (Format::Bf16, Self::Auto) => Ok(Format::F32),
-            (Format::Bf16, _) => Err(Error::Narrow),
-            _ => Ok(format),
+                .any(|n| !n.is_multiple_of(CHANNEL_MULTIPLE));
+        match (narrow, self) {
+            (false, _) => Ok(format),
+            (true, Self::Auto) => Ok(Format::F32),
+            (true, _) => Err(Error::Narrow),
         }
     }
 }

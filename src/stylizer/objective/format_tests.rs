@@ -12,6 +12,7 @@ use crate::stylizer::config::Config;
 use crate::stylizer::optimizer::{Budget, optimizer};
 use crate::stylizer::resize::{fit, pad, resize};
 use crate::vgg::weights::{Weights, WeightsSource};
+use candle_core::Device;
 use shared::{load, shared};
 use std::ops::Range;
 use std::path::Path;
@@ -80,7 +81,7 @@ fn activations_that_overflow_are_reported() {
     let weights = Weights::new(convs, weights.preprocessing.clone());
     let image = picture("tubingen.jpg", FRAME);
     let error = with_composed_ops(|| {
-        let vgg = Vgg::emulated(&weights, Format::F16).unwrap();
+        let vgg = Vgg::build(weights, &Device::Cpu, Format::F16).unwrap();
         let mut objective = without_targets(vgg, &image);
         objective.set_content(&image, &|| false).unwrap_err()
     });
@@ -144,7 +145,7 @@ fn formats_keep_the_gradients_direction() {
         (Format::Bf16, 0.999, 0.998, 0.05),
     ] {
         let mut emulated = with_composed_ops(|| {
-            let vgg = Vgg::emulated(&weights, format).unwrap();
+            let vgg = Vgg::build(weights.clone(), &Device::Cpu, format).unwrap();
             objective(vgg, &content, &style)
         });
         for (image, least) in [(&content, at_the_start), (&later, after)] {
