@@ -8,7 +8,9 @@ use super::super::conv_algorithm::ConvAlgorithm;
 use super::cudnn::CudnnConvolution;
 use super::diagnostics::{Note, note};
 use super::plan::ConvOperands;
-use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, lock, suffix};
+use super::{
+    Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, is_capturing, lock, suffix,
+};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -177,7 +179,7 @@ fn run_fastest(
             Ok(()) if algorithm.is_fused() => return Ok(()),
             Ok(()) => return epilogue(stream),
             // The capture may be what failed, and during one nothing can be measured.
-            Err(error) if stream.is_capturing()? => return Err(error),
+            Err(error) if is_capturing(&stream.handles.stream)? => return Err(error),
             // It does not work here: the cache's file may be foreign.
             Err(error) => {
                 let failure = format!("; {algorithm}: {error}");

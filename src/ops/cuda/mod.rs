@@ -160,6 +160,7 @@ pub(super) struct StreamGuard<'a> {
     handles: MutexGuard<'a, StreamHandles>,
 }
 
+/// Whether a stream is being captured, so that operations are not executed.
 fn is_capturing(stream: &CudaStream) -> Result<bool> {
     let status = stream.capture_status().w()?;
     Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
@@ -180,11 +181,6 @@ impl StreamGuard<'_> {
         let address = slice.device_ptr(slice.stream()).0;
         scratch.insert((purpose, bytes), slice);
         Ok(address)
-    }
-
-    /// Whether the stream is being captured, so that operations are not executed.
-    fn is_capturing(&self) -> Result<bool> {
-        is_capturing(&self.handles.stream)
     }
 
     /// The workspace of cuDNN's plans, [`plan::WORKSPACE_BYTES`].
