@@ -203,7 +203,7 @@ fn a_limit_of_the_address_space_is_kept() {
     paint(64, 48).assert_succeeded("frames that fit");
     let ended = paint(1280, 960);
     ended.assert_refused("frames that do not fit");
-    let parts = ["frames of 1280x960 take about", "max-size="];
+    let parts = ["frames of 1280x960 take about", "; max-size="];
     assert!(
         parts.iter().all(|part| ended.stderr.contains(part)),
         "{ended}"
