@@ -64,8 +64,15 @@ fn late_frames_are_dropped_and_the_next_goes_on() {
 
 /// Pushes the next frame with a time stamp, as [`passes`] does.
 fn comes_out(painter: &mut Painter, pts: gst::ClockTime) -> bool {
+    lasts(painter, pts, DURATION)
+}
+
+/// The same, of a frame that lasts for `duration`.
+fn lasts(painter: &mut Painter, pts: gst::ClockTime, duration: gst::ClockTime) -> bool {
     let mut frame = painter.next_frame();
-    frame.get_mut().unwrap().set_pts(pts);
+    let fields = frame.get_mut().unwrap();
+    fields.set_pts(pts);
+    fields.set_duration(duration);
     passes(painter, frame)
 }
 
@@ -158,7 +165,7 @@ fn frames_that_cannot_be_in_time_after_another_are_dropped() {
     let second = gst::ClockTime::SECOND;
     be_slow(&mut painter, 1);
     painter.harness.set_time(10 * second).unwrap();
-    assert!(comes_out(&mut painter, second / 2));
+    assert!(lasts(&mut painter, second / 2, second / 2));
     say(&mut painter, second / 2, -1);
     painter.harness.set_time(11 * second).unwrap();
     assert!(comes_out(
@@ -168,6 +175,21 @@ fn frames_that_cannot_be_in_time_after_another_are_dropped() {
     assert!(!comes_out(&mut painter, second));
     // Nothing takes as long as that here.
     assert!(comes_out(&mut painter, 2 * second));
+}
+
+/// A decoder drops frames after a late one. The first that it lets through is in time, but the next is as near as
+/// ever.
+#[test]
+fn a_frame_that_cannot_be_in_time_after_a_hole_is_dropped() {
+    let files = Files::new();
+    let mut painter = Painter::new(&element(&files));
+    let [microsecond, second] = [gst::ClockTime::USECOND, gst::ClockTime::SECOND];
+    be_slow(&mut painter, 1);
+    painter.harness.set_time(10 * second).unwrap();
+    assert!(lasts(&mut painter, second / 2, microsecond));
+    say(&mut painter, second / 2, -1);
+    assert!(!comes_out(&mut painter, second / 2 + microsecond));
+    assert!(comes_out(&mut painter, second));
 }
 
 /// Later frames would have to be waited for.
@@ -189,7 +211,8 @@ fn a_fast_machine_drops_none() {
     let interval = 900 * gst::ClockTime::MSECOND;
     let second = gst::ClockTime::SECOND;
     for number in 1..7 {
-        assert!(comes_out(&mut painter, number * interval), "{number}");
+        let pts = number * interval;
+        assert!(lasts(&mut painter, pts, interval), "{number}");
         // The next frame is begun long after this one was due.
         painter.harness.set_time(10 * number * second).unwrap();
         say(&mut painter, number * interval, -1);

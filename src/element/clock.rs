@@ -57,7 +57,7 @@ impl FrameTime {
 pub struct Timeline {
     last: Option<FrameTime>,
     /// The running time between the last two frames.
-    interval: Option<ClockTime>,
+    gap: Option<ClockTime>,
     /// The least time that frames were behind the clock when they arrived; negative if one was ahead of it.
     delay: Option<Signed<ClockTime>>,
     /// The running time before which frames are too late for downstream, by its last QoS event.
@@ -81,26 +81,30 @@ impl Timeline {
         let Some(last) = self.last.replace(frame) else {
             return false;
         };
-        self.interval = frame
+        self.gap = frame
             .running_time
             .zip(last.running_time)
             .and_then(|(now, before)| now.checked_sub(before));
-        let gap = scaled(last.distance(&frame), frame.running_per_stream);
+        let distance = scaled(last.distance(&frame), frame.running_per_stream);
         // By the clock and not by when the last frame arrived: old frames may wait upstream, and come
         // between a long painting and the gap that it made. A frame of a live source jumps only if it is
         // fresher than all before it by over a second.
         // None comes before all times: then nothing was dropped or lost.
         let dropped_or_lost = self.earliest.max(latest);
         let explained = self
-            .interval
-            .is_some_and(|interval| gap <= interval.saturating_add(JUMP))
+            .gap
+            .is_some_and(|gap| distance <= gap.saturating_add(JUMP))
             && frame.running_time <= dropped_or_lost.map(|time| time.saturating_add(JUMP));
-        gap > JUMP && !explained
+        distance > JUMP && !explained
     }
 
-    /// The running time between the last two frames.
+    /// How far the next frame is from the last one in running time: as long as that one lasts, but no
+    /// further than it was from the one before it. Further it may be where frames were dropped upstream, as
+    /// decoders do after a late one.
     pub fn interval(&self) -> Option<ClockTime> {
-        self.interval
+        let last = self.last.as_ref()?;
+        let duration = last.duration.unwrap_or(ClockTime::MAX);
+        Some(self.gap?.min(scaled(duration, last.running_per_stream)))
     }
 
     /// Frames of a live source up to this running time have arrived at a time of the clock.
@@ -112,7 +116,7 @@ impl Timeline {
 
     /// The next frame follows none, in the same running time.
     pub fn interrupt(&mut self) {
-        (self.last, self.interval) = (None, None);
+        (self.last, self.gap) = (None, None);
     }
 
     /// Takes the running time before which frames are too late for downstream.
