@@ -12,9 +12,14 @@ const BETA_1: f64 = 0.9;
 /// photograph the loss was 4 % higher with it after 100 iterations, and 4 to 5 % in the next frames.
 const BETA_2: f64 = 0.99;
 
+/// The moments are dropped where a frame begins below this part of the loss that the last one ended with:
+/// the objective has another scale, as after a change of alpha. √v would take hundreds of steps to follow,
+/// and the steps be too short meanwhile. Otherwise a frame begins about as high or higher.
+const MIN_LOSS_RATIO: f64 = 0.5;
+
 /// Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1), each
 /// step projected onto 0..1. Its moments and their bias corrections are carried over from frame to
-/// frame.
+/// frame, unless the loss falls to less than half between them.
 pub struct Adam {
     learning_rate: f64,
     steps: i32,
@@ -24,6 +29,8 @@ pub struct Adam {
     v: Tensor,
     gradient: Tensor,
     best: Tensor,
+    /// The loss of the last frame's best image, unless it was infinite; 0 if there is none.
+    last_loss: f64,
 }
 
 impl Adam {
@@ -36,6 +43,7 @@ impl Adam {
             v: image.zeros_like()?,
             gradient: image.zeros_like()?,
             best: image.zeros_like()?,
+            last_loss: 0.0,
         })
     }
 
@@ -54,7 +62,7 @@ impl Optimizer for Adam {
     }
 
     fn reset(&mut self) -> candle_core::Result<()> {
-        self.steps = 0;
+        (self.steps, self.last_loss) = (0, 0.0);
         clear(&self.m)?;
         clear(&self.v)
     }
@@ -67,6 +75,9 @@ impl Optimizer for Adam {
     ) -> Result<Outcome, Error> {
         let mut run = FrameRun::new(budget, evaluate);
         let initial = run.evaluate(image, &self.gradient)?;
+        if initial.total < MIN_LOSS_RATIO * self.last_loss {
+            self.reset()?;
+        }
         let mut best = initial;
         let mut losses = initial;
         copy(&self.best, image)?;
@@ -75,6 +86,9 @@ impl Optimizer for Adam {
             let diverged = (!losses.total.is_finite()).then_some(Reason::Converged);
             if let Some(reason) = run.stop_reason().or(diverged) {
                 copy(image, &self.best)?;
+                if best.total.is_finite() {
+                    self.last_loss = best.total;
+                }
                 return Ok(run.outcome(reason, initial, best));
             }
             self.step(image)?;
