@@ -194,7 +194,7 @@ fn optimisers(criterion: &mut Criterion) {
         ("scale", |x, _, _| vector::scale(1.0, x)),
         ("difference", vector::difference),
         ("step", |x, y, z| vector::step(x, y, 0.1, z)),
-        ("clear outward", |x, y, _| vector::clear_outward(x, y)),
+        ("project direction", vector::project_direction),
         ("decay", |x, y, _| vector::decay(x, 0.9, y, true)),
         ("Adam's step", |x, y, z| {
             vector::adam_step(x, 1e-9, y, 0.5, z)

@@ -207,17 +207,22 @@ pub fn step(dst: &Tensor, x: &Tensor, t: f64, d: &Tensor) -> Result<()> {
     }
 }
 
-/// Zeroes the elements of a direction `d` that point out of the box 0..1 at `x`.
-pub fn clear_outward(d: &Tensor, x: &Tensor) -> Result<()> {
+/// Zeroes the components of a direction `d` where `x` is at a bound of 0..1 and either `d` or the steepest
+/// descent points out of it. A `d` that a positive definite matrix makes of the other components of the
+/// gradient remains one of descent (Bertsekas, "Projected Newton methods for optimization problems with
+/// simple constraints", 1982).
+pub fn project_direction(d: &Tensor, x: &Tensor, gradient: &Tensor) -> Result<()> {
     match d.device() {
-        Device::Cpu if use_cpu_kernels() => update::<f32>("clear-outward", d, x, x, |d, x, _| {
-            if (x <= 0.0 && *d < 0.0) || (x >= 1.0 && *d > 0.0) {
-                *d = 0.0;
-            }
-        }),
+        Device::Cpu if use_cpu_kernels() => {
+            update::<f32>("project-direction", d, x, gradient, |d, x, g| {
+                if (x <= 0.0 && (*d < 0.0 || g > 0.0)) || (x >= 1.0 && (*d > 0.0 || g < 0.0)) {
+                    *d = 0.0;
+                }
+            })
+        }
         _ => {
-            let low = (x.le(0f64)? * d.lt(0f64)?)?;
-            let high = (x.ge(1f64)? * d.gt(0f64)?)?;
+            let low = (x.le(0f64)? * (d.lt(0f64)? + gradient.gt(0f64)?)?)?;
+            let high = (x.ge(1f64)? * (d.gt(0f64)? + gradient.lt(0f64)?)?)?;
             let kept = (low + high)?.eq(0u8)?.to_dtype(d.dtype())?;
             store(d, &(d * kept)?, false)
         }

@@ -61,8 +61,8 @@ impl DevicePairs {
     }
 
     /// Moves `image` and `gradient` to those of the trial, takes the step as a pair if it has curvature
-    /// enough, and writes −H `gradient` into `direction`, without the components that point out of 0..1
-    /// where `image` is at a bound. The trial may be the image itself: a step of length 0 is no pair.
+    /// enough, and writes a direction of descent into `direction`: −H `gradient`, projected where `image` is
+    /// at a bound of 0..1. The trial may be the image itself: a step of length 0 is no pair.
     pub fn advance(
         &self,
         (image, gradient): (&Tensor, &Tensor),

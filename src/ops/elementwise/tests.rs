@@ -98,20 +98,22 @@ fn vector_operations_are_their_formulas() {
         |x, m, v| (x - 0.1 * m / ((v.abs() / 0.5).sqrt() + 1e-8)).clamp(0.0, 1.0),
     );
     // Positions in -1..1: those below 0 are at the bound or beyond it.
-    check(
-        "clear-outward",
-        |d, x, _| clear_outward(d, x),
-        |d, x, _| if x <= 0.0 && d < 0.0 { 0.0 } else { d },
-    );
+    check("project-direction", project_direction, |d, x, g| {
+        match x <= 0.0 && (d < 0.0 || g > 0.0) {
+            true => 0.0,
+            false => d,
+        }
+    });
 }
 
 #[test]
-fn directions_are_cleared_at_the_upper_bound_too() {
+fn directions_are_projected_at_the_upper_bound_too() {
     for_each_backend(|backend| {
-        let tensor = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).unwrap();
-        let (d, x) = (tensor([1.0, -1.0, 1.0]), tensor([1.0, 1.0, 0.9]));
-        clear_outward(&d, &x).unwrap();
-        assert_eq!(d.to_vec1::<f32>().unwrap(), [0.0, -1.0, 1.0], "{backend}");
+        let tensor = |values: [f32; 4]| Tensor::new(&values, &Device::Cpu).unwrap();
+        let (d, x) = (tensor([1.0, -1.0, 1.0, -1.0]), tensor([1.0, 1.0, 0.9, 1.0]));
+        project_direction(&d, &x, &tensor([1.0, 1.0, -1.0, -1.0])).unwrap();
+        let expected = [0.0, -1.0, 1.0, 0.0];
+        assert_eq!(d.to_vec1::<f32>().unwrap(), expected, "{backend}");
     });
 }
 

@@ -4,7 +4,7 @@
 
 #[cfg(feature = "cudnn")]
 use crate::ops::cuda::pairs as gpu;
-use crate::ops::elementwise::{axpy, clear_outward, copy, difference, dot, scale};
+use crate::ops::elementwise::{axpy, copy, difference, dot, project_direction, scale};
 use candle_core::{Result, Tensor};
 use std::collections::VecDeque;
 
@@ -50,8 +50,8 @@ impl InverseHessian {
         }
     }
 
-    /// The direction −H g at a point, into `direction`. Components that would lead out of 0..1 are
-    /// zero.
+    /// A direction of descent at a point, into `direction`: H times the steepest descent −g, both
+    /// projected ([`project_direction`]).
     pub fn direction(&self, point: Point, direction: &Tensor) -> Result<()> {
         match self {
             Self::Host(host) => host.direction(point, direction),
@@ -165,11 +165,11 @@ impl HostInverseHessian {
         self.spares.extend(self.pairs.drain(..));
     }
 
-    /// The two-loop recursion (Nocedal and Wright, algorithm 7.4).
+    /// The two-loop recursion (Nocedal and Wright, algorithm 7.4), from the projected steepest descent.
     fn direction(&self, (image, gradient): Point, d: &Tensor) -> Result<()> {
         copy(d, gradient)?;
         scale(-1.0, d)?;
-        clear_outward(d, image)?;
+        project_direction(d, image, gradient)?;
         let mut coefficients = Vec::with_capacity(self.pairs.len());
         for pair in self.pairs.iter().rev() {
             let a = dot(&pair.s, d)? / pair.sy;
@@ -181,7 +181,7 @@ impl HostInverseHessian {
             let b = dot(&pair.y, d)? / pair.sy;
             axpy(a - b, &pair.s, d)?;
         }
-        clear_outward(d, image)
+        project_direction(d, image, gradient)
     }
 
     /// γ, or, while it is unknown, the scale that makes a step of [`FIRST_STEP`].
@@ -265,6 +265,24 @@ mod tests {
         assert_eq!(values(&start), values(&gradient));
         assert_eq!(values(&ahead), values(&other));
         assert_ne!(values(&ahead), [0.0; 3]);
+    }
+
+    /// What the pairs have learnt of other pixels would move them, against their gradient.
+    #[test]
+    fn pixels_that_the_gradient_holds_at_a_bound_stay_there() {
+        for (bound, slope) in [(0.0, 1.0), (1.0, -1.0)] {
+            let mut hessian = hessian(2);
+            learn(&mut hessian, [0.5, 0.6, 0.5], [-0.1 * slope, 0.1, 0.0]);
+            let at_bound = |slope| {
+                let (point, gradient) = (image([bound, 0.5, 0.5]), image([slope, -0.1, 0.0]));
+                let direction = image([0.0; 3]);
+                hessian.direction((&point, &gradient), &direction).unwrap();
+                direction.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let direction = at_bound(slope);
+            assert!(direction[0] == 0.0 && direction[1] > 0.0, "{direction:?}");
+            assert_eq!(at_bound(0.01 * slope), direction);
+        }
     }
 
     #[test]

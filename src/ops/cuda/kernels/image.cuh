@@ -7,9 +7,9 @@
 
 #include "common.cuh"
 
-// Component d of a direction, or 0 if x is at a bound of 0..1 and d points out of it.
-__device__ inline float project_direction(float d, float x) {
-    return (x <= 0 && d < 0) || (x >= 1 && d > 0) ? 0 : d;
+// Component d of a direction, or 0 if x is at a bound of 0..1 and d or the steepest descent points out of it.
+__device__ inline float project_direction(float d, float x, float gradient) {
+    return (x <= 0 && (d < 0 || gradient > 0)) || (x >= 1 && (d > 0 || gradient < 0)) ? 0 : d;
 }
 
 // x clamped to 0..1; NaN stays NaN.

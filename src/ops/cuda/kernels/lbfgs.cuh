@@ -196,7 +196,7 @@ TILE_KERNEL lbfgs_products(float* image, float* gradient, const float* trial, co
     for (int i = 0; i < THREAD_VALUES; i++) {
         step[0][i] = s[i] = x[i] - s[i];
         step[1][i] = y[i] = g[i] - y[i];
-        step[2][i] = project_direction(-g[i], x[i]);
+        step[2][i] = project_direction(-g[i], x[i], g[i]);
         squares += (double)g[i] * g[i];
     }
     store_tile(vectors + next * row, s);
@@ -316,7 +316,7 @@ KERNEL lbfgs_coefficients(double* state, double* products, double* sums, double*
     two_loops(products, dots, alphas, coefficients, slots, next, pairs, scale);
 }
 
-// Evaluates the linear combination, and clears the components that point out of 0..1 at the bounds.
+// Evaluates the linear combination, and projects it.
 TILE_KERNEL lbfgs_combine(const double* state, const float* vectors, const double* coefficients, const float* image,
                           const float* gradient, float* direction, int history, long long n) {
     int slots = history + 1, next = (int)state[NEXT], pairs = (int)state[PAIRS];
@@ -324,7 +324,7 @@ TILE_KERNEL lbfgs_combine(const double* state, const float* vectors, const doubl
     Tile x = load_image(image, n), d = load_image(gradient, n);
     double sum[THREAD_VALUES], scale = coefficients[2 * slots];
     for (int i = 0; i < THREAD_VALUES; i++) {
-        sum[i] = scale * project_direction(-d[i], x[i]);
+        sum[i] = scale * project_direction(-d[i], x[i], d[i]);
     }
     // From the oldest pair to the latest: lbfgs_products has left the former in the cache.
 #pragma unroll 2
@@ -338,7 +338,7 @@ TILE_KERNEL lbfgs_combine(const double* state, const float* vectors, const doubl
         }
     }
     for (int i = 0; i < THREAD_VALUES; i++) {
-        d[i] = project_direction((float)sum[i], x[i]);
+        d[i] = project_direction((float)sum[i], x[i], d[i]);
     }
     store_image(direction, n, d);
 }

@@ -190,15 +190,15 @@ impl TwoLoop {
     }
 
     fn direction(&self, gradient: &[f64], image: &[f64]) -> Vec<f64> {
-        let clear_outward = |d: &mut [f64]| {
-            for (d, &x) in d.iter_mut().zip(image) {
-                if (x <= 0.0 && *d < 0.0) || (x >= 1.0 && *d > 0.0) {
+        let project = |d: &mut [f64]| {
+            for (d, (&x, &g)) in d.iter_mut().zip(image.iter().zip(gradient)) {
+                if (x <= 0.0 && (*d < 0.0 || g > 0.0)) || (x >= 1.0 && (*d > 0.0 || g < 0.0)) {
                     *d = 0.0;
                 }
             }
         };
         let mut d: Vec<f64> = gradient.iter().map(|g| -g).collect();
-        clear_outward(&mut d);
+        project(&mut d);
         let mut alphas = Vec::new();
         for [s, y] in &self.pairs {
             let a = dot(s, &d) / dot(s, y);
@@ -213,7 +213,7 @@ impl TwoLoop {
             let b = dot(y, &d) / dot(s, y);
             axpy(a - b, s, &mut d);
         }
-        clear_outward(&mut d);
+        project(&mut d);
         d
     }
 }
