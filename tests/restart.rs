@@ -155,6 +155,10 @@ fn the_same_stream_goes_on() {
 #[test]
 fn a_stream_without_an_identifier_goes_on() {
     let files = Files::new();
+    if gst::version() >= (1, 26, 0, 0) {
+        eprintln!("skipped: GStreamer's own pads refuse such a stream");
+        return;
+    }
     let mut painter = Painter::new(&element(&files));
     assert_eq!(painter.iterations(), FIRST);
     let mut event = gst::event::StreamStart::new("nameless");
