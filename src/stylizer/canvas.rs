@@ -280,9 +280,12 @@ impl Canvas {
     }
 
     /// Drops the history of the frames painted so far: the next frame is a first one. `content`,
-    /// `result`, the objective and the optimiser with its state survive.
+    /// `result`, the objective with its targets and the optimiser with its state survive.
     pub fn reset(&mut self) {
         self.history.clear();
+        if let Some(objective) = &mut self.objective {
+            objective.reset_gradient_scale();
+        }
     }
 
     /// Remembers a frame, whose painting is in `result`, for the next ones.

@@ -154,6 +154,11 @@ impl Objective {
         Ok(self.terms.temporal.set_target(target)?)
     }
 
+    /// Forgets how large gradients have been, so that the next ones do not depend on earlier images.
+    pub fn reset_gradient_scale(&mut self) {
+        self.gradient_scale = GradientScale::new(self.vgg.precision());
+    }
+
     /// The losses of `image` `[h, w, 3]`; the gradient of the total is written to `gradient`, of
     /// the same shape.
     pub fn evaluate(

@@ -93,6 +93,37 @@ fn activations_that_overflow_are_reported() {
     assert!(error.starts_with(start) && error.ends_with(end), "{error}");
 }
 
+/// Where gradients were smaller before, they are scaled by more, and round otherwise.
+#[test]
+fn gradients_in_f16_are_reproducible_after_a_reset() {
+    let weights = Weights::load(&WeightsSource::BuiltIn).unwrap();
+    let image = picture("tubingen.jpg", FRAME);
+    with_composed_ops(|| {
+        let vgg = Vgg::build(weights, &Device::Cpu, Format::F16).unwrap();
+        let mut objective = objective(vgg, &image, &picture("starry_night.jpg", STYLE));
+        let mut gradient_at = |reset: bool, part: f64| {
+            if reset {
+                objective.reset_gradient_scale();
+            }
+            let config = Config::default();
+            let loss_weights = LossWeights::from(&Config {
+                alpha: part * config.alpha,
+                beta: part * config.beta,
+                ..config
+            });
+            let gradient = image.zeros_like().unwrap();
+            objective
+                .evaluate(&image, loss_weights, &gradient, &|| false)
+                .unwrap();
+            gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let first = gradient_at(false, 1.0);
+        gradient_at(false, 1.0 / 64.0);
+        assert!(gradient_at(false, 1.0) != first);
+        assert!(gradient_at(true, 1.0) == first);
+    });
+}
+
 /// Kernels so large that activations overflow f32, or only their Gram matrices.
 #[test]
 fn damaged_weights_are_reported() {
