@@ -60,7 +60,11 @@ pub enum ConvInput<'a> {
 }
 
 /// What is applied to the sums as they are stored.
-pub trait TileEpilogue: Sync {
+///
+/// # Safety
+/// The owner of an epilogue has its output to itself: it borrows the output mutably, and there is
+/// no copy of it.
+pub unsafe trait TileEpilogue: Sync {
     /// Stores the sums of a pixel, of 16 output channels from `channel` on.
     ///
     /// # Safety
@@ -150,11 +154,11 @@ impl<'a> Convolution<'a> {
     }
 
     /// Computes the whole output.
-    pub fn compute(&self, epilogue: &impl TileEpilogue) {
+    pub fn compute(&self, epilogue: impl TileEpilogue) {
         self.pieces(rayon::current_num_threads())
             .with_max_len(1)
-            // SAFETY: pieces do not overlap, and `epilogue` borrows the output mutably.
-            .for_each(|piece| unsafe { self.run(&piece, epilogue) });
+            // SAFETY: pieces do not overlap, and the epilogue is owned here, so its output is too.
+            .for_each(|piece| unsafe { self.run(&piece, &epilogue) });
     }
 
     /// Splits the output into pieces for a number of threads. No sum depends on the split.
@@ -341,7 +345,8 @@ pub struct BiasReluBf16<'a> {
     pub output: DisjointSlices<'a, bf16>,
 }
 
-impl TileEpilogue for BiasReluBf16<'_> {
+// SAFETY: `DisjointSlices` borrows the output mutably, and is not `Clone`.
+unsafe impl TileEpilogue for BiasReluBf16<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn store(&self, pixel: usize, channel: usize, sums: &[f32; TILE_COLUMNS]) {
@@ -364,7 +369,8 @@ pub struct StoreBf16<'a> {
     pub output: DisjointSlices<'a, bf16>,
 }
 
-impl TileEpilogue for StoreBf16<'_> {
+// SAFETY: `DisjointSlices` borrows the output mutably, and is not `Clone`.
+unsafe impl TileEpilogue for StoreBf16<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn store(&self, pixel: usize, channel: usize, sums: &[f32; TILE_COLUMNS]) {

@@ -179,7 +179,7 @@ impl AmxImageConv {
         let mut padded = PADDED_GRADIENT.take();
         padded.resize((h + 2) * (w + 2) * RGB, 0.0);
         let epilogue = StorePixelSums(DisjointSlices::new(&mut padded));
-        Convolution::new(self.amx, [h, w], n, 2, source, &self.adjoint).compute(&epilogue);
+        Convolution::new(self.amx, [h, w], n, 2, source, &self.adjoint).compute(epilogue);
         // A pixel at the edge also gets the gradients of its copies in the border.
         let copies = |at: usize, side: usize| {
             let first = if at == 0 { 0 } else { at + 1 };
@@ -265,7 +265,8 @@ fn gather_patches(
 /// Stores the gradient with respect to the padded image.
 struct StorePixelSums<'a>(DisjointSlices<'a, f32>);
 
-impl TileEpilogue for StorePixelSums<'_> {
+// SAFETY: `DisjointSlices` borrows the output mutably, and is not `Clone`.
+unsafe impl TileEpilogue for StorePixelSums<'_> {
     #[inline]
     unsafe fn store(&self, pixel: usize, _: usize, sums: &[f32; TILE_COLUMNS]) {
         // SAFETY: the caller's promise.

@@ -136,7 +136,7 @@ impl AmxConv {
         assert_eq!(output.len(), h * w * self.bias.len());
         let source = ConvInput::Features(input);
         Convolution::new(self.amx, size, self.n_in(), 1, source, &self.forward).compute(
-            &BiasReluBf16 {
+            BiasReluBf16 {
                 bias: &self.bias,
                 output: DisjointSlices::new(output),
             },
@@ -155,7 +155,7 @@ impl AmxConv {
         assert_eq!(gradient.len(), h * w * self.n_in());
         let source = ConvInput::MaskedGradient(upstream, output);
         Convolution::new(self.amx, size, self.bias.len(), 1, source, &self.adjoint).compute(
-            &StoreBf16 {
+            StoreBf16 {
                 channels: self.n_in(),
                 output: DisjointSlices::new(gradient),
             },
