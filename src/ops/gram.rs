@@ -186,8 +186,9 @@ fn reduce_partials(m: usize, n: usize, output: &mut [f32], pieces: impl FnOnce(&
 /// Writes `factor` F D to `gradient`, or adds it: the gradient of a style loss with respect to the
 /// features, where D is the residual of the Gram matrix (Gatys et al. 2016, eq. 6).
 ///
-/// `squares` is the sum of D's squares, by which backends that round D to the features' format
-/// first scale it to a root mean square of 1, so that it neither overflows nor underflows.
+/// `squares` is the sum of D's squares. By it, backends that round D to the features' format may
+/// first scale D to a root mean square of 1, so that it neither overflows nor underflows in f16;
+/// AMX does not, as bf16 has the range of f32.
 pub fn gram_backward(
     features: &Tensor,
     residual: &Tensor,
