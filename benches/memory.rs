@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! The peak of this process's memory while a stylizer paints frames of a moving picture, beside what
-//! it cannot do without, the activations, the packed kernels and the optimiser's state, and beside the
+//! it cannot do without, the activations, the network and the optimiser's state, and beside the
 //! stylizer's estimate, by which frames that do not fit are refused. The exit status is 0 only if
 //! the peak is within twice the activations plus the others, and within the estimate.
 //!
@@ -34,13 +34,16 @@ fn main() -> ExitCode {
     let (w, h) = frame_size;
     let frames = picture((w + STEP * (FRAMES - 1), h), 1);
     let style = made_style(size_after("--style").unwrap_or(frame_size));
+    let before = resident();
     let vgg = network(precision());
+    let network = resident()
+        .zip(before)
+        .and_then(|(after, before)| after.checked_sub(before));
     let config = config();
     let optimised = fit((h, w), config.max_size);
     let pixels = optimised.0 * optimised.1;
     let state = image_count(&config) * pixels * 3 * size_of::<f32>();
     let activations = activations(&vgg, optimised, &config);
-    let packed = vgg.packed_bytes();
     println!(
         "{} in {}, {:?}, MiB:",
         name(frame_size),
@@ -48,7 +51,6 @@ fn main() -> ExitCode {
         config.optimizer
     );
     print("activations", activations);
-    print("packed kernels", packed);
     print("optimiser's state", state);
 
     let mut stylizer = Stylizer::new(vgg, style, config).expect("stylizer");
@@ -58,12 +60,13 @@ fn main() -> ExitCode {
         let frame = frame.contiguous().expect("a frame");
         stylizer.stylize(&frame, &|| false).expect("a painting");
     }
-    let (Some(loaded), Some(peak)) = (loaded, peak()) else {
+    let (Some(network), Some(loaded), Some(peak)) = (network, loaded, peak()) else {
         println!("  the peak is unknown: /proc/self/status does not say");
         return ExitCode::SUCCESS;
     };
-    let limit = 2 * activations + packed + state;
+    let limit = 2 * activations + network + state;
     let (painting, estimate) = (peak - loaded, stylizer.needed_bytes((h, w)));
+    print("network", network);
     print("peak", peak);
     print("limit", limit);
     print("peak less what was loaded", painting);

@@ -97,29 +97,6 @@ impl Conv3x3 {
         self.out_channels
     }
 
-    /// Size of the packed kernels and the bias in bytes.
-    pub fn packed_bytes(&self) -> usize {
-        match &self.backend {
-            Backend::Winograd(conv) => conv.bytes(),
-            Backend::Amx(conv) => conv.bytes(),
-            Backend::AmxImage(conv) => conv.bytes(),
-            Backend::Im2col(conv) => conv.bytes(),
-            #[cfg(feature = "cudnn")]
-            Backend::Cuda(conv) => conv.bytes(),
-            #[cfg(feature = "cudnn")]
-            Backend::CudaImage(conv) => conv.bytes(),
-            Backend::Composed {
-                forward, adjoint, ..
-            } => [forward, adjoint]
-                .map(|conv| {
-                    let bias = conv.bias().map_or(0, Tensor::elem_count);
-                    (conv.weight().elem_count() + bias) * size_of::<f32>()
-                })
-                .iter()
-                .sum(),
-        }
-    }
-
     /// `output = relu(input * kernel + bias)`.
     pub fn forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
         let (h, w, _) = input.dims3()?;

@@ -160,12 +160,6 @@ impl Im2colConv {
         }
     }
 
-    /// Size of the packed kernels and the bias in bytes.
-    pub fn bytes(&self) -> usize {
-        let kernels = [&self.forward, &self.adjoint].map(|kernel| kernel.values.len());
-        (kernels[0] + kernels[1] + self.bias.len()) * size_of::<f32>()
-    }
-
     /// `output = relu(input * kernel + bias)`, from `[h, w, n_in]` to `[h, w, n_out]`.
     pub fn forward(&self, [h, w]: [usize; 2], input: &[f32], output: &mut [f32]) {
         let (n, n_out) = (self.n_in, self.bias.len());

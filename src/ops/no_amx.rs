@@ -40,10 +40,6 @@ impl AmxConv {
         match amx {}
     }
 
-    pub fn bytes(&self) -> usize {
-        match self.0 {}
-    }
-
     pub fn forward(&self, _: [usize; 2], _: &[bf16], _: &mut [bf16]) {
         match self.0 {}
     }
@@ -58,10 +54,6 @@ pub struct AmxImageConv(Amx);
 impl AmxImageConv {
     pub fn new(amx: Amx, _: Vec<f32>, _: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
         match amx {}
-    }
-
-    pub fn bytes(&self) -> usize {
-        match self.0 {}
     }
 
     pub fn forward(&self, _: [usize; 2], _: &[f32], _: &mut [bf16]) {

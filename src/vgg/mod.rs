@@ -280,11 +280,6 @@ impl Vgg {
         Layer(self.convs.len() - 1)
     }
 
-    /// The size of all layers' packed kernels in memory.
-    pub fn packed_bytes(&self) -> usize {
-        self.convs.iter().map(Conv3x3::packed_bytes).sum()
-    }
-
     /// Tensors for the features of an image `[h, w, 3]` up to `deepest`, in the network's precision.
     pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
         self.tensors(h, w, deepest, MemoryLayout::KeepAll)

@@ -105,11 +105,6 @@ impl AmxImageConv {
         }
     }
 
-    /// Size of the packed kernels and the bias in bytes.
-    pub fn bytes(&self) -> usize {
-        self.forward.bytes() + self.adjoint.bytes() + size_of_val(self.bias.as_slice())
-    }
-
     /// Computes `output` `[h, w, n_out]` from `image` `[h, w, 3]`.
     pub fn forward(&self, [h, w]: [usize; 2], image: &[f32], output: &mut [bf16]) {
         assert_eq!(

@@ -98,11 +98,6 @@ impl VnniMatrix {
         }
     }
 
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.tiles.as_slice())
-    }
-
     /// The panel of the 16 columns from `column` on, one tile per step.
     pub fn panel(&self, column: usize) -> &[VnniTile] {
         &self.tiles[column / TILE_COLUMNS * self.steps..][..self.steps]

@@ -122,11 +122,6 @@ impl AmxConv {
         }
     }
 
-    /// Size of the packed kernels and the bias in bytes.
-    pub fn bytes(&self) -> usize {
-        self.forward.bytes() + self.adjoint.bytes() + size_of_val(self.bias.as_slice())
-    }
-
     fn n_in(&self) -> usize {
         self.adjoint.columns()
     }

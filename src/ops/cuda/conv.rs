@@ -13,7 +13,7 @@ use super::{
 };
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use once_cell::sync::Lazy;
 use std::sync::Mutex;
 
@@ -52,13 +52,6 @@ impl Conv {
             bias: bias.to_device(device)?,
             rounded_bias: bias.to_dtype(format.dtype())?.to_device(device)?,
         })
-    }
-
-    /// Device memory of the kernels and biases.
-    pub fn bytes(&self) -> usize {
-        let tensors = [&self.kernel, &self.adjoint, &self.bias, &self.rounded_bias];
-        let bytes = |tensor: &&Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
-        tensors.iter().map(bytes).sum()
     }
 
     /// `output = relu(input * kernel + bias)` for an input of height and width `size`.
@@ -215,11 +208,6 @@ impl ImageConv {
                 .to_device(kernel.device())?,
             bias: bias.clone(),
         })
-    }
-
-    /// Device memory of the kernel and the bias.
-    pub fn bytes(&self) -> usize {
-        (self.kernel.elem_count() + self.bias.elem_count()) * DType::F32.size_in_bytes()
     }
 
     /// `output = relu(image * kernel + bias)`

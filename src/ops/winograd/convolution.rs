@@ -30,11 +30,6 @@ impl WinogradConv {
         }
     }
 
-    /// Size of the transformed kernels and the bias in bytes.
-    pub fn bytes(&self) -> usize {
-        self.forward.bytes() + self.adjoint.bytes() + size_of_val(self.bias.as_slice())
-    }
-
     /// `output = relu(input * kernel + bias)`, from `[h, w, n_in]` to `[h, w, n_out]`.
     pub fn forward(&self, size: [usize; 2], input: &[f32], output: &mut [f32]) {
         let input = FeatureLoader {

@@ -97,11 +97,6 @@ impl WinogradKernel {
         }
     }
 
-    /// Size of the transformed kernel in bytes.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.values.as_slice())
-    }
-
     /// Convolves `input` `[h, w, n_in]`, padded with zeros, and stores the sums in `output` `[h, w,
     /// n_out]` through `epilogue`.
     fn convolve(
