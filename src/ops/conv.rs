@@ -13,10 +13,9 @@ use super::cuda::conv as cuda;
 use super::im2col::Im2colConv;
 use super::winograd;
 use super::winograd::convolution::WinogradConv;
-use super::{Format, op2, op3, store, to_f32, use_cpu_kernels};
+use super::{Format, Scalar, op2, op3, store, to_f32, use_cpu_kernels};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module};
-use half::bf16;
 
 /// How the input is padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,35 +101,16 @@ impl Conv3x3 {
         let (h, w, _) = input.dims3()?;
         expect(input, [h, w, self.in_channels])?;
         expect(output, [h, w, self.out_channels])?;
+        let (size, tensors) = ([h, w], [input, output]);
         match &self.backend {
-            Backend::Winograd(conv) => {
-                let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
-                    conv.forward([h, w], input, output);
-                });
-                output.inplace_op2(input, &op)
-            }
-            Backend::Amx(conv) => {
-                let op = op2("conv3x3", |output: &mut [bf16], input: &[bf16]| {
-                    conv.forward([h, w], input, output);
-                });
-                output.inplace_op2(input, &op)
-            }
-            Backend::AmxImage(conv) => {
-                let op = op2("conv3x3", |output: &mut [bf16], input: &[f32]| {
-                    conv.forward([h, w], input, output);
-                });
-                output.inplace_op2(input, &op)
-            }
-            Backend::Im2col(conv) => {
-                let op = op2("conv3x3", |output: &mut [f32], input: &[f32]| {
-                    conv.forward([h, w], input, output);
-                });
-                output.inplace_op2(input, &op)
-            }
+            Backend::Winograd(conv) => forward_cpu(tensors, |x, y| conv.forward(size, x, y)),
+            Backend::Amx(conv) => forward_cpu(tensors, |x, y| conv.forward(size, x, y)),
+            Backend::AmxImage(conv) => forward_cpu(tensors, |x, y| conv.forward(size, x, y)),
+            Backend::Im2col(conv) => forward_cpu(tensors, |x, y| conv.forward(size, x, y)),
             #[cfg(feature = "cudnn")]
-            Backend::Cuda(conv) => conv.forward([h, w], input, output),
+            Backend::Cuda(conv) => conv.forward(size, input, output),
             #[cfg(feature = "cudnn")]
-            Backend::CudaImage(conv) => conv.forward([h, w], input, output),
+            Backend::CudaImage(conv) => conv.forward(size, input, output),
             Backend::Composed {
                 forward, format, ..
             } => {
@@ -163,47 +143,20 @@ impl Conv3x3 {
         expect(output, [h, w, self.out_channels])?;
         expect(upstream, [h, w, self.out_channels])?;
         expect(gradient, [h, w, self.in_channels])?;
+        let (size, tensors) = ([h, w], [upstream, output, gradient]);
         match &self.backend {
             Backend::Winograd(conv) => {
-                let op = op3(
-                    "conv3x3-backward",
-                    |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
-                        conv.backward([h, w], upstream, output, gradient);
-                    },
-                );
-                gradient.inplace_op3(upstream, output, &op)
+                backward_cpu(tensors, |u, y, g| conv.backward(size, u, y, g))
             }
-            Backend::Amx(conv) => {
-                let op = op3(
-                    "conv3x3-backward",
-                    |gradient: &mut [bf16], upstream: &[bf16], output: &[bf16]| {
-                        conv.backward([h, w], upstream, output, gradient);
-                    },
-                );
-                gradient.inplace_op3(upstream, output, &op)
-            }
+            Backend::Amx(conv) => backward_cpu(tensors, |u, y, g| conv.backward(size, u, y, g)),
             Backend::AmxImage(conv) => {
-                let op = op3(
-                    "conv3x3-backward",
-                    |gradient: &mut [f32], upstream: &[bf16], output: &[bf16]| {
-                        conv.backward([h, w], upstream, output, gradient);
-                    },
-                );
-                gradient.inplace_op3(upstream, output, &op)
+                backward_cpu(tensors, |u, y, g| conv.backward(size, u, y, g))
             }
-            Backend::Im2col(conv) => {
-                let op = op3(
-                    "conv3x3-backward",
-                    |gradient: &mut [f32], upstream: &[f32], output: &[f32]| {
-                        conv.backward([h, w], upstream, output, gradient);
-                    },
-                );
-                gradient.inplace_op3(upstream, output, &op)
-            }
+            Backend::Im2col(conv) => backward_cpu(tensors, |u, y, g| conv.backward(size, u, y, g)),
             #[cfg(feature = "cudnn")]
-            Backend::Cuda(conv) => conv.backward([h, w], upstream, output, gradient, masked),
+            Backend::Cuda(conv) => conv.backward(size, upstream, output, gradient, masked),
             #[cfg(feature = "cudnn")]
-            Backend::CudaImage(conv) => conv.backward([h, w], upstream, output, gradient),
+            Backend::CudaImage(conv) => conv.backward(size, upstream, output, gradient),
             Backend::Composed {
                 adjoint, format, ..
             } => {
@@ -231,6 +184,31 @@ impl Conv3x3 {
             Border::Replicate => to_f32(tensor),
         }
     }
+}
+
+/// Calls `forward` of a backend on the CPU with the values of input and output.
+fn forward_cpu<I: Scalar, O: Scalar>(
+    [input, output]: [&Tensor; 2],
+    forward: impl Fn(&[I], &mut [O]),
+) -> Result<()> {
+    let op = op2("conv3x3", |output: &mut [O], input: &[I]| {
+        forward(input, output);
+    });
+    output.inplace_op2(input, &op)
+}
+
+/// The same for `backward`, with those of the upstream gradient, the output and the gradient.
+fn backward_cpu<O: Scalar, I: Scalar>(
+    [upstream, output, gradient]: [&Tensor; 3],
+    backward: impl Fn(&[O], &[O], &mut [I]),
+) -> Result<()> {
+    let op = op3(
+        "conv3x3-backward",
+        |gradient: &mut [I], upstream: &[O], output: &[O]| {
+            backward(upstream, output, gradient);
+        },
+    );
+    gradient.inplace_op3(upstream, output, &op)
 }
 
 fn expect(tensor: &Tensor, shape: [usize; 3]) -> Result<()> {
