@@ -82,13 +82,6 @@ impl StillConvergence {
     }
 }
 
-/// Where the optimisation of a frame starts.
-pub struct StartingPoint {
-    image: Tensor,
-    /// What the temporal term draws pixels to, and their weights, `[h, w, 4]`.
-    temporal_target: Option<Tensor>,
-}
-
 /// The image that is optimised, and what the next frames need of the last ones. Images are
 /// `[h, w, 3]`, RGB 0..1.
 pub struct Canvas {
@@ -182,13 +175,15 @@ impl Canvas {
         }
     }
 
-    /// Where the optimisation of a frame starts.
-    pub fn starting_point(
+    /// Puts the image that the optimisation of a frame starts from onto the canvas. Returns what the
+    /// temporal term draws pixels to, and their weights, `[h, w, 4]`, on the network's device.
+    pub fn set_start(
         &mut self,
         PreparedFrame { content, pyramid }: &PreparedFrame,
         scene: &Scene,
         config: &Config,
-    ) -> Result<StartingPoint> {
+        transfer: &mut Transfer,
+    ) -> Result<Option<Tensor>> {
         let previous = config.init == Init::Previous;
         let (image, temporal_target) = match scene {
             // The last frame's optimisation continues; a temporal term would only hold it back.
@@ -223,10 +218,10 @@ impl Canvas {
             Some(image) => image,
             None => self.initial_image(content, config)?,
         };
-        Ok(StartingPoint {
-            image,
-            temporal_target,
-        })
+        let device = self.image.device();
+        copy(&self.image, &transfer.upload(&image, device)?)?;
+        let target = temporal_target.map(|target| transfer.upload(&target, device));
+        target.transpose()
     }
 
     /// What a frame starts from where no painting is before it, mixed with as much noise as the
@@ -263,20 +258,6 @@ impl Canvas {
         self.settings_changed();
         self.objective = None;
         self.style_colors = None;
-    }
-
-    /// Puts the image of a starting point onto the canvas. Returns its temporal target on the
-    /// network's device.
-    pub fn load(
-        &mut self,
-        start: StartingPoint,
-        transfer: &mut Transfer,
-    ) -> Result<Option<Tensor>> {
-        let device = self.image.device();
-        copy(&self.image, &transfer.upload(&start.image, device)?)?;
-        let target = start.temporal_target;
-        let target = target.map(|target| transfer.upload(&target, device));
-        target.transpose()
     }
 
     /// Drops the history of the frames painted so far: the next frame is a first one. `content`,

@@ -319,8 +319,7 @@ impl Stylizer {
             canvas.style_colors = Some(Statistics::of(&style)?);
             stopwatch.lap();
         }
-        let start = canvas.starting_point(&frame, &scene, &self.config)?;
-        let temporal_target = canvas.load(start, &mut self.transfer)?;
+        let temporal_target = canvas.set_start(&frame, &scene, &self.config, &mut self.transfer)?;
         canvas.keeps_objective = temporal_target.is_none();
         motion_time += stopwatch.lap();
         if scene.is_still() {
