@@ -72,10 +72,10 @@ pub struct Report {
     /// Whether the objective was made for this frame, which takes longer: as it is for the first one, and after
     /// a change of the optimised size, the style image or its scale, the layers, the pooling or the colours.
     pub sets_up: bool,
-    /// The part of the frame's time from building its pyramid to loading its start, and from
-    /// downloading its result to remembering it: estimating the motion, moving the last result along
-    /// it, the transfers to and from a GPU, and setting up the canvas. Neither the optimisation nor
-    /// resizing is part of it.
+    /// The frame's time from when it has been resized until its start is set, and from the end of its
+    /// optimisation until it is remembered: estimating the motion, moving the last result along it,
+    /// the transfers to and from a GPU, setting up the canvas and, in the first frame of a scene, the
+    /// colours of the style. Neither the optimisation nor resizing is part of it.
     pub motion_time: Duration,
 }
 
@@ -237,19 +237,19 @@ impl Stylizer {
         frame: &Tensor,
         cancel: Cancel,
     ) -> Result<(Tensor, Report), Error> {
-        let mut stopwatch = Stopwatch::start();
+        let started = Instant::now();
         let (h, w, _) = frame.dims3()?;
         self.check_memory((h, w))?;
         let size = resize::fit((h, w), self.config.max_size);
         let mut content = resize::pad(&resize::resize(frame, size)?)?;
-        stopwatch.lap();
+        let resized = Instant::now();
         let pyramid = Pyramid::new(&content)?;
         if self.config.color == Color::Content {
             content = color::grey(&content)?;
         }
         let mut canvas = self.take_canvas(size, &content)?;
         let frame_to_paint = PreparedFrame { content, pyramid };
-        let painted = self.paint(&mut canvas, frame_to_paint, stopwatch, cancel);
+        let painted = self.paint(&mut canvas, frame_to_paint, [started, resized], cancel);
         if painted.is_err() {
             canvas.reset();
         }
@@ -287,12 +287,13 @@ impl Stylizer {
         }
     }
 
-    /// Paints a frame on the canvas, unless the last result is to be repeated.
+    /// Paints a frame on the canvas, unless the last result is to be repeated. Its stylisation started
+    /// at `started`, and it had its size at `resized`.
     fn paint(
         &mut self,
         canvas: &mut Canvas,
         frame: PreparedFrame,
-        mut stopwatch: Stopwatch,
+        [started, resized]: [Instant; 2],
         cancel: Cancel,
     ) -> Result<Report, Error> {
         self.motion = None;
@@ -304,53 +305,58 @@ impl Stylizer {
             return Err(Error::Cancelled);
         }
         if scene.begins() {
-            canvas.reset();
-            self.frames_in_scene = 0;
+            self.begin_scene(canvas, &frame.content)?;
         }
         self.frames_in_scene += 1;
         if let Some(losses) = self.repeatable(canvas, &scene, due) {
-            return Ok(Report::repeated(losses, stopwatch.lap()));
+            return Ok(Report::repeated(losses, resized.elapsed()));
         }
         self.prepare_optimizer(canvas, &scene)?;
-        let mut motion_time = stopwatch.lap();
-        let previous = self.config.init == Init::Previous;
-        if scene.begins() && previous && canvas.style_colors.is_none() {
-            let style = self.style_tensor(&frame.content)?;
-            canvas.style_colors = Some(Statistics::of(&style)?);
-            stopwatch.lap();
-        }
         let temporal_target = canvas.set_start(&frame, &scene, &self.config, &mut self.transfer)?;
         canvas.keeps_objective = temporal_target.is_none();
-        motion_time += stopwatch.lap();
+        let mut motion_time = resized.elapsed();
         if scene.is_still() {
             // The painting goes on towards the content that it was begun with, without new noise.
             content = self.transfer.upload(&canvas.content, self.vgg.device())?;
         }
         let sets_up = canvas.objective.is_none();
-        let budget = self.budget(scene.begins(), stopwatch.started);
+        let budget = self.budget(scene.begins(), started);
         let outcome = self.optimize(canvas, &content, temporal_target, budget, cancel)?;
-        stopwatch.lap();
+        let optimized = Instant::now();
         canvas.result = self.transfer.download(&canvas.image)?;
         canvas.remember(frame, &scene, &outcome, &self.config);
-        motion_time += stopwatch.lap();
+        motion_time += optimized.elapsed();
         let scene_cut = matches!(scene, Scene::Cut);
-        let finished = scene.is_still() && previous && canvas.still_convergence.reached;
-        self.motion = match scene {
-            Scene::Moving(motion) => motion,
-            _ => None,
+        let reason = match self.config.init {
+            Init::Previous if scene.is_still() && canvas.still_convergence.reached => {
+                Reason::Converged
+            }
+            _ => outcome.reason,
         };
+        if let Scene::Moving(motion) = scene {
+            self.motion = motion;
+        }
         Ok(Report {
             iterations: outcome.iterations,
-            reason: Some(match finished {
-                true => Reason::Converged,
-                false => outcome.reason,
-            }),
+            reason: Some(reason),
             initial: outcome.initial,
             losses: outcome.best,
             scene_cut,
             sets_up,
             motion_time,
         })
+    }
+
+    /// Forgets the frames before the one with this content, and looks at the colours of the style
+    /// image if it is to start in them.
+    fn begin_scene(&mut self, canvas: &mut Canvas, content: &Tensor) -> candle_core::Result<()> {
+        canvas.reset();
+        self.frames_in_scene = 0;
+        if self.config.init == Init::Previous && canvas.style_colors.is_none() {
+            let style = self.style_tensor(content)?;
+            canvas.style_colors = Some(Statistics::of(&style)?);
+        }
+        Ok(())
     }
 
     /// The losses of the last result if it is to be repeated for a frame.
@@ -449,28 +455,6 @@ impl Drop for Stylizer {
     fn drop(&mut self) {
         self.canvas = None;
         device::give_back_memory(self.vgg.device());
-    }
-}
-
-/// Measures how long the stages of a frame take.
-struct Stopwatch {
-    started: Instant,
-    lap_started: Instant,
-}
-
-impl Stopwatch {
-    fn start() -> Self {
-        let now = Instant::now();
-        Self {
-            started: now,
-            lap_started: now,
-        }
-    }
-
-    /// The time since the last lap.
-    fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        now - std::mem::replace(&mut self.lap_started, now)
     }
 }
 
