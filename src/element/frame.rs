@@ -195,7 +195,7 @@ pub fn write_image(
     let source = source.plane_data(0).map_err(candle_core::Error::wrap)?;
     let stride = row_stride(frame, row_len)?;
     let data = frame.plane_data_mut(0).map_err(candle_core::Error::wrap)?;
-    with_values(&image.contiguous()?, |image: &[f32]| {
+    with_values([&image.contiguous()?], |[image]: [&[f32]; 1]| {
         let frames = data
             .par_chunks_mut(stride)
             .zip(source.par_chunks(source_stride));

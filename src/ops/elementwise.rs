@@ -51,7 +51,7 @@ fn sum_of<T: Scalar>(
     y: &Tensor,
     term: impl Fn(f32, f32) -> f64 + Copy + Sync,
 ) -> Result<f64> {
-    with_values(x, |x: &[T]| with_values(y, |y: &[T]| sum(x, y, term)))?
+    with_values([x, y], |[x, y]: [&[T]; 2]| sum(x, y, term))
 }
 
 /// The sum of a tensor's elements, `f64` `[1]`.

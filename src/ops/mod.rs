@@ -251,13 +251,20 @@ fn values_mut<'a, T: Scalar>(storage: &'a mut CpuStorage, layout: &Layout) -> Re
     }
 }
 
-/// Calls `f` with the values of a contiguous tensor on the CPU.
-pub(crate) fn with_values<T: Scalar, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(f(values(storage, layout)?)),
-        _ => bail!("a tensor on the CPU is needed"),
+/// Calls `f` with the values of contiguous tensors on the CPU.
+pub(crate) fn with_values<T: Scalar, R, const N: usize>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[T]; N]) -> R,
+) -> Result<R> {
+    let storages = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&storages) {
+        *slice = match &**storage {
+            Storage::Cpu(storage) => values(storage, layout)?,
+            _ => bail!("a tensor on the CPU is needed"),
+        };
     }
+    Ok(f(slices))
 }
 
 /// An output slice that parallel tasks write at the same time, each its own ranges of it.
@@ -312,7 +319,7 @@ fn write_sum(sum: &Tensor, value: f64) -> Result<()> {
 
 /// The value of a factor on the CPU, `f32` `[1]`.
 fn read_factor(factor: &Tensor) -> Result<f32> {
-    with_values(factor, |values: &[f32]| values.first().copied())?
+    with_values([factor], |[values]: [&[f32]; 1]| values.first().copied())?
         .ok_or_else(|| candle_core::Error::msg("a factor is a tensor of one value"))
 }
 

@@ -33,17 +33,15 @@ pub fn grey(image: &Tensor) -> Result<Tensor> {
 /// `result`'s luma with `frame`'s chrominance, both contiguous `[h, w, 3]` on the CPU, clamped to 0..1.
 pub fn with_chrominance(result: &Tensor, frame: &Tensor) -> Result<Tensor> {
     let mut image = vec![0.0; frame.elem_count()];
-    with_values(result, |result: &[f32]| {
-        with_values(frame, |frame: &[f32]| {
-            let pixels = image.as_chunks_mut::<3>().0.par_iter_mut();
-            let others = (result.as_chunks::<3>().0, frame.as_chunks::<3>().0);
-            let pixels = pixels.zip(others).with_min_len(MIN_PIXELS);
-            pixels.for_each(|(pixel, (result, frame))| {
-                let change = luma(result) - luma(frame);
-                *pixel = frame.map(|value| (value + change).clamp(0.0, 1.0));
-            });
-        })
-    })??;
+    with_values([result, frame], |[result, frame]: [&[f32]; 2]| {
+        let pixels = image.as_chunks_mut::<3>().0.par_iter_mut();
+        let others = (result.as_chunks::<3>().0, frame.as_chunks::<3>().0);
+        let pixels = pixels.zip(others).with_min_len(MIN_PIXELS);
+        pixels.for_each(|(pixel, (result, frame))| {
+            let change = luma(result) - luma(frame);
+            *pixel = frame.map(|value| (value + change).clamp(0.0, 1.0));
+        });
+    })?;
     Tensor::from_vec(image, frame.shape(), &Device::Cpu)
 }
 

@@ -43,7 +43,7 @@ pub fn resize(image: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
     let bytes = cast_slice_mut(&mut resized);
     let mut target = TypedImage::<F32x3>::from_buffer(w as u32, h as u32, bytes)
         .map_err(candle_core::Error::wrap)?;
-    with_values(&image.contiguous()?, |values: &[f32]| {
+    with_values([&image.contiguous()?], |[values]: [&[f32]; 1]| {
         let bytes = cast_slice(values);
         lanczos((source_h, source_w), bytes, &mut target)
     })??;

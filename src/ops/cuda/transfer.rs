@@ -70,7 +70,9 @@ impl Staging {
         };
         let UploadBuffer { memory, uploaded } = &mut self.uploads[index];
         let host = memory.as_mut_slice().w()?;
-        with_values(image, |values: &[f32]| host.copy_from_slice(values))?;
+        with_values([image], |[values]: [&[f32]; 1]| {
+            host.copy_from_slice(values)
+        })?;
         // SAFETY: it is written before it is read.
         let mut slice = unsafe { device.alloc::<f32>(count)? };
         main.memcpy_htod(memory, &mut slice).w()?;

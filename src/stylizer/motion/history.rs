@@ -72,7 +72,7 @@ impl FrameHistory {
         {
             let illumination = latest.illumination.upsampled((h, w));
             let spare = self.spare.pop();
-            latest.detail = Some(with_values(painting, |painting: &[f32]| {
+            latest.detail = Some(with_values([painting], |[painting]: [&[f32]; 1]| {
                 Spline::new(painting, &illumination, (h, w), spare)
             })?);
         }

@@ -117,7 +117,7 @@ impl Pyramid {
     pub fn new(image: &Tensor) -> Result<Self> {
         let (h, w, _) = image.dims3()?;
         let halved = h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE;
-        let (level, thumbnail) = with_values(image, |image: &[f32]| {
+        let (level, thumbnail) = with_values([image], |[image]: [&[f32]; 1]| {
             let row = |y: usize| &image[3 * w * y..][..3 * w];
             let level = match halved {
                 true => Level::new(h / 2, w / 2, |y, half| {

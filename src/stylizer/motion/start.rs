@@ -70,30 +70,27 @@ impl Start {
         let illumination = frames.illumination.upsampled((h, w));
         let mut image = vec![0.0; h * w * 3];
         let mut confidence = vec![0.0; h * w];
-        with_values(frames.now, |now: &[f32]| {
-            with_values(frames.before, |before: &[f32]| {
-                with_values(frames.painting, |painting: &[f32]| {
-                    let rows = image.par_chunks_exact_mut(3 * w);
-                    let rows = rows.zip(confidence.par_chunks_exact_mut(w)).enumerate();
-                    let scratch = || StartScratch::new(w);
-                    rows.for_each_init(scratch, |scratch, (y, (image, confidence))| {
-                        Arch::new().dispatch(StartRow {
-                            y,
-                            illumination: &illumination,
-                            latest: &latest,
-                            older: &older,
-                            exemplars: &exemplars,
-                            now,
-                            before,
-                            painting,
-                            image,
-                            confidence,
-                            scratch,
-                        });
-                    });
-                })
-            })
-        })???;
+        let tensors = [frames.now, frames.before, frames.painting];
+        with_values(tensors, |[now, before, painting]: [&[f32]; 3]| {
+            let rows = image.par_chunks_exact_mut(3 * w);
+            let rows = rows.zip(confidence.par_chunks_exact_mut(w)).enumerate();
+            let scratch = || StartScratch::new(w);
+            rows.for_each_init(scratch, |scratch, (y, (image, confidence))| {
+                Arch::new().dispatch(StartRow {
+                    y,
+                    illumination: &illumination,
+                    latest: &latest,
+                    older: &older,
+                    exemplars: &exemplars,
+                    now,
+                    before,
+                    painting,
+                    image,
+                    confidence,
+                    scratch,
+                });
+            });
+        })?;
         Ok(Self {
             image: Tensor::from_vec(image, (h, w, 3), &Device::Cpu)?,
             confidence: Tensor::from_vec(confidence, (h, w, 1), &Device::Cpu)?,
