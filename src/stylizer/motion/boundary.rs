@@ -210,21 +210,16 @@ impl Sharpen<'_> {
 mod tests {
     use super::super::pyramid::Pyramid;
     use super::*;
-    use candle_core::{Device, Tensor};
 
     const SIZE: (usize, usize) = (64, 96);
     const MIDDLE: usize = 48;
 
     /// An irregular texture, displaced by `by` on the right of the middle.
     fn picture(by: f32) -> Pyramid {
-        let (h, w) = SIZE;
-        let pixels = (0..h * w).flat_map(|i| {
-            let (y, x) = ((i / w) as f32, (i % w) as f32);
-            let x = if i % w < MIDDLE { x } else { x - by };
-            [0.5 + 0.2 * (0.9 * x + 0.5 * y).sin() + 0.2 * (0.4 * x - 1.1 * y).cos(); 3]
-        });
-        let image = Tensor::from_vec(pixels.collect(), (h, w, 3), &Device::Cpu).unwrap();
-        Pyramid::new(&image).unwrap()
+        Pyramid::of(SIZE, |y, x| {
+            let x = if x < MIDDLE as f32 { x } else { x - by };
+            127.5 + 51.0 * (0.9 * x + 0.5 * y).sin() + 51.0 * (0.4 * x - 1.1 * y).cos()
+        })
     }
 
     /// A flow of 3 pixels to the right from column `from` on.
@@ -255,9 +250,7 @@ mod tests {
 
     #[test]
     fn the_flow_of_a_uniform_picture_stays() {
-        let (h, w) = SIZE;
-        let image = Tensor::full(0.5f32, (h, w, 3), &Device::Cpu).unwrap();
-        let uniform = Pyramid::new(&image).unwrap();
+        let uniform = Pyramid::of(SIZE, |_, _| 127.5);
         let mut sharpened = field(30);
         sharpen(&uniform.levels[0], &uniform.levels[0], &mut sharpened);
         assert_eq!(sharpened.u, field(30).u);

@@ -117,18 +117,16 @@ mod tests {
     use rayon::ThreadPoolBuilder;
 
     /// Waves of many lengths and directions, the longer the higher, displaced by `u`, `v`.
-    fn waves((h, w): (usize, usize), (u, v): (f32, f32)) -> Pyramid {
-        let pixels = (0..h * w).flat_map(|i| {
-            let (y, x) = ((i / w) as f32 - v, (i % w) as f32 - u);
+    fn waves(size: (usize, usize), (u, v): (f32, f32)) -> Pyramid {
+        Pyramid::of(size, |y, x| {
+            let (y, x) = (y - v, x - u);
             let waves = (0..24).map(|wave| {
                 let (frequency, angle) = (0.04 * 1.12f32.powi(wave), 2.4 * wave as f32);
                 let along = angle.sin() * y + angle.cos() * x;
                 0.005 / frequency * (frequency * along + angle * angle).sin()
             });
-            [0.5 + waves.sum::<f32>(); 3]
-        });
-        let image = Tensor::from_vec(pixels.collect(), (h, w, 3), &Device::Cpu).unwrap();
-        Pyramid::new(&image).unwrap()
+            255.0 * (0.5 + waves.sum::<f32>())
+        })
     }
 
     /// The mean end-point error, in pixels of the image, where the displacement ends inside it.
@@ -179,10 +177,7 @@ mod tests {
 
     #[test]
     fn a_uniform_picture_does_not_move() {
-        let image = (Tensor::ones((50, 70, 3), candle_core::DType::F32, &Device::Cpu).unwrap()
-            * 0.3)
-            .unwrap();
-        let pyramid = Pyramid::new(&image).unwrap();
+        let pyramid = Pyramid::of((50, 70), |_, _| 76.5);
         let field = flow(&pyramid.levels, &pyramid.levels);
         assert!(field.u.iter().chain(&field.v).all(|value| *value == 0.0));
     }

@@ -225,7 +225,6 @@ impl NullaryFnOnce for ClearMismatches<'_> {
 mod tests {
     use super::super::pyramid::Pyramid;
     use super::*;
-    use candle_core::{Device, Tensor};
 
     const H: usize = 12;
     const W: usize = 20;
@@ -337,13 +336,10 @@ mod tests {
 
     #[test]
     fn what_looks_otherwise_is_cleared() {
-        let frame = |luma: fn(usize) -> f32| {
-            let pixels = (0..16 * 20).flat_map(|i| [luma(i % 20) / 255.0; 3]);
-            let image = Tensor::from_vec(pixels.collect(), (16, 20, 3), &Device::Cpu).unwrap();
-            Pyramid::new(&image).unwrap()
-        };
-        let now = frame(|x| 40.0 + 10.0 * x as f32);
-        let before = frame(|x| 10.0 * x as f32 + if x < 8 { 10.0 } else { 20.0 });
+        let now = Pyramid::of((16, 20), |_, x| 40.0 + 10.0 * x);
+        let before = Pyramid::of((16, 20), |_, x| {
+            10.0 * x + if x < 8.0 { 10.0 } else { 20.0 }
+        });
         let mut mask = Mask {
             h: 16,
             w: 20,

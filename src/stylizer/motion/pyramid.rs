@@ -197,19 +197,22 @@ impl NullaryFnOnce for HalfLuma<'_> {
 }
 
 #[cfg(test)]
+impl Pyramid {
+    /// Of a grey image of a height and width, whose luma, 0..255, is `luma(y, x)`.
+    pub fn of((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Self {
+        let values = (0..h * w).flat_map(|i| [luma((i / w) as f32, (i % w) as f32) / 255.0; 3]);
+        let image = Tensor::from_vec(values.collect(), (h, w, 3), &candle_core::Device::Cpu);
+        Self::new(&image.unwrap()).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
-
-    fn gray(h: usize, w: usize, value: impl Fn(usize, usize) -> f32) -> Pyramid {
-        let pixels = (0..h * w).flat_map(|i| [value(i / w, i % w) / 255.0; 3]);
-        let image = Tensor::from_vec(pixels.collect(), (h, w, 3), &Device::Cpu).unwrap();
-        Pyramid::new(&image).unwrap()
-    }
 
     #[test]
     fn each_pixel_is_the_mean_of_four() {
-        let pyramid = gray(37, 102, |y, x| (y * 3 + x) as f32);
+        let pyramid = Pyramid::of((37, 102), |y, x| y * 3.0 + x);
         assert_eq!((pyramid.size, pyramid.finest), ((37, 102), 0));
         let [fine, coarse, ..] = &pyramid.levels[..] else {
             panic!("{} levels", pyramid.levels.len());
@@ -225,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_edge_is_replicated() {
-        let pyramid = gray(16, 20, |y, x| (y * 10 + x) as f32);
+        let pyramid = Pyramid::of((16, 20), |y, x| y * 10.0 + x);
         let (level, pad) = (&pyramid.levels[0], PAD as isize);
         assert_eq!(level.slice_from(-pad, -pad)[0], level.row(0)[0]);
         assert_eq!(level.slice_from(-1, 19 + pad)[0], level.row(0)[19]);
@@ -235,7 +238,7 @@ mod tests {
 
     #[test]
     fn large_images_begin_at_half_their_size() {
-        let pyramid = gray(180, 321, |_, _| 0.0);
+        let pyramid = Pyramid::of((180, 321), |_, _| 0.0);
         assert_eq!(pyramid.finest, 1);
         let sizes: Vec<_> = pyramid
             .levels

@@ -181,13 +181,6 @@ impl NormalEquations {
 mod tests {
     use super::*;
     use crate::stylizer::motion::pyramid::Pyramid;
-    use candle_core::{Device, Tensor};
-
-    fn pyramid((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
-        let values = (0..h * w).flat_map(|i| [luma((i / w) as f32, (i % w) as f32) / 255.0; 3]);
-        let image = Tensor::from_vec(values.collect::<Vec<_>>(), (h, w, 3), &Device::Cpu);
-        Pyramid::new(&image.unwrap()).unwrap()
-    }
 
     fn waves(y: f32, x: f32) -> f32 {
         128.0 + 40.0 * (0.31 * x + 0.1 * y).sin() + 40.0 * (0.27 * y - 0.05 * x).cos()
@@ -197,7 +190,7 @@ mod tests {
     fn a_picture_is_still_beside_itself() {
         for size in [(16, 16), (17, 35), (90, 160), (360, 640)] {
             for luma in [|_, _| 0.0, |_, _| 255.0, waves] {
-                let picture = pyramid(size, luma);
+                let picture = Pyramid::of(size, luma);
                 assert!(is_still(&picture, &picture), "{size:?}");
             }
         }
@@ -206,13 +199,13 @@ mod tests {
     #[test]
     fn changes_of_brightness_and_motion_are_noticed() {
         for size in [(64, 64), (90, 160), (360, 640)] {
-            let before = pyramid(size, waves);
-            let brighter = pyramid(size, |y, x| waves(y, x) + 2.0);
+            let before = Pyramid::of(size, waves);
+            let brighter = Pyramid::of(size, |y, x| waves(y, x) + 2.0);
             assert!(!is_still(&brighter, &before), "{size:?}");
-            let moved = pyramid(size, |y, x| waves(y, x + 0.3));
+            let moved = Pyramid::of(size, |y, x| waves(y, x + 0.3));
             assert!(!is_still(&moved, &before), "{size:?}");
             let (h, w) = (size.0 as f32 / 2.0, size.1 as f32 / 2.0);
-            let zoomed = pyramid(size, |y, x| waves(h + (y - h) * 1.01, w + (x - w) * 1.01));
+            let zoomed = Pyramid::of(size, |y, x| waves(h + (y - h) * 1.01, w + (x - w) * 1.01));
             assert!(!is_still(&zoomed, &before), "{size:?}");
         }
     }
@@ -230,8 +223,8 @@ mod tests {
                 128.0 + 5.0 * (0..12).map(|_| next()).sum::<f32>() + f32::from(i % 10 == 0) * 90.0
             })
             .collect();
-        let now = pyramid((100, 100), |y, x| values[y as usize * 100 + x as usize]);
-        let before = pyramid((100, 100), |_, _| 128.0);
+        let now = Pyramid::of((100, 100), |y, x| values[y as usize * 100 + x as usize]);
+        let before = Pyramid::of((100, 100), |_, _| 128.0);
         let noise = noise(&now.levels[0], &before.levels[0]);
         assert!((5.0..6.2).contains(&noise), "{noise}");
     }

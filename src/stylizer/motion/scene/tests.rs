@@ -2,15 +2,10 @@
 
 use super::*;
 use crate::stylizer::motion::flow::bidirectional;
-use candle_core::{Device, Tensor};
 
-fn pyramid((h, w): (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
-    let values = (0..h * w).flat_map(|i| {
-        let luma = luma((i / w) as f32, (i % w) as f32);
-        [luma.round().clamp(0.0, 255.0) / 255.0; 3]
-    });
-    let image = Tensor::from_vec(values.collect::<Vec<_>>(), (h, w, 3), &Device::Cpu);
-    Pyramid::new(&image.unwrap()).unwrap()
+/// A pyramid of 8-bit video.
+fn pyramid(size: (usize, usize), luma: impl Fn(f32, f32) -> f32) -> Pyramid {
+    Pyramid::of(size, |y, x| luma(y, x).round().clamp(0.0, 255.0))
 }
 
 fn checked_score(now: &Pyramid, before: &Pyramid) -> f64 {
