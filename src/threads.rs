@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! How many threads compute.
+//! How many threads compute, and locking what they share.
 
 use rayon::ThreadPoolBuilder;
 use std::num::NonZero;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 
 /// Far more threads than cores mostly wait for each other.
@@ -15,6 +16,12 @@ pub fn pool(n_threads: u32) -> ThreadPoolBuilder {
     let environment = std::env::var("RAYON_NUM_THREADS").ok();
     let cores = available_parallelism().map_or(1, NonZero::get);
     ThreadPoolBuilder::new().num_threads(count(n_threads, environment.as_deref(), cores))
+}
+
+/// Locks a mutex, even if a thread has panicked with it locked: for what is changed in one step, or
+/// stays whole for the reason that the mutex gives.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn count(n_threads: u32, environment: Option<&str>, cores: usize) -> usize {

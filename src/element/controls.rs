@@ -5,12 +5,13 @@
 
 use super::settings::{Property, Settings};
 use crate::stylizer::style::StyleImage;
+use crate::threads::lock;
 use gst::PARAM_FLAG_MUTABLE_READY;
 use gst::glib::Value;
 use gst::prelude::*;
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What is left to do once a property has been set.
@@ -45,7 +46,7 @@ struct Values {
 }
 
 /// The values of all properties, behind a lock that is never held while anything is computed,
-/// loaded or posted.
+/// loaded or posted. Nothing panics under it, so what a poisoned one guards is whole.
 #[derive(Default)]
 pub struct Controls {
     values: Mutex<Values>,
@@ -59,13 +60,8 @@ const MAX_STYLE_WAIT: Duration = Duration::from_secs(5);
 const CANCEL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Controls {
-    /// Nothing panics under the lock, so what a poisoned one guards is whole.
-    fn lock(&self) -> MutexGuard<'_, Values> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn set(&self, property: &Property, value: &Value) -> Pending {
-        let mut values = self.lock();
+        let mut values = lock(&self.values);
         (property.set)(&mut values.settings, value);
         values.changed = true;
         if property.spec.name() == "style-image" {
@@ -86,28 +82,28 @@ impl Controls {
     }
 
     pub fn get(&self, property: &Property) -> Value {
-        (property.get)(&self.lock().settings)
+        (property.get)(&lock(&self.values).settings)
     }
 
     pub fn stats(&self) -> Option<gst::Structure> {
-        self.lock().stats.clone()
+        lock(&self.values).stats.clone()
     }
 
     pub fn weights_info(&self) -> Option<gst::Structure> {
-        self.lock().weights_info.clone()
+        lock(&self.values).weights_info.clone()
     }
 
     pub fn set_weights_info(&self, info: gst::Structure) {
-        self.lock().weights_info = Some(info);
+        lock(&self.values).weights_info = Some(info);
     }
 
     pub fn dump_folder(&self) -> Option<PathBuf> {
-        self.lock().settings.motion_dump.clone()
+        lock(&self.values).settings.motion_dump.clone()
     }
 
     /// The settings to start with. From here on, a style image that is set is loaded at once.
     pub fn start(&self) -> Settings {
-        let mut values = self.lock();
+        let mut values = lock(&self.values);
         values.changed = false;
         values.next_style = None;
         values.stats = None;
@@ -116,7 +112,7 @@ impl Controls {
     }
 
     pub fn stop(&self) {
-        let mut values = self.lock();
+        let mut values = lock(&self.values);
         values.started_with = None;
         values.style_loading = false;
         values.next_style = None;
@@ -124,20 +120,20 @@ impl Controls {
 
     /// The settings, if any has been set since they were taken last.
     pub fn take_settings(&self) -> Option<Settings> {
-        let mut values = self.lock();
+        let mut values = lock(&self.values);
         let changed = std::mem::take(&mut values.changed);
         changed.then(|| values.settings.clone())
     }
 
     /// Has the settings taken again, as some were refused for a size that is not that of the next frame.
     pub fn apply_again(&self) {
-        self.lock().changed = true;
+        lock(&self.values).changed = true;
     }
 
     /// Waits until no style image is being loaded, or `cancelled`, but at most [`MAX_STYLE_WAIT`].
     pub fn await_style(&self, cancelled: impl Fn() -> bool) {
         let begun = Instant::now();
-        let mut values = self.lock();
+        let mut values = lock(&self.values);
         while values.style_loading && !cancelled() && begun.elapsed() < MAX_STYLE_WAIT {
             let waited = self.style_loaded.wait_timeout(values, CANCEL_INTERVAL);
             values = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -146,12 +142,12 @@ impl Controls {
 
     /// The style image that has been loaded since the last frame, with its path.
     pub fn take_style(&self) -> Option<(PathBuf, StyleImage)> {
-        self.lock().next_style.take()
+        lock(&self.values).next_style.take()
     }
 
     /// Keeps a frame's statistics. True if they are to be posted as a message.
     pub fn set_stats(&self, stats: gst::Structure) -> bool {
-        let mut values = self.lock();
+        let mut values = lock(&self.values);
         values.stats = Some(stats);
         values.settings.post_messages
     }
@@ -165,11 +161,11 @@ impl Controls {
     ) -> Result<(), String> {
         loop {
             let (generation, path) = {
-                let values = self.lock();
+                let values = lock(&self.values);
                 (values.style_generation, values.settings.style_image.clone())
             };
             let style = load(path.as_deref());
-            let mut values = self.lock();
+            let mut values = lock(&self.values);
             if !values.style_loading {
                 return Ok(());
             }

@@ -23,6 +23,7 @@ use super::report;
 use super::settings::{PROPERTIES, property};
 use super::stream::StreamState;
 use crate::stylizer::Stylizer;
+use crate::threads::lock;
 use crate::vgg::Vgg;
 use crate::vgg::weights::WeightsSource;
 use gst::glib::{self, ParamSpec};
@@ -35,7 +36,7 @@ use gst_video::VideoInfo;
 use gst_video::subclass::prelude::*;
 use once_cell::sync::Lazy;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 mod paint;
 
@@ -50,6 +51,7 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
 /// The weights, and the properties `device` and `precision`.
 type NetworkSource = (WeightsSource, Option<String>, Precision);
 
+/// No lock is held while foreign code runs, so what a poisoned one guards is whole.
 #[derive(Default)]
 pub struct Gatys {
     controls: Controls,
@@ -61,11 +63,6 @@ pub struct Gatys {
     /// Either of these cancels the frame that is being painted.
     stopping: AtomicBool,
     flushing: AtomicBool,
-}
-
-/// No lock is held while foreign code runs, so what a poisoned one guards is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[glib::object_subclass]

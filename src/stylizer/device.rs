@@ -2,6 +2,7 @@
 
 //! The device that the network runs on, and its memory.
 
+use crate::threads::lock;
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::sys;
@@ -14,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "cuda")]
 use std::ptr::{from_mut, null_mut};
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use sysinfo::System;
 
 /// The device that the user asks for.
@@ -78,7 +79,7 @@ fn cuda(ordinal: usize) -> Result<Device, Error> {
     if !cfg!(feature = "cuda") {
         return Err(Error::NoCuda);
     }
-    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut gpus = lock(&GPUS);
     if let Some(device) = gpus.get(&ordinal) {
         return Ok(device.clone());
     }

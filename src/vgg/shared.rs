@@ -4,10 +4,11 @@
 
 use super::weights::{self, Weights, WeightsSource};
 use super::{Precision, PrecisionError, Vgg};
+use crate::threads::lock;
 use candle_core::{Device, DeviceLocation};
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
 /// Why a network could not be loaded.
@@ -54,7 +55,7 @@ impl Vgg {
         }
         let network = Arc::new(Self::build(weights, device, format)?);
         trim_heap();
-        let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut networks = lock(&NETWORKS);
         networks.retain(|_, network| network.strong_count() > 0);
         if let Some(earlier) = networks.get(&key).and_then(Weak::upgrade) {
             return Ok(earlier);
@@ -74,7 +75,7 @@ fn trim_heap() {
 }
 
 fn lookup(key: &Key) -> Option<Arc<Vgg>> {
-    let networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let networks = lock(&NETWORKS);
     networks.get(key).and_then(Weak::upgrade)
 }
 

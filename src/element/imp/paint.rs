@@ -2,13 +2,14 @@
 
 //! A frame's way through the element, on the streaming thread.
 
-use super::{CAT, Gatys, lock};
+use super::{CAT, Gatys};
 use crate::element::clock::{elapsed, is_live};
 use crate::element::dump::MotionDump;
 use crate::element::frame::{to_image, write_image};
 use crate::element::stream::Frame;
 use crate::element::{load, report};
 use crate::stylizer::{self, Stylizer};
+use crate::threads::lock;
 use gst::glib;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;

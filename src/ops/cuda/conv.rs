@@ -8,9 +8,8 @@ use super::super::conv_algorithm::ConvAlgorithm;
 use super::cudnn::CudnnConvolution;
 use super::diagnostics::{Note, note};
 use super::plan::ConvOperands;
-use super::{
-    Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, is_capturing, lock, suffix,
-};
+use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, is_capturing, suffix};
+use crate::threads::lock;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
 use candle_core::{Device, Result, Tensor, bail};

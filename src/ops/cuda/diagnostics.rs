@@ -2,7 +2,7 @@
 
 //! Messages about the use of a GPU, collected for reports. Nothing depends on them.
 
-use super::lock;
+use crate::threads::lock;
 use std::fmt;
 use std::sync::Mutex;
 

@@ -3,7 +3,8 @@
 //! CUDA graphs: operations that are captured once and launched as often as needed.
 
 use super::diagnostics::{Note, note};
-use super::{CAPTURING, Gpu, is_capturing, lock};
+use super::{CAPTURING, Gpu, is_capturing};
+use crate::threads::lock;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,

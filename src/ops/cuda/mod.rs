@@ -20,6 +20,7 @@ pub mod step_sums;
 pub mod transfer;
 pub mod vector;
 
+use crate::threads::lock;
 use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
 use candle_core::cuda_backend::cudarc::driver::sys::CUstreamCaptureStatus;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -31,7 +32,7 @@ use cudnn::CudnnStream;
 use once_cell::sync::Lazy;
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Threads per block; the same as `THREADS` in `kernels/common.cuh`.
 const THREADS: u32 = 256;
@@ -50,7 +51,8 @@ pub(super) struct StreamHandles {
     stream: Arc<CudaStream>,
 }
 
-/// A device and what is set up on it once per process.
+/// A device and what is set up on it once per process. A panic under one of its locks leaves what
+/// that guards whole: handles, and memory that is added in one step.
 pub(super) struct Gpu {
     device: CudaDevice,
     kernels: Arc<CudaModule>,
@@ -72,10 +74,6 @@ static GPUS: Lazy<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = Lazy::new(Mutex::default
 thread_local! {
     /// Whether this thread enqueues on the capture stream.
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An argument of a kernel.
