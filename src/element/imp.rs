@@ -13,7 +13,6 @@
  * ]|
  */
 use super::Precision;
-use super::clock::FrameTime;
 use super::controls::{Controls, Pending};
 use super::dump::MotionDump;
 use super::frame;
@@ -22,6 +21,7 @@ use super::qos::QosEvent;
 use super::report;
 use super::settings::{PROPERTIES, property};
 use super::stream::StreamState;
+use super::timeline::FrameTime;
 use crate::stylizer::Stylizer;
 use crate::threads::lock;
 use crate::vgg::Vgg;

@@ -2,7 +2,6 @@
 
 //! The GStreamer element `gatys`: all of the crate that depends on GStreamer.
 
-mod clock;
 mod controls;
 mod dump;
 mod frame;
@@ -13,6 +12,7 @@ mod qos;
 mod report;
 mod settings;
 mod stream;
+mod timeline;
 
 use crate::stylizer::config;
 use gst::glib;

@@ -2,10 +2,10 @@
 
 //! The state of the stream.
 
-use super::clock::{FrameTime, Timeline};
 use super::load::Refusal;
 use super::pace::Pace;
 use super::qos::QosEvent;
+use super::timeline::{FrameTime, Timeline};
 use crate::stylizer::{Report, Stylizer};
 use gst::ClockTime;
 use gst::prelude::*;

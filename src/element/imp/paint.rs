@@ -3,7 +3,6 @@
 //! A frame's way through the element, on the streaming thread.
 
 use super::{CAT, Gatys};
-use crate::element::clock::{elapsed, is_live};
 use crate::element::dump::MotionDump;
 use crate::element::frame::{to_image, write_image};
 use crate::element::stream::Frame;
@@ -161,4 +160,14 @@ impl Gatys {
             );
         }
     }
+}
+
+/// Whether `sink` is fed by a live source, which loses frames while one is painted: that is no jump.
+fn is_live(sink: &gst::Pad) -> bool {
+    let mut query = gst::query::Latency::new();
+    sink.peer_query(&mut query) && query.result().0
+}
+
+fn elapsed(since: Instant) -> gst::ClockTime {
+    gst::ClockTime::try_from(since.elapsed()).unwrap_or(gst::ClockTime::MAX)
 }

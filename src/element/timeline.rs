@@ -4,7 +4,6 @@
 
 use gst::prelude::*;
 use gst::{ClockTime, Signed};
-use std::time::Instant;
 
 /// A gap between frames beyond this is a jump.
 const JUMP: ClockTime = ClockTime::SECOND;
@@ -129,14 +128,4 @@ impl Timeline {
 fn scaled(span: ClockTime, factor: f64) -> ClockTime {
     let time = (span.nseconds() as f64 * factor.abs()) as u64;
     ClockTime::from_nseconds(time.min(ClockTime::MAX.nseconds()))
-}
-
-/// Whether `sink` is fed by a live source, which loses frames while one is painted: that is no jump.
-pub fn is_live(sink: &gst::Pad) -> bool {
-    let mut query = gst::query::Latency::new();
-    sink.peer_query(&mut query) && query.result().0
-}
-
-pub fn elapsed(since: Instant) -> ClockTime {
-    ClockTime::try_from(since.elapsed()).unwrap_or(ClockTime::MAX)
 }
