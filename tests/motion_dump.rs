@@ -6,6 +6,7 @@
 mod common;
 
 use common::Files;
+use common::known_motion::Picture;
 use common::painter::{Painter, element};
 use common::video::{Pixels, info};
 use gst::prelude::*;
@@ -14,6 +15,7 @@ use image::RgbImage;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 const WIDTH: u32 = 96;
 const HEIGHT: u32 = 64;
@@ -21,28 +23,16 @@ const HEIGHT: u32 = 64;
 /// How far the picture moves from frame to frame, in pixels.
 const STEP: i32 = 3;
 
-/// Smooth noise, moved by `shift` pixels to the right and by `fall` down.
+static PICTURE: LazyLock<Picture> = LazyLock::new(|| Picture::made(0));
+
+/// A picture with texture everywhere, moved by `shift` pixels to the right and by `fall` down.
 fn scene(shift: i32, fall: i32) -> Pixels {
-    let corner = |y: i32, x: i32| {
-        let mut hash = (y.wrapping_mul(73_856_093) ^ x.wrapping_mul(19_349_663)) as u32;
-        hash = (hash ^ (hash >> 13)).wrapping_mul(0x5bd1_e995);
-        f64::from((hash ^ (hash >> 15)) & 0xff)
+    let pixel = |at: u32| {
+        let [y, x] = [(at / WIDTH) as i32 - fall, (at % WIDTH) as i32 - shift];
+        let value = |value: f64| (255.0 * value).round().clamp(0.0, 255.0) as u8;
+        PICTURE.sample([y, x].map(f64::from)).map(value)
     };
-    const BLOB: i32 = 6;
-    let value = |y: i32, x: i32| {
-        let part = |at: i32| f64::from(at.rem_euclid(BLOB)) / f64::from(BLOB);
-        let (top, left) = (y.div_euclid(BLOB), x.div_euclid(BLOB));
-        let mix = |a: f64, b: f64, t: f64| a + t * (b - a);
-        let row = |y: i32| mix(corner(y, left), corner(y, left + 1), part(x));
-        mix(row(top), row(top + 1), part(y)) as u8
-    };
-    let pixel = |y: u32, x: u32| {
-        let value = value(y as i32 - fall, x as i32 - shift);
-        [value, value / 2 + 60, 255 - value]
-    };
-    (0..HEIGHT)
-        .flat_map(|y| (0..WIDTH).map(move |x| pixel(y, x)))
-        .collect()
+    (0..WIDTH * HEIGHT).map(pixel).collect()
 }
 
 fn painter(files: &Files, dump: &Path) -> Painter {

@@ -11,6 +11,8 @@ use common::painter::{FIRST, LATER, Painter, element};
 use common::video::{Pixels, info};
 use gst::prelude::*;
 use gst_video::VideoFormat;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 const WIDTH: usize = 160;
 const HEIGHT: usize = 96;
@@ -28,15 +30,9 @@ fn picture(kind: u32, shift: usize) -> Pixels {
 
 /// A picture with sensor noise, which differs for each `frame`.
 fn noisy(picture: &Pixels, frame: u64) -> Pixels {
-    let mut state = 1 + frame;
-    let mut noise = || {
-        // The linear congruential generator of Numerical Recipes; the sum of four is nearly normal.
-        let mut uniform = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & 0xffff_ffff;
-            f64::from((state >> 16) as u32 & 0xff) / 255.0 - 0.5
-        };
-        (0..4).map(|_| uniform()).sum::<f64>() * 6.0
-    };
+    let mut rng = StdRng::seed_from_u64(frame);
+    // The sum of four is nearly normal.
+    let mut noise = || (0..4).map(|_| rng.random::<f64>() - 0.5).sum::<f64>() * 6.0;
     let mut value = |value: u8| (f64::from(value) + noise()).round().clamp(0.0, 255.0) as u8;
     picture.iter().map(|pixel| pixel.map(&mut value)).collect()
 }

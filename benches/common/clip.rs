@@ -2,6 +2,7 @@
 
 //! A clip and a style image, for benchmarks of whole videos.
 
+use super::shared::shared;
 use candle_core::{Device, Tensor};
 use gst::prelude::*;
 use gst_video::prelude::*;
@@ -10,22 +11,16 @@ use std::path::{Path, PathBuf};
 /// A clip and a style image: those of `../shared/data` where it is there, else the sample that
 /// `cargo run --release --example sample -- target/sample` makes.
 pub fn material() -> (PathBuf, PathBuf) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let data = root.join("../shared/data");
-    let candidates = [
-        (
-            data.join("car-detection.mp4"),
-            data.join("starry_night.jpg"),
-        ),
-        (
-            root.join("target/sample/sample.mp4"),
-            root.join("target/sample/style.png"),
-        ),
-    ];
-    candidates
-        .into_iter()
-        .find(|(clip, style)| clip.exists() && style.exists())
-        .expect("no clip: run `cargo run --release --example sample -- target/sample` first")
+    if let Some(material) = shared("car-detection.mp4").zip(shared("starry_night.jpg")) {
+        return material;
+    }
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/sample");
+    let [clip, style] = ["sample.mp4", "style.png"].map(|name| sample.join(name));
+    assert!(
+        clip.exists() && style.exists(),
+        "no clip: run `cargo run --release --example sample -- target/sample` first"
+    );
+    (clip, style)
 }
 
 /// The first `count` frames of a clip, `[h, w, 3]` each, scaled to a width.

@@ -7,4 +7,7 @@
 pub mod clip;
 pub mod problem;
 pub mod process;
+#[cfg(feature = "plugin")]
+#[path = "../../tests/common/shared.rs"]
+pub mod shared;
 pub mod timing;

@@ -4,12 +4,12 @@
 
 use crate::common::clip::frames;
 use crate::common::problem::{made_style, picture};
+use crate::common::shared::shared;
 use crate::common::timing::text;
 use crate::known_motion::{Clip, Picture, Truth, clips};
-use crate::shared::shared;
 use candle_core::Tensor;
-use gstgatys::stylizer::motion::Motion;
 use gstgatys::stylizer::motion::pyramid::Pyramid;
+use gstgatys::stylizer::motion::{Bilinear, Motion, to_level};
 use gstgatys::stylizer::style::StyleImage;
 
 /// Width and height of the generated pictures, where there are no photographs.
@@ -74,20 +74,24 @@ pub fn style() -> StyleImage {
 
 /// The stylizer's estimate of the motion between two frames.
 fn estimated_motion(now: &Tensor, before: &Tensor) -> Truth {
+    let (h, w, _) = now.dims3().expect("a frame");
     let [now, before] = [now, before].map(|frame| Pyramid::new(frame).expect("a pyramid"));
-    per_pixel(&Motion::between(&now, &before), now.size)
+    per_pixel(&Motion::between(&now, &before), (h, w))
 }
 
 /// A motion interpolated to each pixel of a frame of `h` by `w`.
 pub fn per_pixel(motion: &Motion, (h, w): (usize, usize)) -> Truth {
     let scale = motion.scale as f32;
-    let at = |pixel: usize| (pixel as f32 + 0.5) / scale - 0.5;
+    let at = |pixel: usize| to_level(pixel as f32, scale);
     let points = || (0..h * w).map(|pixel| (at(pixel / w), at(pixel % w)));
     let flow = points().map(|(y, x)| motion.backward.sample(y, x));
     let (u, v) = flow.map(|(u, v)| (scale * u, scale * v)).unzip();
-    let visible = points()
-        .map(|(y, x)| motion.visible.sample(y, x) > 0.5)
-        .collect();
+    let mask = &motion.visible;
+    let visible = points().map(|(y, x)| {
+        let [visible] = Bilinear::new((mask.h, mask.w), [y], [x]).sample(&mask.values);
+        visible > 0.5
+    });
+    let visible = visible.collect();
     Truth { u, v, visible }
 }
 

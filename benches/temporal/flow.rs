@@ -130,7 +130,8 @@ impl<'a> Walk<'a> {
         let (start_time, start) =
             timed(|| Start::new(frames, &pyramid, &motion, &mut self.history));
         start?;
-        let estimate = per_pixel(&motion, pyramid.size);
+        let (h, w, _) = now.dims3()?;
+        let estimate = per_pixel(&motion, (h, w));
         self.remember(pyramid);
         let truth = &self.sequence.motions[self.index];
         self.index += 1;

@@ -14,14 +14,13 @@ mod common;
 #[path = "../../tests/common/known_motion.rs"]
 #[allow(dead_code)]
 mod known_motion;
-#[path = "../../tests/common/shared.rs"]
-mod shared;
 
 mod clips;
 mod flow;
 mod long_runs;
 mod starts;
 
+use common::shared;
 use common::timing::flag;
 use std::process::ExitCode;
 

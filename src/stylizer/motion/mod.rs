@@ -34,7 +34,7 @@ mod start;
 pub mod still;
 mod thumbnail;
 
-pub use bilinear::to_level;
+pub use bilinear::{Bilinear, to_level};
 use flow::{Field, bidirectional};
 pub use history::FrameHistory;
 use occlusion::{Mask, clear_mismatches, masks};

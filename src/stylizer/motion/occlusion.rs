@@ -33,13 +33,6 @@ impl Mask {
     pub fn mean(&self) -> f32 {
         self.values.iter().sum::<f32>() / self.values.len() as f32
     }
-
-    /// The weight between pixels, as [`Field::sample`].
-    #[inline(always)]
-    pub fn sample(&self, y: f32, x: f32) -> f32 {
-        let [value] = Bilinear::new((self.h, self.w), [y], [x]).sample(&self.values);
-        value
-    }
 }
 
 /// |w|² in pixels of the frame, for a flow at 1 / `scale` of its size.
@@ -268,7 +261,7 @@ mod tests {
                 scale,
             );
             assert_eq!(
-                mask.sample(4.0, 10.0) == 1.0,
+                mask.values[4 * W + 10] == 1.0,
                 agree,
                 "{backward} {forward} {scale}"
             );
@@ -322,9 +315,9 @@ mod tests {
             let motion = |x: usize| slope * (x as f32 - 10.0) + constant;
             let backward = field(|_, x| (motion(x), 0.0));
             let [visible, reliable] = masks(&backward, &field(|_, x| (-motion(x), 0.0)), 1);
-            assert_eq!(visible.sample(4.0, 10.0), 1.0);
+            assert_eq!(visible.values[4 * W + 10], 1.0);
             assert_eq!(
-                reliable.sample(4.0, 10.0) == 1.0,
+                reliable.values[4 * W + 10] == 1.0,
                 smooth,
                 "{slope} {constant}"
             );

@@ -99,8 +99,6 @@ impl Level {
 
 /// The luma pyramid of an image, and the image's colours at small sizes.
 pub struct Pyramid {
-    /// Height and width of the image.
-    pub size: (usize, usize),
     /// log₂ of the finest level's downscaling factor: 0 or 1.
     pub finest: u32,
     /// From the finest to the coarsest, each half the size of the one before.
@@ -141,7 +139,6 @@ impl Pyramid {
             levels.push(halved);
         }
         Ok(Self {
-            size: (h, w),
             finest: u32::from(halved),
             levels,
             illumination: Illumination::new(&thumbnail),
@@ -213,7 +210,7 @@ mod tests {
     #[test]
     fn each_pixel_is_the_mean_of_four() {
         let pyramid = Pyramid::of((37, 102), |y, x| y * 3.0 + x);
-        assert_eq!((pyramid.size, pyramid.finest), ((37, 102), 0));
+        assert_eq!(pyramid.finest, 0);
         let [fine, coarse, ..] = &pyramid.levels[..] else {
             panic!("{} levels", pyramid.levels.len());
         };

@@ -181,6 +181,8 @@ impl NormalEquations {
 mod tests {
     use super::*;
     use crate::stylizer::motion::pyramid::Pyramid;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
 
     fn waves(y: f32, x: f32) -> f32 {
         128.0 + 40.0 * (0.31 * x + 0.1 * y).sin() + 40.0 * (0.27 * y - 0.05 * x).cos()
@@ -212,11 +214,8 @@ mod tests {
 
     #[test]
     fn the_noise_is_measured_despite_outliers() {
-        let mut state = 1u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-        };
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut next = || rng.random::<f32>() - 0.5;
         // Twelve uniform numbers add up to a variance of one; a tenth of the picture changed.
         let values: Vec<f32> = (0..100 * 100)
             .map(|i| {
