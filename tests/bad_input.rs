@@ -169,9 +169,7 @@ fn style_image_that_is_no_image() {
         ("cut.webp", ImageFormat::WebP),
     ] {
         let bytes = encoded(format);
-        for part in [bytes.len() / 2, bytes.len() - 8, 24] {
-            refuses(name, &bytes[..part], "cut short");
-        }
+        refuses(name, &bytes[..bytes.len() / 2], "cut short");
     }
     let mut damaged = encoded(ImageFormat::Png);
     let middle = damaged.len() / 2;
@@ -183,11 +181,8 @@ fn style_image_that_is_no_image() {
 fn style_image_of_a_size_that_cannot_be() {
     let folder = Folder::new();
     let path = folder.path("small.png");
-    for (width, height) in [(1, 1), (15, 400), (400, 15)] {
-        picture(width, height).save(&path).unwrap();
-        let size = format!("{width}x{height}");
-        folder.refuses("style-image", &path, &[&size, "16x16"]);
-    }
+    picture(15, 400).save(&path).unwrap();
+    folder.refuses("style-image", &path, &["15x400", "16x16"]);
     for (width, height) in [
         (20_000, 20_000),
         (20_000, 16),
@@ -285,18 +280,9 @@ fn weights_of_another_network() {
     refuses(&tensors(&NARROW[..13], named), &["VGG-16"]);
     let unrelated = Tensors::from([("lm_head.weight".into(), filled(0.5, &[8, 8]))]);
     refuses(&unrelated, &["with a VGG-19's names"]);
-    refuses(&Tensors::new(), &["with a VGG-19's names"]);
-
-    let not_vgg_19 = "not the weights of a VGG-19";
     let mut gap = tensors(&NARROW, by_layer);
     gap.remove("conv3_2.weight");
-    refuses(&gap, &["conv3_3", "conv3_2", not_vgg_19]);
-    let mut headless = tensors(&NARROW, by_layer);
-    headless.remove("conv1_1.weight");
-    refuses(&headless, &["conv1_1", not_vgg_19]);
-    let mut no_bias = tensors(&NARROW, by_layer);
-    no_bias.remove("conv2_2.bias");
-    refuses(&no_bias, &["conv2_2 has no bias", not_vgg_19]);
+    refuses(&gap, &["conv3_3", "conv3_2", "not the weights of a VGG-19"]);
 }
 
 #[test]
@@ -340,12 +326,7 @@ fn weights_of_images_in_another_form() {
     let tensors = tensors(&NARROW, by_layer);
     for (key, value, cause) in [
         ("channels", "GRAY", "RGB or BGR"),
-        ("range", "-1..1", "0..1 or 0..255"),
-        ("mean", "0.5,0.5", "three numbers"),
-        ("mean", "0.5,0.5,x", "three numbers"),
         ("std", "1,1,0", "three numbers above 0"),
-        ("std", "1,1,-1", "three numbers above 0"),
-        ("std", "1,nan,1", "three numbers above 0"),
     ] {
         let path = folder.write(
             "weights.safetensors",
@@ -362,16 +343,8 @@ fn layers() {
         for (value, causes) in [
             ("", &["empty"][..]),
             ("conv9_9", &["no layer ‘conv9_9’", "conv1_1", "conv5_4"]),
-            ("relu4_2", &["no layer ‘relu4_2’"]),
-            ("conv4_2,", &["no layer ‘’"]),
             ("conv1_1,conv4_2,conv1_1", &["conv1_1 is listed twice"]),
             ("conv1_1:-1", &["‘-1’ is not a weight", "above 0"]),
-            ("conv1_1:0", &["‘0’ is not a weight"]),
-            ("conv1_1:nan", &["‘nan’ is not a weight"]),
-            ("conv1_1:inf", &["‘inf’ is not a weight"]),
-            ("conv1_1:much", &["‘much’ is not a weight"]),
-            ("conv1_1:", &["‘’ is not a weight"]),
-            ("conv1_1:1:2", &["‘1:2’ is not a weight"]),
             ("conv5_4", &["not in the weights", "end at conv5_1"]),
         ] {
             folder.refuses(property, value, causes);
@@ -397,43 +370,24 @@ fn nothing_to_optimise() {
 #[test]
 fn devices() {
     let folder = Folder::new();
-    for value in [
-        "banana",
-        "cuda:",
-        "cuda:x",
-        "cuda:-1",
-        "CUDA",
-        "cuda:99999999999999999999",
-    ] {
+    for value in ["banana", "cuda:-1"] {
         folder.refuses("device", value, &["not a device", "auto, cpu, cuda"]);
     }
-    if cfg!(feature = "cuda") {
-        folder.refuses("device", "cuda:77", &["GPU 77"]);
-    } else {
-        for value in ["cuda", "cuda:7"] {
-            folder.refuses(
-                "device",
-                value,
-                &["no CUDA support", "Cargo feature ‘cuda’"],
-            );
-        }
-    }
-    for value in ["auto", "cpu"] {
-        let ended = folder.launch(&[("device", OsStr::new(value))]);
-        ended.assert_succeeded(value);
-    }
+    let causes = match cfg!(feature = "cuda") {
+        true => &["GPU 77"][..],
+        false => &["no CUDA support", "Cargo feature ‘cuda’"],
+    };
+    folder.refuses("device", "cuda:77", causes);
+    let ended = folder.launch(&[("device", OsStr::new("cpu"))]);
+    ended.assert_succeeded("device=cpu");
 }
 
 #[test]
 fn precisions() {
     let folder = Folder::new();
-    for value in ["auto", "f32"] {
-        let ended = folder.launch(&[("precision", OsStr::new(value))]);
-        ended.assert_succeeded(value);
-    }
-    for value in ["tf32", "f16"] {
-        folder.refuses("precision", value, &["computes in f32"]);
-    }
+    let ended = folder.launch(&[("precision", OsStr::new("f32"))]);
+    ended.assert_succeeded("precision=f32");
+    folder.refuses("precision", "f16", &["computes in f32"]);
     match Precision::Bf16.check(&Device::Cpu) {
         // Where a GPU may be used, whose message differs.
         _ if cfg!(feature = "cuda") => (),

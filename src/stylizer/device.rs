@@ -249,13 +249,26 @@ mod tests {
             assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
         }
         for text in [
-            "", "banana", "CPU", " cpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda0", "gpu",
+            "",
+            "banana",
+            "CPU",
+            "CUDA",
+            " cpu",
+            "cuda:",
+            "cuda:x",
+            "cuda:-1",
+            "cuda:1.5",
+            "cuda:99999999999999999999",
+            "cuda0",
+            "gpu",
         ] {
             let error = text.parse::<DeviceChoice>().unwrap_err();
             assert!(
                 matches!(&error, Error::Unknown(name) if name == text),
                 "{error}"
             );
+            let start = format!("‘{text}’ is not a device: auto, cpu, cuda");
+            assert!(error.to_string().starts_with(&start), "{error}");
         }
     }
 
@@ -278,7 +291,12 @@ mod tests {
     fn a_build_without_cuda_says_so() {
         let (device, fallback) = DeviceChoice::Auto.open().unwrap();
         assert!(device.is_cpu() && fallback.is_none());
-        assert!(matches!(DeviceChoice::Cuda(0).open(), Err(Error::NoCuda)));
-        assert!(matches!(DeviceChoice::Cuda(7).open(), Err(Error::NoCuda)));
+        for ordinal in [0, 7] {
+            let error = DeviceChoice::Cuda(ordinal).open().unwrap_err();
+            assert!(matches!(error, Error::NoCuda), "{error}");
+            let message = error.to_string();
+            assert!(message.contains("no CUDA support"), "{message}");
+            assert!(message.contains("Cargo feature ‘cuda’"), "{message}");
+        }
     }
 }

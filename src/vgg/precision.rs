@@ -178,6 +178,7 @@ mod tests {
         for precision in [Precision::Tf32, Precision::F16] {
             let error = precision.check(&Device::Cpu).unwrap_err();
             assert!(matches!(error, Error::NotOnCpu), "{precision}");
+            assert!(error.to_string().contains("computes in f32"), "{error}");
         }
         let auto = on_cpu(Precision::Auto).unwrap();
         match (Amx::new(), on_cpu(Precision::Bf16)) {

@@ -64,29 +64,39 @@ fn formatted_layers_are_parsed_back() {
 
 #[test]
 fn malformed_lists_are_refused() {
-    assert!(matches!(parse(""), Err(LayersError::Empty)));
-    assert!(matches!(parse(" \t"), Err(LayersError::Empty)));
-    for list in [
-        ",",
-        "conv4_2,",
-        "conv4_3_1",
-        "Conv4_2",
-        "conv6_1",
-        "conv0_1",
+    let message = |list: &str| parse(list).unwrap_err().to_string();
+    for list in ["", " \t"] {
+        assert!(matches!(parse(list), Err(LayersError::Empty)));
+        assert!(message(list).contains("empty"));
+    }
+    for (list, name) in [
+        (",", ""),
+        ("conv4_2,", ""),
+        ("relu4_2", "relu4_2"),
+        ("conv4_3_1", "conv4_3_1"),
+        ("Conv4_2", "Conv4_2"),
+        ("conv6_1", "conv6_1"),
+        ("conv1_1,conv0_1", "conv0_1"),
     ] {
         assert!(
             matches!(parse(list), Err(LayersError::Unknown(_))),
             "{list}"
         );
+        let message = message(list);
+        for part in [&format!("no layer ‘{name}’"), "conv1_1", "conv5_4"] {
+            assert!(message.contains(part), "{message}");
+        }
     }
-    let twice = parse("conv1_1:0.5,conv2_1,conv1_1");
-    assert!(matches!(twice, Err(LayersError::Twice(layer)) if layer == Layer::FIRST));
+    let twice = "conv1_1:0.5,conv2_1,conv1_1";
+    assert!(matches!(parse(twice), Err(LayersError::Twice(layer)) if layer == Layer::FIRST));
+    assert_eq!(message(twice), "conv1_1 is listed twice");
     for weight in [
-        "-1", "0", "-0", "nan", "inf", "-inf", "1.1e12", "1e999", "", "1:1", "½",
+        "-1", "0", "-0", "nan", "inf", "-inf", "1.1e12", "1e999", "", "1:1", "½", "much",
     ] {
-        let error = parse(&format!("conv4_2:{weight}")).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("‘{weight}’")), "{error}");
-        assert!(error.contains("conv4_2"), "{error}");
+        let message = message(&format!("conv4_2:{weight}"));
+        let start = format!("‘{weight}’ is not a weight for conv4_2: ");
+        assert!(message.starts_with(&start), "{message}");
+        assert!(message.contains("above 0"), "{message}");
     }
 }
 

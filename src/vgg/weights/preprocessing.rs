@@ -222,14 +222,18 @@ mod tests {
     fn numbers_for_each_channel() {
         let stated = read(&[("std", "0.1, 0.2 ,3")]).unwrap().unwrap();
         assert_eq!((stated.mean, stated.std), (IMAGENET_MEAN, [0.1, 0.2, 3.0]));
-        for bad in [
-            "", "1", "1,2", "1,2,3,4", "1,2,x", "1,2,0", "1,2,-3", "1,2,nan", "1,2,inf",
+        let no_numbers = ["", "1", "1,2", "1,2,3,4", "1,2,x", "1,2,nan", "1,2,inf"];
+        let too_small = ["1,2,0", "1,2,-3"];
+        for (key, bad, expected) in [
+            ("mean", &no_numbers[..], "three numbers are needed"),
+            ("std", &no_numbers, "three numbers above 0 are needed"),
+            ("std", &too_small, "three numbers above 0 are needed"),
         ] {
-            let error = read(&[("std", bad)]).unwrap_err();
-            assert!(
-                matches!(&error, Error::Metadata { key: "std", value, .. } if value == bad),
-                "{error}"
-            );
+            for value in bad {
+                let message = read(&[(key, value)]).unwrap_err().to_string();
+                let expected = format!("{key} as ‘{value}’, where {expected}");
+                assert!(message.ends_with(&expected), "{message}");
+            }
         }
         assert_eq!(read(&[("other", "1")]).unwrap(), None);
     }
@@ -243,9 +247,14 @@ mod tests {
             (Channels::Bgr, ValueRange::Byte)
         );
         assert_eq!(stated.mean, [0.406 * 255.0, 0.456 * 255.0, 0.485 * 255.0]);
-        for (key, value) in [("channels", "rgb"), ("range", "-1..1")] {
-            let error = read(&[(key, value)]).unwrap_err().to_string();
-            assert!(error.contains(key) && error.contains(value), "{error}");
+        for (key, value, expected) in [
+            ("channels", "rgb", "RGB or BGR"),
+            ("channels", "GRAY", "RGB or BGR"),
+            ("range", "-1..1", "0..1 or 0..255"),
+        ] {
+            let message = read(&[(key, value)]).unwrap_err().to_string();
+            let expected = format!("{key} as ‘{value}’, where {expected} is needed");
+            assert!(message.ends_with(&expected), "{message}");
         }
     }
 

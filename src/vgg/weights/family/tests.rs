@@ -5,6 +5,8 @@ use super::*;
 use candle_core::Device;
 use std::collections::HashMap;
 
+const NOT_VGG_19: &str = "not the weights of a VGG-19";
+
 fn archive(shapes: impl IntoIterator<Item = (String, Vec<usize>)>) -> Archive<'static> {
     let entries = shapes.into_iter().map(|(name, shape)| {
         let zeros = shape.clone();
@@ -109,7 +111,16 @@ fn layers_that_are_missing() {
     };
     let error = find(without(21)).err().unwrap();
     assert!(matches!(error, Error::Gap(_, layer) if layer == Layer::new(4, 2)));
+    let message = error.to_string();
+    for part in ["conv4_3", "conv4_2", NOT_VGG_19] {
+        assert!(message.contains(part), "{message}");
+    }
     let error = find(without(0)).err().unwrap();
+    assert!(matches!(error, Error::Gap(_, Layer::FIRST)));
+    assert!(error.to_string().contains(NOT_VGG_19), "{error}");
+    let names = Layer::all().map(|layer| layer.to_string());
+    let headless = convs(names.filter(|name| name != "conv1_1"));
+    let error = find(headless).err().unwrap();
     assert!(matches!(error, Error::Gap(_, Layer::FIRST)));
     // Missing at the end, it is only a shorter network.
     assert_eq!(find(without(34)).unwrap().layers.len(), 15);
@@ -120,12 +131,20 @@ fn layers_that_are_missing() {
         convs(["layer1.0.conv1".into(), "layer1.0.conv2".into()]),
         convs((0..40).map(|n| format!("features.{n}"))),
     ] {
-        assert!(matches!(find(shapes), Err(Error::NoNetwork)));
+        let error = find(shapes).err().unwrap();
+        assert!(matches!(error, Error::NoNetwork), "{error}");
+        assert!(
+            error.to_string().contains("with a VGG-19's names"),
+            "{error}"
+        );
     }
     let mut shapes = convs(["conv1_1".into(), "conv1_2".into()]);
     shapes.pop();
     let error = find(shapes).err().unwrap();
     assert!(matches!(error, Error::NoBias(layer) if layer == Layer::new(1, 2)));
+    let message = error.to_string();
+    assert!(message.contains("conv1_2 has no bias"), "{message}");
+    assert!(message.contains(NOT_VGG_19), "{message}");
     let twice = convs(["conv1_1".into(), "conv1_1.copy".into()]);
     assert!(matches!(find(twice), Err(Error::Twice(..))));
     // AdaIN's leading 1x1 convolution alone.
