@@ -79,9 +79,7 @@ impl Pooling {
             }
         }
     }
-}
 
-impl Pooling {
     fn forward_cpu<T: Scalar>(
         self,
         [w, n]: [usize; 2],

@@ -81,12 +81,8 @@ impl Stylizer {
     /// where the CPU computes, the machine's. The network is not part of it.
     pub fn needed_bytes(&self, frame: (usize, usize)) -> usize {
         let size = fit(frame, self.config.max_size);
-        self.bytes(
-            &self.config,
-            &self.style,
-            frame,
-            (size, self.device_memory()),
-        )
+        let kind = self.device_memory();
+        self.bytes(&self.config, &self.style, frame, size, kind)
     }
 
     /// The memory that decides on the device, where there is no limit of the address space.
@@ -122,7 +118,7 @@ impl Stylizer {
         frame: (usize, usize),
     ) -> Result<(), Error> {
         for free in self.free_memory()? {
-            let needed = |size| self.bytes(config, style, frame, (size, free.kind));
+            let needed = |size| self.bytes(config, style, frame, size, free.kind);
             check(frame, config.max_size, free, needed).map_err(Error::Memory)?;
         }
         Ok(())
@@ -169,7 +165,8 @@ impl Stylizer {
         config: &Config,
         style: &StyleImage,
         frame: (usize, usize),
-        (size, kind): ((usize, usize), MemoryKind),
+        size: (usize, usize),
+        kind: MemoryKind,
     ) -> usize {
         let (content_layers, style_layers) = (&config.content_layers, &config.style_layers);
         let objective = Objective::bytes(&self.vgg, size, content_layers, style_layers);

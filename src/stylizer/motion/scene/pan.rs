@@ -19,19 +19,13 @@ const MAX_REACH: isize = 64;
 /// compares luma unfiltered, in which the shading of unrelated scenes matches.
 #[inline(always)]
 pub fn pan(now: &Pyramid, before: &Pyramid, to: usize) -> [f32; 2] {
-    let first = now.first_level(MAX_SEARCHED_PIXELS).max(to);
-    let mut at = [0isize; 2];
-    for index in (to..=first).rev() {
+    let mut index = now.first_level(MAX_SEARCHED_PIXELS).max(to);
+    let coarse = &now.levels[index];
+    let mut reach = [coarse.h, coarse.w].map(|side| (side as isize / 2).min(MAX_REACH));
+    let mut centre = [0isize; 2];
+    loop {
         let [now, before] = [now, before].map(|frame| HighPass::new(&frame.levels[index]));
-        let (centre, reach) = match index == first {
-            true => (
-                [0, 0],
-                [now.h, now.w].map(|side| (side as isize / 2).min(MAX_REACH)),
-            ),
-            false => (at.map(|at| 2 * at), [1, 1]),
-        };
-        at = centre;
-        let mut best = now.correlation(&before, centre);
+        let (mut at, mut best) = (centre, now.correlation(&before, centre));
         for dy in -reach[0]..=reach[0] {
             for dx in -reach[1]..=reach[1] {
                 let by = [centre[0] + dy, centre[1] + dx];
@@ -48,8 +42,9 @@ pub fn pan(now: &Pyramid, before: &Pyramid, to: usize) -> [f32; 2] {
                 at[1] as f32 + peak([beside(0, -1), best, beside(0, 1)]),
             ];
         }
+        index -= 1;
+        (centre, reach) = (at.map(|at| 2 * at), [1, 1]);
     }
-    [0.0; 2]
 }
 
 /// The offset of the peak of the parabola through three neighbouring values from the second.
