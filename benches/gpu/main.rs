@@ -27,7 +27,8 @@ use candle_core::cuda_backend::cudarc::driver::sys::cuDriverGetVersion;
 use common::problem::threads;
 use data::Bench;
 use gstgatys::ops::cuda::compute_capability;
-use gstgatys::stylizer::device::{DeviceChoice, free_bytes};
+use gstgatys::stylizer::device::DeviceChoice;
+use gstgatys::stylizer::memory::free::free_bytes;
 use report::{Outcome, Report};
 use std::process::ExitCode;
 

@@ -97,6 +97,19 @@ impl Format {
     }
 }
 
+/// The scratch memory of the operations on images of a height and width on a GPU, in bytes.
+#[cfg(feature = "cudnn")]
+pub fn scratch_bytes(_: (usize, usize)) -> usize {
+    cuda::SCRATCH_BYTES
+}
+
+/// The scratch memory of candle's convolution at its largest: conv1_2's 64 channels, unfolded to
+/// the nine values under the kernel.
+#[cfg(not(feature = "cudnn"))]
+pub fn scratch_bytes((h, w): (usize, usize)) -> usize {
+    9 * 64 * h * w * size_of::<f32>()
+}
+
 /// Element types of the CPU kernels: `f32` pixels, `f32` or `bf16` features, `f64` sums.
 pub(crate) trait Scalar: WithDType {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;

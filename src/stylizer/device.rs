@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The device that the network runs on, and its memory.
+//! The device that the network runs on.
 
+#[cfg(feature = "cuda")]
+use super::memory::free::memory_pool;
 use crate::threads::lock;
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::sys;
-#[cfg(feature = "cuda")]
-use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "cuda")]
-use std::ptr::{from_mut, null_mut};
+use std::ptr::from_mut;
 use std::str::FromStr;
 use std::sync::Mutex;
-use sysinfo::System;
 
 /// The device that the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -116,112 +114,6 @@ fn configured(device: Device) -> candle_core::Result<Device> {
     // events.
     unsafe { gpu.disable_event_tracking() };
     Ok(device)
-}
-
-/// The pool that a GPU's memory is allocated from.
-#[cfg(feature = "cuda")]
-fn memory_pool(gpu: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
-    let stream = gpu.cuda_stream();
-    let context = stream.context();
-    context.bind_to_thread().w()?;
-    let mut pool = null_mut();
-    // SAFETY: the device is that of a live context.
-    unsafe { sys::cuDeviceGetMemPool(&mut pool, context.cu_device()) }
-        .result()
-        .w()?;
-    Ok(pool)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub fn give_back_memory(_: &Device) {}
-
-/// Returns the freed memory that the pool keeps to the driver.
-#[cfg(feature = "cuda")]
-pub fn give_back_memory(device: &Device) {
-    let Device::Cuda(gpu) = device else { return };
-    // Frees take effect in stream order, so wait for them. An error only means that the memory is
-    // kept.
-    let _ = gpu.cuda_stream().synchronize();
-    if let Ok(pool) = memory_pool(gpu) {
-        // SAFETY: the pool is that of a live context.
-        let _ = unsafe { sys::cuMemPoolTrimTo(pool, 0) };
-    }
-}
-
-/// The scratch memory of the operations on images of a height and width on a GPU, in bytes.
-#[cfg(feature = "cudnn")]
-pub fn scratch_bytes(_: (usize, usize)) -> usize {
-    crate::ops::cuda::SCRATCH_BYTES
-}
-
-/// The scratch memory of candle's convolution at its largest: conv1_2's 64 channels, unfolded to
-/// the nine values under the kernel.
-#[cfg(not(feature = "cudnn"))]
-pub fn scratch_bytes((h, w): (usize, usize)) -> usize {
-    9 * 64 * h * w * size_of::<f32>()
-}
-
-/// The free memory of a GPU or, for the CPU, of the machine in bytes. None if it is not known.
-pub fn free_bytes(device: &Device) -> candle_core::Result<Option<usize>> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => gpu_free_bytes(gpu).map(Some),
-        _ => Ok(machine_free_bytes()),
-    }
-}
-
-/// The memory, swap included, that this process can still get from the system or, if that is less,
-/// from the container that it runs in.
-fn machine_free_bytes() -> Option<usize> {
-    let mut system = System::new();
-    system.refresh_memory();
-    // As where /proc is not mounted.
-    if system.total_memory() == 0 {
-        return None;
-    }
-    let free = system.available_memory().saturating_add(system.free_swap());
-    let in_container = system.cgroup_limits().map(|limits| {
-        // Not `free_memory`, which takes the cache of files for used.
-        let free = limits.total_memory.saturating_sub(limits.rss);
-        free.saturating_add(limits.free_swap)
-    });
-    let free = in_container.map_or(free, |in_container| free.min(in_container));
-    Some(free.try_into().unwrap_or(usize::MAX))
-}
-
-/// What the limit of this process' address space (`ulimit -v`) leaves, in bytes. None if there is none,
-/// or it is not known, as elsewhere than under Linux.
-pub fn free_address_space() -> Option<usize> {
-    let number = |file: &str, label: &str| {
-        // The name of the process, in `status`, need not be UTF-8.
-        let text = fs::read(file).ok()?;
-        let text = String::from_utf8_lossy(&text);
-        let (_, rest) = text.split_once(label)?;
-        rest.split_whitespace().next()?.parse::<usize>().ok()
-    };
-    let limit = number("/proc/self/limits", "Max address space")?;
-    let used = 1024 * number("/proc/self/status", "VmSize:")?;
-    Some(limit.saturating_sub(used))
-}
-
-#[cfg(feature = "cuda")]
-fn gpu_free_bytes(gpu: &CudaDevice) -> candle_core::Result<usize> {
-    use sys::CUmemPool_attribute::{
-        CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
-    };
-    let attribute = |pool, attribute| {
-        let mut bytes = 0u64;
-        // SAFETY: these attributes' values are u64.
-        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, from_mut(&mut bytes).cast()) }
-            .result()
-            .w()?;
-        candle_core::Result::Ok(bytes as usize)
-    };
-    // The pool's unused memory counts as free.
-    let kept = memory_pool(gpu)
-        .and_then(|pool| Ok(attribute(pool, RESERVED)?.saturating_sub(attribute(pool, USED)?)));
-    let (free, _) = gpu.cuda_stream().context().mem_get_info().w()?;
-    Ok(free + kept.unwrap_or(0))
 }
 
 /// The name of a device in reports: `cpu` or `cuda:N`.

@@ -454,7 +454,7 @@ impl Stylizer {
 impl Drop for Stylizer {
     fn drop(&mut self) {
         self.canvas = None;
-        device::give_back_memory(self.vgg.device());
+        memory::free::give_back_memory(self.vgg.device());
     }
 }
 

@@ -2,11 +2,15 @@
 
 //! Whether frames of a size fit into memory: the GPU's or, where the CPU computes, the machine's.
 
+pub mod free;
+
 use super::config::Config;
 use super::objective::Objective;
 use super::resize::fit;
 use super::style::StyleImage;
-use super::{Error, Stylizer, device, optimizer};
+use super::{Error, Stylizer, optimizer};
+use crate::ops::scratch_bytes;
+use free::{free_address_space, free_bytes, give_back_memory};
 use std::fmt;
 
 /// Upper bound of the tensors of an image's size on a GPU besides the optimiser's: the optimised
@@ -127,9 +131,9 @@ impl Stylizer {
     /// The memory that is free for frames, of each kind that is limited. One that is not known is left out.
     fn free_memory(&self) -> Result<Vec<FreeMemory>, Error> {
         let device = self.device();
-        let address_space = device.is_cpu().then(device::free_address_space);
+        let address_space = device.is_cpu().then(free_address_space);
         let free = [
-            (device::free_bytes(device)?, self.device_memory()),
+            (free_bytes(device)?, self.device_memory()),
             (address_space.flatten(), MemoryKind::AddressSpace),
         ];
         let known = |(bytes, kind): (Option<usize>, _)| {
@@ -154,7 +158,7 @@ impl Stylizer {
             return error;
         }
         // Otherwise the pool would withhold what the frame had allocated so far from other users.
-        device::give_back_memory(self.device());
+        give_back_memory(self.device());
         let check = self.check_free_memory(&self.config, &self.style, frame);
         check.err().unwrap_or(error)
     }
@@ -181,7 +185,7 @@ impl Stylizer {
             MemoryKind::Gpu | MemoryKind::AddressSpace => objective + style,
         };
         let scratch = match kind {
-            MemoryKind::Gpu => device::scratch_bytes(size),
+            MemoryKind::Gpu => scratch_bytes(size),
             MemoryKind::Machine | MemoryKind::AddressSpace => {
                 let threads = self.thread_pool.current_num_threads();
                 SCRATCH_OF_THREAD * threads + FRAME_COPIES * image_bytes(frame)
