@@ -112,7 +112,7 @@ fn activations(vgg: &Vgg, (h, w): (usize, usize), config: &Config) -> usize {
         .deepest()
         .max(config.style_layers.deepest());
     // The channels, and the size of a value, are all that is asked for.
-    let small = vgg.allocate(16, 16, deepest).expect("features");
+    let small = vgg.allocate_features(16, 16, deepest).expect("features");
     let value = small.layer(deepest).dtype().size_in_bytes();
     let channels = |layer: Layer| small.layer(layer).dim(2).expect("channels");
     let layers: Vec<Layer> = Layer::all().take_while(|&layer| layer <= deepest).collect();

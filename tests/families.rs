@@ -47,7 +47,7 @@ fn assert_features(weights: &Weights, family: &str, tolerance: f64) {
     let vgg = Vgg::new(weights, &Device::Cpu).unwrap();
     assert_eq!(vgg.deepest(), Layer::new(5, 4));
     let (h, w, _) = image.dims3().unwrap();
-    let features = vgg.allocate(h, w, vgg.deepest()).unwrap();
+    let features = vgg.allocate_features(h, w, vgg.deepest()).unwrap();
     vgg.forward(image, Pooling::Avg, vgg.deepest(), &features, &|| false)
         .unwrap();
     for layer in Layer::all() {

@@ -12,7 +12,7 @@ mod terms;
 use super::config::LayerWeights;
 use crate::ops::elementwise::{copy, scale_by, squares};
 use crate::ops::record::Recorded;
-use crate::vgg::{Cancel, Error, Features, Layer, Pooling, Vgg};
+use crate::vgg::{Cancel, Error, Layer, LayerTensors, Pooling, Vgg};
 use candle_core::{DType, Tensor};
 use exchange::{Exchange, TermSlot};
 use gradient_scale::GradientScale;
@@ -26,8 +26,8 @@ pub struct Objective {
     vgg: Arc<Vgg>,
     pooling: Pooling,
     terms: Terms,
-    features: Features,
-    gradients: Features,
+    features: LayerTensors,
+    gradients: LayerTensors,
     exchange: Exchange,
     gradient_scale: GradientScale,
     /// For the network's gradient: the sum of its squares, and the factor that undoes the scale.
@@ -55,7 +55,7 @@ impl Objective {
         pooling: Pooling,
     ) -> Result<Self, Error> {
         let deepest = content_layers.deepest().max(style_layers.deepest());
-        let features = vgg.allocate(h, w, deepest)?;
+        let features = vgg.allocate_features(h, w, deepest)?;
         let gradients = vgg.allocate_gradients(h, w, deepest)?;
         let device = vgg.device().clone();
         let slots = Terms::slots(content_layers, style_layers) + 1;
@@ -135,7 +135,7 @@ impl Objective {
             return Ok(());
         };
         let (h, w, _) = image.dims3()?;
-        let features = self.vgg.allocate(h, w, deepest)?;
+        let features = self.vgg.allocate_features(h, w, deepest)?;
         self.vgg
             .forward(image, self.pooling, deepest, &features, cancel)?;
         check_overflow(&features, deepest, &self.vgg)?;
@@ -254,7 +254,7 @@ impl Objective {
 }
 
 /// Checks that activations are finite: the next ReLU turns NaN into 0 unnoticed.
-fn check_overflow(features: &Features, deepest: Layer, vgg: &Vgg) -> Result<(), Error> {
+fn check_overflow(features: &LayerTensors, deepest: Layer, vgg: &Vgg) -> Result<(), Error> {
     let layers = || Layer::all().take_while(|&layer| layer <= deepest);
     let device = features.layer(deepest).device();
     let sums = Tensor::zeros(layers().count(), DType::F64, device)?;

@@ -146,14 +146,14 @@ impl FromStr for Layer {
 /// The activations of an image, or the gradients with respect to them: tensors that are allocated
 /// once for an image size and overwritten at each iteration. Gradients share memory: computing one
 /// overwrites the gradient two steps deeper.
-pub struct Features {
+pub struct LayerTensors {
     /// `[h, w, channels]` of each layer, from conv1_1 to the deepest that is used.
     layers: Vec<Tensor>,
     /// The input of each block but the first, after pooling.
     pooled: Vec<Tensor>,
 }
 
-impl Features {
+impl LayerTensors {
     /// The layer's activation, or the gradient with respect to it, `[h, w, channels]`.
     pub fn layer(&self, layer: Layer) -> &Tensor {
         &self.layers[layer.0]
@@ -281,7 +281,12 @@ impl Vgg {
     }
 
     /// Tensors for the features of an image `[h, w, 3]` up to `deepest`, in the network's precision.
-    pub fn allocate(&self, h: usize, w: usize, deepest: Layer) -> candle_core::Result<Features> {
+    pub fn allocate_features(
+        &self,
+        h: usize,
+        w: usize,
+        deepest: Layer,
+    ) -> candle_core::Result<LayerTensors> {
         self.tensors(h, w, deepest, MemoryLayout::KeepAll)
     }
 
@@ -291,11 +296,11 @@ impl Vgg {
         h: usize,
         w: usize,
         deepest: Layer,
-    ) -> candle_core::Result<Features> {
+    ) -> candle_core::Result<LayerTensors> {
         self.tensors(h, w, deepest, MemoryLayout::PingPong)
     }
 
-    /// The device memory that [`allocate`](Self::allocate) takes.
+    /// The device memory that [`allocate_features`](Self::allocate_features) takes.
     pub fn feature_bytes(&self, h: usize, w: usize, deepest: Layer) -> usize {
         let (_, ends) = self.slices(h, w, deepest, MemoryLayout::KeepAll);
         (ends[0] + ends[1]) * self.format.dtype().size_in_bytes()
@@ -357,7 +362,7 @@ impl Vgg {
         w: usize,
         deepest: Layer,
         layout: MemoryLayout,
-    ) -> candle_core::Result<Features> {
+    ) -> candle_core::Result<LayerTensors> {
         let (slices, ends) = self.slices(h, w, deepest, layout);
         // At least one element, because a GPU cannot allocate zero bytes.
         let buffer = |len: usize| match self.format.dtype() {
@@ -369,7 +374,7 @@ impl Vgg {
             dtype => Tensor::zeros(len.max(1), dtype, &self.device),
         };
         let buffers = [buffer(ends[0])?, buffer(ends[1])?];
-        let mut features = Features {
+        let mut tensors = LayerTensors {
             layers: Vec::new(),
             pooled: Vec::new(),
         };
@@ -377,11 +382,11 @@ impl Vgg {
             let values = buffers[index % 2].narrow(0, slice.start, slice.len)?;
             let tensor = values.reshape(slice.shape)?;
             match slice.pooled {
-                true => features.pooled.push(tensor),
-                false => features.layers.push(tensor),
+                true => tensors.pooled.push(tensor),
+                false => tensors.layers.push(tensor),
             }
         }
-        Ok(features)
+        Ok(tensors)
     }
 
     /// Computes the activations of `image` `[h, w, 3]`, RGB 0..1, up to `deepest`, into `features`.
@@ -390,7 +395,7 @@ impl Vgg {
         image: &Tensor,
         pooling: Pooling,
         deepest: Layer,
-        features: &Features,
+        features: &LayerTensors,
         cancel: Cancel,
     ) -> Result<(), Error> {
         for layer in Layer::all().take_while(|&layer| layer <= deepest) {
@@ -415,8 +420,8 @@ impl Vgg {
     pub fn backward(
         &self,
         pooling: Pooling,
-        features: &Features,
-        gradients: &Features,
+        features: &LayerTensors,
+        gradients: &LayerTensors,
         mut seed: impl FnMut(Layer, &Tensor, bool) -> Result<bool, Error>,
         image_gradient: &Tensor,
         cancel: Cancel,

@@ -73,7 +73,7 @@ fn names() {
 
 #[test]
 fn each_block_sees_half_of_the_one_before() {
-    let features = vgg(16).allocate(17, 35, Layer::new(5, 4)).unwrap();
+    let features = vgg(16).allocate_features(17, 35, Layer::new(5, 4)).unwrap();
     for layer in Layer::all() {
         let expected = [17 >> layer.pools_before(), 35 >> layer.pools_before(), 2];
         assert_eq!(features.layer(layer).dims(), expected, "{layer}");
@@ -84,11 +84,11 @@ fn each_block_sees_half_of_the_one_before() {
 fn forward_goes_no_further_than_asked() {
     let vgg = vgg(16);
     for deepest in Layer::all() {
-        let features = vgg.allocate(17, 35, deepest).unwrap();
+        let features = vgg.allocate_features(17, 35, deepest).unwrap();
         assert_eq!(features.deepest(), deepest);
         assert_eq!(features.pooled.len(), deepest.pools_before());
         for asked_for in Layer::all().take_while(|&layer| layer <= deepest) {
-            let features = vgg.allocate(17, 35, deepest).unwrap();
+            let features = vgg.allocate_features(17, 35, deepest).unwrap();
             let (count, cancelled) = count_checks(usize::MAX, |cancel| {
                 vgg.forward(&image(0.5), Pooling::Avg, asked_for, &features, cancel)
             });
@@ -104,7 +104,7 @@ fn forward_goes_no_further_than_asked() {
 fn forward_stops_before_the_next_layer() {
     let vgg = vgg(16);
     for last in 1..=LAYERS {
-        let features = vgg.allocate(17, 35, Layer::new(5, 4)).unwrap();
+        let features = vgg.allocate_features(17, 35, Layer::new(5, 4)).unwrap();
         let (count, cancelled) = count_checks(last, |cancel| {
             vgg.forward(&image(0.5), Pooling::Max, vgg.deepest(), &features, cancel)
         });
@@ -123,7 +123,7 @@ fn forward_stops_before_the_next_layer() {
 /// A backward pass for a loss whose gradient is 1 with respect to each activation of `seeded`.
 fn backward(vgg: &Vgg, seeded: &[Layer], gradient: &Tensor, cancel: Cancel) -> Result<(), Error> {
     let deepest = vgg.deepest();
-    let features = vgg.allocate(17, 35, deepest)?;
+    let features = vgg.allocate_features(17, 35, deepest)?;
     let gradients = vgg.allocate_gradients(17, 35, deepest)?;
     vgg.forward(&image(0.5), Pooling::Avg, deepest, &features, &|| false)?;
     let seed = |layer: Layer, gradient: &Tensor, accumulate: bool| {
@@ -199,7 +199,7 @@ fn bf16_keeps_the_gradients_direction() {
     let gradient = |format: Format| -> Vec<f32> {
         let vgg = Vgg::build(weights.clone(), &Device::Cpu, format).unwrap();
         let deepest = vgg.deepest();
-        let features = vgg.allocate(20, 24, deepest).unwrap();
+        let features = vgg.allocate_features(20, 24, deepest).unwrap();
         let gradients = vgg.allocate_gradients(20, 24, deepest).unwrap();
         let pooling = Pooling::Avg;
         vgg.forward(&picture, pooling, deepest, &features, &|| false)
@@ -239,7 +239,7 @@ fn memory_is_as_predicted() {
     for (h, w, deepest) in [(16, 16, 15), (37, 50, 9), (21, 16, 0)] {
         let deepest = Layer(deepest);
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let features = vgg.allocate(h, w, deepest).unwrap();
+        let features = vgg.allocate_features(h, w, deepest).unwrap();
         let tensors = features.layers.iter().chain(&features.pooled);
         let all: usize = tensors.map(bytes).sum();
         assert_eq!(vgg.feature_bytes(h, w, deepest), all);

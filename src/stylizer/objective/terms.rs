@@ -12,7 +12,7 @@ use super::exchange::{Exchange, TermSlot};
 use crate::ops::elementwise::{content_loss, copy, dot, temporal_loss, total_variation};
 use crate::ops::gram::{gram, gram_backward, gram_residual};
 use crate::stylizer::config::{Config, LayerWeights, LossScale};
-use crate::vgg::{Features, Layer};
+use crate::vgg::{Layer, LayerTensors};
 use candle_core::{DType, Result, Tensor};
 
 /// Lower bound of what a relative loss is divided by: a dead layer has no features to compare with.
@@ -209,7 +209,7 @@ impl Terms {
 
     /// Terms for images of a height and width, with `features` of that size. All targets are zero.
     pub fn new(
-        features: &Features,
+        features: &LayerTensors,
         (h, w): (usize, usize),
         content_layers: &LayerWeights,
         style_layers: &LayerWeights,

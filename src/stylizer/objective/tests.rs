@@ -151,7 +151,7 @@ fn the_built_in_network_against_the_reference() {
         *value = f64::from(value.clamp(0.0, 1.0) as f32);
     }
 
-    let features = vgg.allocate(h, w, vgg.deepest()).unwrap();
+    let features = vgg.allocate_features(h, w, vgg.deepest()).unwrap();
     let no = || false;
     vgg.forward(&image.tensor(), Pooling::Avg, vgg.deepest(), &features, &no)
         .unwrap();
