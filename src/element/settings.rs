@@ -184,7 +184,7 @@ properties! {
         "learning-rate", "Learning rate",
         "Adam's step relative to the range of a pixel; L-BFGS finds its own", CONTROLLABLE;
     lbfgs_history: u32 = config.lbfgs_history, (1, 1000),
-        "lbfgs-history", "L-BFGS history", "Steps that L-BFGS remembers: more is faster and needs more memory", CONTROLLABLE;
+        "lbfgs-history", "L-BFGS history", "Steps that L-BFGS remembers: more need more memory, and mostly fewer iterations", CONTROLLABLE;
     init: Init = config.init.into(), (),
         "init", "Start", "The image that a frame's optimisation starts from", LIVE;
     noise: f64 = config.noise, (0.0, 1.0),
@@ -194,7 +194,7 @@ properties! {
         "seed", "Seed", "Seed of the noise", CONTROLLABLE;
     tv_weight: f64 = config.tv_weight, (0.0, MAX_WEIGHT),
         "tv-weight", "Total variation weight",
-        "Weight of the mean squared difference between neighbouring pixels: higher makes it smoother", CONTROLLABLE;
+        "Weight of the squared differences between neighbouring pixels: higher makes it smoother", CONTROLLABLE;
     temporal_weight: f64 = config.temporal_weight, (0.0, MAX_WEIGHT),
         "temporal-weight", "Temporal weight",
         "Weight of the mean squared difference to the previous result warped by the motion, where that is reliable: higher \

@@ -18,7 +18,8 @@ pub enum LossScale {
     Relative,
     /// The content loss by the number of features.
     Mean,
-    /// Nothing: the formulas of the paper.
+    /// Nothing: the formulas of the paper, but for Gram matrices, which are divided by the number of their
+    /// positions.
     Paper,
 }
 

@@ -9,8 +9,8 @@ use crate::ops::with_values;
 use candle_core::{Result, Tensor};
 use std::collections::VecDeque;
 
-/// How many painted frames back to look for what the last one hid, for long-term consistency (Ruder et
-/// al. 2016, section 4.2). Frames that repeat a painting or continue a still one are not counted.
+/// How many painted frames back to look for what the last one hid (Ruder et al. 2016, on long-term
+/// consistency). Frames that repeat a painting or continue a still one are not counted.
 const LOOKBACK: [usize; 3] = [1, 2, 4];
 
 /// Painted frames that are kept.

@@ -353,7 +353,7 @@ impl Candidate {
         }
     }
 
-    /// The candidate after one Gauss-Newton step (the inverse search, eq. 3), if its error is smaller.
+    /// The candidate after one Gauss-Newton step (the inverse search), if its error is smaller.
     /// More steps lead patches astray; coarse-to-fine and the refinement bring the rest.
     #[inline(always)]
     fn step<S: Simd>(self, simd: S, to: &Level, template: &Template<S>) -> Self {
@@ -372,7 +372,7 @@ impl Candidate {
 }
 
 /// Averages the displacements of the patches over each pixel, weighted by the inverse of the residual
-/// that they leave there (eq. 6).
+/// that they leave there (the densification).
 pub struct Densifier {
     /// Sums of weighted displacements.
     field: Field,

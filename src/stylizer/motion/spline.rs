@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! Interpolation of an image by cubic B-splines (Unser, "Splines: a perfect fit for signal and image
-//! processing", IEEE Signal Processing Magazine 1999). They blur the least, which counts where a
+//! processing", IEEE Signal Processing Magazine 1999). They blur little, which counts where a
 //! picture is resampled again for every frame.
 
 use super::bilinear::{clamp_to_side, round_to_u32};

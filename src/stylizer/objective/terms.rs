@@ -24,10 +24,11 @@ const MIN_ENERGY: f64 = 1e-12;
 pub struct Losses {
     pub content: f64,
     pub style: f64,
-    /// The mean squared difference between neighbours: the quadratic form that style transfer
-    /// programs call total variation.
+    /// The squared differences between neighbours, across and down, by the number of values: the
+    /// quadratic form that style transfer programs call total variation.
     pub variation: f64,
-    /// The mean squared difference to the last result moved along, where the motion is known.
+    /// The squared differences to the last result moved along, weighted by how reliable the motion is,
+    /// by the number of all values.
     pub temporal: f64,
     /// α · content + β · style + tv-weight · variation + temporal-weight · temporal.
     pub total: f64,
