@@ -23,6 +23,9 @@ const MAX_VARIANCE_RATIO: f32 = 0.8;
 /// The part of the structure that has to follow the dominant motion for it to count as one.
 const MIN_AGREEMENT: f64 = 0.2;
 
+/// Patches that have to follow it: any three follow some affine motion.
+const MIN_PATCHES: f64 = 5.0;
+
 /// The shift (u, v) by whole pixels under which the difference of the images varies least where they
 /// overlap, by exhaustive search up to a quarter of each side; 0 unless that is clearly better.
 ///
@@ -134,21 +137,42 @@ fn solve([a, b, c, d, e, f]: [f64; 6], right: [[f64; 3]; 2]) -> Option<[[f64; 3]
         .then_some(solved)
 }
 
+/// The median of a value of the patches, weighted by their structure.
+fn median(patches: &[PatchFlow], value: impl Fn(&PatchFlow) -> f32) -> f32 {
+    let pair = |patch: &PatchFlow| (value(patch), f64::from(patch.structure));
+    let mut values: Vec<_> = patches.iter().map(pair).collect();
+    values.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let half = 0.5 * values.iter().map(|(_, structure)| structure).sum::<f64>();
+    let mut below = 0.0;
+    let median = values.iter().find(|(_, structure)| {
+        below += structure;
+        below >= half
+    });
+    median.map_or(0.0, |(value, _)| *value)
+}
+
 /// The affine motion that much of the structure follows, if there is one: iteratively reweighted
-/// least squares over the patches, with a scale that shrinks (graduated non-convexity).
+/// least squares over the patches, from their median, with a scale that shrinks (graduated
+/// non-convexity).
 pub fn dominant(search: &PatchSearch, patches: &[PatchFlow]) -> Option<Affine> {
-    let mut model = Affine::default();
+    let start = [
+        median(patches, |patch| patch.u),
+        median(patches, |patch| patch.v),
+    ];
+    let mut model = Affine(start.map(|constant| [constant.into(), 0.0, 0.0]));
     let total: f64 = patches.iter().map(|patch| f64::from(patch.structure)).sum();
     for scale in SCALES {
         let mut sums = [0.0; 6];
         let mut products = [[0.0; 3]; 2];
-        let mut agreement = 0.0;
+        let (mut agreement, mut count) = (0.0, 0.0);
         for (patch, (y, x)) in patches.iter().zip(search.centres()) {
             let (u, v) = model.at(y, x);
             let squared_error = f64::from((patch.u - u).powi(2) + (patch.v - v).powi(2));
             let structure = f64::from(patch.structure);
-            let weight = structure / (1.0 + squared_error / (scale * scale)).powi(2);
+            let part = (1.0 + squared_error / (scale * scale)).powi(-2);
+            let weight = structure * part;
             agreement += weight;
+            count += part;
             let (x, y) = (f64::from(x), f64::from(y));
             for (sum, value) in sums.iter_mut().zip([1.0, x, y, x * x, x * y, y * y]) {
                 *sum += weight * value;
@@ -159,10 +183,62 @@ pub fn dominant(search: &PatchSearch, patches: &[PatchFlow]) -> Option<Affine> {
                 }
             }
         }
-        if agreement < MIN_AGREEMENT * total {
+        if agreement < MIN_AGREEMENT * total || count < MIN_PATCHES {
             return None;
         }
         model = Affine(solve(sums, products)?);
     }
     Some(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pyramid::Pyramid;
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    /// The dominant motion of patches whose displacement and structure `patch` returns, at a point.
+    fn dominant_at(
+        (y, x): (f32, f32),
+        mut patch: impl FnMut() -> ([f32; 2], f32),
+    ) -> Option<(f32, f32)> {
+        let pyramid = Pyramid::of((64, 96), |_, _| 0.0);
+        let level = &pyramid.levels[0];
+        let search = PatchSearch::new(level, level);
+        let patches: Vec<_> = search.centres().map(|_| patch()).collect();
+        let patches = patches
+            .into_iter()
+            .map(|([u, v], structure)| PatchFlow { u, v, structure });
+        dominant(&search, &patches.collect::<Vec<_>>()).map(|motion| motion.at(y, x))
+    }
+
+    /// A seventh of the patches, as of a logo, stands still.
+    #[test]
+    fn a_motion_that_most_patches_share_is_dominant_however_fast() {
+        for (u, v) in [(0.0, 0.0), (3.0, -1.0), (12.0, -5.0), (-40.0, 30.0)] {
+            let mut number = 0;
+            let patch = || {
+                number += 1;
+                let part = if number % 7 == 0 { 0.0 } else { 1.0 };
+                ([part * u, part * v], 1.0)
+            };
+            let (found_u, found_v) = dominant_at((20.0, 50.0), patch).unwrap();
+            let error = (found_u - u).hypot(found_v - v);
+            assert!(error < 0.1, "({found_u}, {found_v}), not ({u}, {v})");
+        }
+    }
+
+    /// Though a few of them may have much of the structure, and some affine motion in common.
+    #[test]
+    fn patches_that_move_each_by_itself_have_no_dominant_motion() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..50 {
+            let patch = || {
+                let motion = [0; 2].map(|_| rng.random_range(-20.0..20.0));
+                (motion, rng.random_range(-4f32..4.0).exp())
+            };
+            assert_eq!(dominant_at((30.0, 40.0), patch), None);
+        }
+    }
 }
