@@ -49,6 +49,20 @@ fn a_frame_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_frame_that_does_not_fit_is_refused_though_one_that_is_optimised_at_its_size_does() {
+    let frame = Tensor::zeros((64, 64, 3), DType::F32, &Device::Cpu).unwrap();
+    let mut stylizer = stylizer(&Config {
+        max_size: Some(64),
+        initial_iterations: 2,
+        ..Config::default()
+    });
+    stylizer.stylize(&frame, &|| false).unwrap();
+    stylizer.check_memory((64, 64)).unwrap();
+    let error = stylizer.check_memory((1 << 22, 1 << 22)).unwrap_err();
+    assert!(matches!(error, Error::Memory(_)), "{error}");
+}
+
+#[test]
 fn settings_with_which_frames_would_not_fit_change_nothing() {
     let frame = Tensor::zeros((64, 64, 3), DType::F32, &Device::Cpu).unwrap();
     let config = Config {

@@ -85,6 +85,8 @@ impl StillConvergence {
 /// The image that is optimised, and what the next frames need of the last ones. Images are
 /// `[h, w, 3]`, RGB 0..1.
 pub struct Canvas {
+    /// Height and width of the last frame.
+    pub frame: (usize, usize),
     /// Height and width of the optimised image before padding.
     pub size: (usize, usize),
     /// The image that is optimised, on the network's device.
@@ -111,9 +113,15 @@ pub struct Canvas {
 }
 
 impl Canvas {
-    /// A canvas for frames of the shape of `content`, which have `size` before padding.
-    pub fn new(size: (usize, usize), content: &Tensor, device: &Device) -> Result<Self> {
+    /// A canvas for `frame` and images of the shape of `content`, which have `size` before padding.
+    pub fn new(
+        frame: (usize, usize),
+        size: (usize, usize),
+        content: &Tensor,
+        device: &Device,
+    ) -> Result<Self> {
         Ok(Self {
+            frame,
             size,
             image: content.to_device(device)?.copy()?,
             optimizer: None,

@@ -247,7 +247,7 @@ impl Stylizer {
         if self.config.color == Color::Content {
             content = color::grey(&content)?;
         }
-        let mut canvas = self.take_canvas(size, &content)?;
+        let mut canvas = self.take_canvas((h, w), size, &content)?;
         let frame_to_paint = PreparedFrame { content, pyramid };
         let painted = self.paint(&mut canvas, frame_to_paint, [started, resized], cancel);
         if painted.is_err() {
@@ -272,13 +272,21 @@ impl Stylizer {
     }
 
     /// Takes the canvas out of `self`, or makes one if there is none of this size.
-    fn take_canvas(&mut self, size: (usize, usize), content: &Tensor) -> Result<Canvas, Error> {
+    fn take_canvas(
+        &mut self,
+        frame: (usize, usize),
+        size: (usize, usize),
+        content: &Tensor,
+    ) -> Result<Canvas, Error> {
         match self.canvas.take() {
-            Some(canvas) if canvas.size == size => Ok(canvas),
+            Some(mut canvas) if canvas.size == size => {
+                canvas.frame = frame;
+                Ok(canvas)
+            }
             other => {
                 // Frees the tensors of that size first.
                 let last = other.and_then(Canvas::into_last_painted);
-                let mut canvas = Canvas::new(size, content, self.vgg.device())?;
+                let mut canvas = Canvas::new(frame, size, content, self.vgg.device())?;
                 if let Some(last) = last {
                     canvas.continue_from(&last, &self.config)?;
                 }

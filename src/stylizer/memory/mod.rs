@@ -97,12 +97,18 @@ impl Stylizer {
         }
     }
 
-    /// Checks that frames of a height and width fit into the free memory, by an estimate. Those of
-    /// the last one's size do: what has changed since was checked then.
+    /// Checks that frames of a height and width fit into the free memory, by an estimate. Those
+    /// that are optimised at the last one's size and take no more do: what has changed since was checked
+    /// then.
     pub fn check_memory(&self, frame: (usize, usize)) -> Result<(), Error> {
         let size = fit(frame, self.config.max_size);
         match &self.canvas {
-            Some(canvas) if canvas.size == size => Ok(()),
+            Some(canvas)
+                if canvas.size == size
+                    && self.needed_bytes(frame) <= self.needed_bytes(canvas.frame) =>
+            {
+                Ok(())
+            }
             _ => self.check_free_memory(&self.config, &self.style, frame),
         }
     }
