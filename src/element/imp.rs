@@ -34,13 +34,12 @@ use gst_base::subclass::base_transform::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 use gst_video::VideoInfo;
 use gst_video::subclass::prelude::*;
-use once_cell::sync::Lazy;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 mod paint;
 
-static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
         "gatys",
         gst::DebugColorFlags::empty(),
@@ -74,7 +73,7 @@ impl ObjectSubclass for Gatys {
 
 impl ObjectImpl for Gatys {
     fn properties() -> &'static [ParamSpec] {
-        static SPECS: Lazy<Vec<ParamSpec>> = Lazy::new(|| {
+        static SPECS: LazyLock<Vec<ParamSpec>> = LazyLock::new(|| {
             let settings = PROPERTIES.iter().map(|property| property.spec.clone());
             settings.chain(report::specs()).collect()
         });
@@ -113,7 +112,7 @@ impl GstObjectImpl for Gatys {}
 
 impl ElementImpl for Gatys {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: Lazy<gst::subclass::ElementMetadata> = Lazy::new(|| {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
             gst::subclass::ElementMetadata::new(
                 "Gatys style transfer",
                 "Filter/Effect/Video",
@@ -125,7 +124,7 @@ impl ElementImpl for Gatys {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(frame::pad_templates);
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::pad_templates);
         &TEMPLATES
     }
 

@@ -9,8 +9,8 @@ use crate::stylizer::resize::MAX_SIDE;
 use crate::vgg::weights::WeightsSource;
 use gst::glib::{self, ParamFlags, ParamSpec, Value};
 use gst::prelude::*;
-use once_cell::sync::Lazy;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Takes effect on the next frame and may be driven by a controller.
@@ -128,7 +128,7 @@ macro_rules! properties {
         }
 
         /// The properties.
-        pub static PROPERTIES: Lazy<Vec<Property>> = Lazy::new(|| {
+        pub static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
             let defaults = Settings::default();
             vec![$(Property {
                 spec: <$type>::spec($name, $nick, $blurb, defaults.$field.clone(), $range, $flags),

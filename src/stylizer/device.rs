@@ -8,13 +8,12 @@ use crate::threads::lock;
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::sys;
-use once_cell::sync::Lazy;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "cuda")]
 use std::ptr::from_mut;
 use std::str::FromStr;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 /// The device that the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -71,7 +70,7 @@ impl DeviceChoice {
 
 /// The process's one candle device for each GPU: tensors of two devices do not mix, even on one
 /// GPU.
-static GPUS: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
+static GPUS: LazyLock<Mutex<HashMap<usize, Device>>> = LazyLock::new(Mutex::default);
 
 fn cuda(ordinal: usize) -> Result<Device, Error> {
     if !cfg!(feature = "cuda") {

@@ -6,9 +6,8 @@ use super::weights::{self, Weights, WeightsSource};
 use super::{Precision, PrecisionError, Vgg};
 use crate::threads::lock;
 use candle_core::{Device, DeviceLocation};
-use once_cell::sync::Lazy;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::SystemTime;
 
 /// Why a network could not be loaded.
@@ -30,7 +29,7 @@ type Key = (
     Precision,
 );
 
-static NETWORKS: Lazy<Mutex<HashMap<Key, Weak<Vgg>>>> = Lazy::new(Mutex::default);
+static NETWORKS: LazyLock<Mutex<HashMap<Key, Weak<Vgg>>>> = LazyLock::new(Mutex::default);
 
 impl Vgg {
     /// The network of `source` on `device` in `precision`: the one already in use, or newly loaded.

@@ -13,8 +13,7 @@ use crate::threads::lock;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
 use candle_core::{Device, Result, Tensor, bail};
-use once_cell::sync::Lazy;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 /// 3x3 convolution of features with bias and ReLU, stride 1, zero padding.
 pub struct Conv {
@@ -134,8 +133,8 @@ impl Conv {
     }
 }
 
-static ALGORITHMS: Lazy<Mutex<AlgorithmCache>> =
-    Lazy::new(|| Mutex::new(AlgorithmCache::open(default_file())));
+static ALGORITHMS: LazyLock<Mutex<AlgorithmCache>> =
+    LazyLock::new(|| Mutex::new(AlgorithmCache::open(default_file())));
 
 /// The algorithms of the convolutions that were computed, now or in earlier runs: what of, on which GPU, and
 /// the algorithm's name.

@@ -29,10 +29,9 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, bail};
 use cudnn::CudnnStream;
-use once_cell::sync::Lazy;
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 /// Threads per block; the same as `THREADS` in `kernels/common.cuh`.
 const THREADS: u32 = 256;
@@ -69,7 +68,7 @@ pub(super) struct Gpu {
     betas: CudaSlice<f32>,
 }
 
-static GPUS: Lazy<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = Lazy::new(Mutex::default);
+static GPUS: LazyLock<Mutex<HashMap<DeviceId, Arc<Gpu>>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     /// Whether this thread enqueues on the capture stream.

@@ -6,9 +6,9 @@
 
 use super::bilinear::{clamp_to_side, round_to_u32};
 use super::illumination::UpsampledIllumination;
-use once_cell::sync::Lazy;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
+use std::sync::LazyLock;
 
 /// Coefficients along each axis that a value depends on.
 const TAPS: usize = 4;
@@ -49,7 +49,7 @@ const PHASES: usize = 256;
 /// A phase's weights of the four taps, and the same over [`SCALE`] for each of their channels.
 type Weights = ([f32; TAPS], [f32; TAPS * CHANNELS]);
 
-static WEIGHTS: Lazy<[Weights; PHASES]> = Lazy::new(|| {
+static WEIGHTS: LazyLock<[Weights; PHASES]> = LazyLock::new(|| {
     std::array::from_fn(|phase| {
         let weights = weights(phase as f32 / PHASES as f32);
         (
