@@ -255,8 +255,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_not_painted_stays_the_same() {
         gst::init().unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3);
-        let pool = pool.build().unwrap();
+        let pool = crate::threads::pool(3).build().unwrap();
         for format in FORMATS {
             let info = VideoInfo::builder(format, 37, 83).build().unwrap();
             let bytes: Vec<u8> = (0..info.size()).map(|i| (i * 37 % 256) as u8).collect();

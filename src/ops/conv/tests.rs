@@ -3,6 +3,7 @@
 use super::super::for_each_backend;
 use super::super::reference::{Array, ReferenceKernel, relative_error};
 use super::*;
+use crate::threads::pool;
 use candle_core::DType;
 
 const SIZES: [(usize, usize); 8] = [
@@ -109,11 +110,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         for (h, w) in [(40, 61), (9, 16)] {
             let input = Array::random(h, w, n_in, 2).tensor();
             let run = |threads| {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
-                pool.install(|| {
+                pool(threads).build().unwrap().install(|| {
                     let output = Array::zeros(h, w, n_out).tensor();
                     let gradient = input.zeros_like().unwrap();
                     op.forward(&input, &output).unwrap();

@@ -3,6 +3,7 @@
 use super::super::for_each_backend;
 use super::super::reference::{self, Array, relative_error};
 use super::*;
+use crate::threads::pool;
 
 const SHAPES: [(usize, usize, usize); 6] = [
     (1, 1, 3),
@@ -150,11 +151,7 @@ fn bf16_is_f32_within_its_rounding() {
 fn gram_matrices_do_not_depend_on_the_number_of_threads() {
     let features = Array::random(90, 70, 20, 1).tensor();
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
-        pool.install(|| {
+        pool(threads).build().unwrap().install(|| {
             let output = Tensor::zeros((20, 20), candle_core::DType::F32, &Device::Cpu).unwrap();
             gram(&features, &output).unwrap();
             output.flatten_all().unwrap().to_vec1::<f32>().unwrap()

@@ -113,8 +113,8 @@ pub fn bidirectional(a: &[Level], b: &[Level]) -> [Field; 2] {
 mod tests {
     use super::super::pyramid::Pyramid;
     use super::*;
+    use crate::threads::pool;
     use candle_core::{Device, Tensor};
-    use rayon::ThreadPoolBuilder;
 
     /// Waves of many lengths and directions, the longer the higher, displaced by `u`, `v`.
     fn waves(size: (usize, usize), (u, v): (f32, f32)) -> Pyramid {
@@ -219,10 +219,7 @@ mod tests {
         let size = (190, 270);
         let (a, b) = (waves(size, (0.0, 0.0)), waves(size, (5.3, -2.1)));
         let run = |threads| {
-            let pool = ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = pool(threads).build().unwrap();
             let fields = pool.install(|| bidirectional(&a.levels, &b.levels));
             fields.map(|field| {
                 [field.u, field.v]

@@ -206,11 +206,12 @@ mod tests {
         let pyramid = Pyramid::of((64, 96), |_, _| 0.0);
         let level = &pyramid.levels[0];
         let search = PatchSearch::new(level, level);
-        let patches: Vec<_> = search.centres().map(|_| patch()).collect();
-        let patches = patches
-            .into_iter()
-            .map(|([u, v], structure)| PatchFlow { u, v, structure });
-        dominant(&search, &patches.collect::<Vec<_>>()).map(|motion| motion.at(y, x))
+        let patch = |_| {
+            let ([u, v], structure) = patch();
+            PatchFlow { u, v, structure }
+        };
+        let patches: Vec<_> = search.centres().map(patch).collect();
+        dominant(&search, &patches).map(|motion| motion.at(y, x))
     }
 
     /// A seventh of the patches, as of a logo, stands still.

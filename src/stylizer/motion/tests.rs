@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 use super::*;
+use crate::threads::pool;
 use candle_core::{Device, Tensor};
 
 const H: usize = 64;
@@ -126,8 +127,7 @@ fn the_same_for_any_number_of_threads() {
         })
     });
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build().unwrap().install(|| {
+        pool(threads).build().unwrap().install(|| {
             let before = [(&frames[1], &frames[2]), (&frames[2], &frames[1])];
             let (motion, start) = start(&frames[0], &before);
             let masks = [motion.visible.values, motion.reliable.values].concat();
