@@ -324,3 +324,24 @@ fn local_mean((h, w): (usize, usize), (y, x): (usize, usize), value: impl Fn(usi
     }
     sum.map(|sum| sum / 9.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_doubled_by_interpolation() {
+        for (len, doubled) in [(8, 16), (8, 17), (37, 74), (37, 75), (64, 129)] {
+            let (mut row, mut to) = (PaddedRow::new(doubled), PaddedRow::new(doubled));
+            let values: Vec<f32> = (0..len).map(|x| (x * x % 11) as f32).collect();
+            row.0[LANES..][..len].copy_from_slice(&values);
+            upsample(&mut row, len, &mut to, doubled);
+            let positions = lerp_indices(doubled, 2, len);
+            for (x, (value, (before, after, t))) in to.0[LANES..].iter().zip(positions).enumerate()
+            {
+                let expected = values[before] + t * (values[after] - values[before]);
+                assert_eq!(*value, expected, "{x} of {doubled}");
+            }
+        }
+    }
+}

@@ -309,17 +309,24 @@ mod tests {
         assert_eq!(columns(&visible), [12; 20]);
         let expected = [[12; 8].as_slice(), &[0; 4], &[12; 8]].concat();
         assert_eq!(columns(&reliable), expected);
-        // |∇u|² + |∇v|² against 0.01 |w|² + 0.002
-        for (slope, constant, smooth) in [(0.04, 0.0, true), (0.05, 0.0, false), (0.05, 3.0, true)]
-        {
+        // |∇u|² + |∇v|² against 0.01 |w|² + 0.002, where |w| alone grows with the scale.
+        for (slope, constant, scale, smooth) in [
+            (0.04, 0.0, 1, true),
+            (0.05, 0.0, 1, false),
+            (0.05, 3.0, 1, true),
+            (0.04, 0.0, 2, true),
+            (0.05, 0.1, 2, false),
+            (0.05, 0.15, 1, false),
+            (0.05, 0.15, 2, true),
+        ] {
             let motion = |x: usize| slope * (x as f32 - 10.0) + constant;
             let backward = field(|_, x| (motion(x), 0.0));
-            let [visible, reliable] = masks(&backward, &field(|_, x| (-motion(x), 0.0)), 1);
+            let [visible, reliable] = masks(&backward, &field(|_, x| (-motion(x), 0.0)), scale);
             assert_eq!(visible.values[4 * W + 10], 1.0);
             assert_eq!(
                 reliable.values[4 * W + 10] == 1.0,
                 smooth,
-                "{slope} {constant}"
+                "{slope} {constant} {scale}"
             );
         }
         // Nor is what is disoccluded.

@@ -400,3 +400,6 @@ impl NullaryFnOnce for Refine<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

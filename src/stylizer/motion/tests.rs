@@ -170,6 +170,37 @@ fn what_is_disoccluded_comes_from_an_older_painting() {
     assert!(mean(&start.confidence) > 0.7, "{}", mean(&start.confidence));
 }
 
+/// In a picture whose flow has half its size.
+#[test]
+fn an_older_painting_follows_a_pan_too() {
+    let (h, w) = (2 * H, 2 * W);
+    let frame = |shift: f32, left: usize| {
+        let background = values(&view((h, w), shift));
+        sized((h, w), |y, x, c| {
+            match (32..96).contains(&y) && (left..left + 32).contains(&x) {
+                true => 0.5 + 0.2 * (0.3 * (x - left) as f32).sin() * (0.25 * y as f32).cos(),
+                false => background[(y * w + x) * 3 + c],
+            }
+        })
+    };
+    let frames = [frame(8.0, 112), frame(4.0, 80), frame(0.0, 48)];
+    let wave = |y: usize, x: usize| 0.3 * ((0.35 * x as f32).sin() * (0.3 * y as f32).cos());
+    let older = sized((h, w), |y, x, _| 0.5 + wave(y, x));
+    let latest = sized((h, w), |_, _, _| 0.5);
+    let (motion, start) = start(&frames[0], &[(&frames[1], &latest), (&frames[2], &older)]);
+    assert_eq!(motion.scale, 2);
+    // What the rectangle hid at column 80 of the last frame.
+    let (start, older) = (values(&start.image), values(&older));
+    let error = |shift: usize| {
+        let places = (40..88).flat_map(|y| (84..100).map(move |x| (y * w + x) * 3));
+        let differences = places.map(|i| (start[i] - older[i + 3 * shift]).abs());
+        differences.sum::<f32>() / (48.0 * 16.0)
+    };
+    let errors = [4, 8, 16].map(error);
+    assert!(errors[1] < 0.05, "{errors:?}");
+    assert!(errors[0] > 0.1 && errors[2] > 0.1, "{errors:?}");
+}
+
 #[test]
 fn what_no_painting_shows_keeps_the_strokes_that_were_there() {
     let frames = [56, 40].map(covered);

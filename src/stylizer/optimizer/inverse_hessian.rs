@@ -297,6 +297,16 @@ mod tests {
         assert_ne!(update([2.0, 0.5, 0.0]), curved);
     }
 
+    #[test]
+    fn a_pair_needs_a_cosine_of_a_ten_thousandth() {
+        for (cosine, learnt) in [(0.9e-4, false), (1.1e-4, true)] {
+            let mut hessian = hessian(1);
+            let before = direction(&hessian);
+            learn(&mut hessian, [0.75, 0.5, 0.5], [cosine, 1.0, 0.0]);
+            assert_eq!(direction(&hessian) != before, learnt, "{cosine}");
+        }
+    }
+
     /// Though the history has forgotten that pair.
     #[test]
     fn another_objective_begins_with_the_scale_of_the_first_pair() {

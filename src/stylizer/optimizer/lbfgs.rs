@@ -246,3 +246,78 @@ fn backtrack(change: f64, derivative: f64) -> f64 {
         false => 0.1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(total: f64, derivative: f64, rms: f64) -> Trial {
+        let losses = Losses {
+            total,
+            ..Losses::default()
+        };
+        Trial {
+            losses,
+            rms,
+            derivative,
+        }
+    }
+
+    fn search() -> LineSearch {
+        LineSearch::from(1.0)
+    }
+
+    #[test]
+    fn a_step_is_accepted_for_a_ten_thousandth_of_the_predicted_decrease() {
+        let assess = |total| search().assess(&trial(total, -100.0, 0.01), 5.0);
+        assert!(matches!(assess(4.9899), Verdict::Accepted));
+        assert!(matches!(assess(4.9901), Verdict::Backtrack));
+    }
+
+    #[test]
+    fn a_step_is_shortened_to_the_minimum_of_a_parabola() {
+        // 5 − 4 t + 8 t² at t = 1, with its minimum at a quarter.
+        let mut search = search();
+        assert!(matches!(
+            search.assess(&trial(9.0, -4.0, 0.01), 5.0),
+            Verdict::Backtrack
+        ));
+        assert_eq!(search.step_length, 0.25);
+        // Never by less than a half, or to less than a tenth.
+        for (total, factor) in [
+            (5.0, 0.5),
+            (1e9, 0.1),
+            (f64::INFINITY, 0.1),
+            (f64::NAN, 0.1),
+        ] {
+            let mut search = LineSearch::from(1.0);
+            search.assess(&trial(total, -4.0, 0.01), 5.0);
+            assert_eq!(search.step_length, factor, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_direction_is_given_up_after_six_backtracks() {
+        let mut search = search();
+        for _ in 0..MAX_BACKTRACKS {
+            assert!(matches!(
+                search.assess(&trial(9.0, -4.0, 0.01), 5.0),
+                Verdict::Backtrack
+            ));
+        }
+        assert!(matches!(
+            search.assess(&trial(9.0, -4.0, 0.01), 5.0),
+            Verdict::Failed
+        ));
+    }
+
+    #[test]
+    fn a_step_that_cannot_be_seen_is_negligible() {
+        for total in [4.0, 9.0] {
+            let verdict = search().assess(&trial(total, -4.0, 0.9e-6), 5.0);
+            assert!(matches!(verdict, Verdict::Negligible));
+            let verdict = search().assess(&trial(total, -4.0, 1.1e-6), 5.0);
+            assert!(!matches!(verdict, Verdict::Negligible));
+        }
+    }
+}

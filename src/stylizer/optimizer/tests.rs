@@ -6,6 +6,7 @@ use candle_core::Device;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+mod adam;
 mod lbfgs;
 mod stopping;
 
@@ -321,33 +322,6 @@ fn settings_are_applied_between_frames() {
         let changed = second_frame(&usual, &other);
         assert!(changed == second_frame(&other, &other), "{other:?}");
         assert!(changed != unchanged, "{other:?}");
-    }
-}
-
-/// Moments of gradients that were much larger would shorten Adam's steps for hundreds of iterations.
-#[test]
-fn adam_forgets_an_objective_of_a_larger_scale() {
-    let bowl = Bowl::new();
-    let next = bowl.moved(0.1);
-    let scaled = |bowl: &Bowl, scale: f64, image: &Tensor, gradient: &Tensor| {
-        let total = bowl.evaluate(image, gradient).total;
-        let slopes = values(gradient).into_iter();
-        write(gradient, slopes.map(|g| (scale * g) as f32).collect());
-        losses(scale * total)
-    };
-    for scale in [1.0, 0.01] {
-        let (mut adam, image) = (new(OptimizerKind::Adam), grey());
-        minimize(&mut *adam, &image, iterations(20), |image, gradient| {
-            scaled(&bowl, 1.0, image, gradient)
-        });
-        let paint = |adam: &mut dyn Optimizer, image: &Tensor| {
-            minimize(adam, image, iterations(20), |image, gradient| {
-                scaled(&next, scale, image, gradient)
-            });
-            values(image)
-        };
-        let fresh = paint(&mut *new(OptimizerKind::Adam), &image.copy().unwrap());
-        assert_eq!(paint(&mut *adam, &image) == fresh, scale < 1.0, "{scale}");
     }
 }
 
