@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! A whole frame through the element with its properties at their defaults, beside the stylizer
-//! alone on the same frames; and the element's own share of it: conversion, resizing and messages.
+//! A whole frame through the element, on the CPU with the other properties at their defaults, beside the
+//! stylizer alone on the same frames; and the element's own share of it: conversion, resizing and messages.
 //!
 //! The share is not the difference of the two, which would drown in their noise, but measured by
 //! itself: a frame that shows the last result again is converted and reported without being

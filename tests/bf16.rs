@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! The precision of the gradient and of the result with features in bf16, on photographs and
-//! paintings. Without AMX, or without the pictures, nothing is tested.
+//! paintings, and that it does not depend on the threads. Needs AMX, and the former the pictures.
 
 mod common;
 
@@ -17,8 +17,7 @@ use gstgatys::vgg::{Precision, Vgg};
 use std::cell::RefCell;
 use std::path::Path;
 
-/// The longer side of the pictures for comparing first gradients, and for runs of hundreds of
-/// iterations.
+/// The longer side of the pictures for comparing first gradients, and for runs of many iterations.
 const SIDE: u32 = 384;
 const SMALL_SIDE: u32 = 192;
 

@@ -35,7 +35,7 @@ macro_rules! enumeration {
         #[repr(i32)]
         #[enum_type(name = $gtype)]
         pub enum $name {
-            $(#[enum_value(name = $blurb, nick = $nick)] $variant,)+
+            $(#[doc = $blurb] #[enum_value(name = $blurb, nick = $nick)] $variant,)+
         }
 
         impl From<$name> for $of {
@@ -105,7 +105,7 @@ enumeration!(
 enumeration!(
     /// The precision of the network's features.
     Precision, "GstGatysPrecision", crate::vgg::Precision, {
-        Auto, "auto", "The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else f32";
+        Auto, "auto", "The fastest that keeps the gradient's direction: f16 on GPUs with cuDNN, bf16 on CPUs with AMX, else f32";
         F32, "f32", "Single precision, on any device";
         Tf32, "tf32", "TensorFloat-32: convolutions of f32 rounded to 10 bits of fraction, on GPUs from Ampere on";
         Bf16, "bf16", "bfloat16 with sums in f32: on CPUs with AMX, and on GPUs from Ampere on";

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 /// The number of painted frames whose longest time is the latency.
 const WINDOW: usize = 30;
 
-/// The number of painted frames of which the next one is expected to take the second longest time. With the
-/// median, half of them would be late and painted for nothing; with the longest, one that was held up would
-/// have frames skipped that are in time.
+/// The next frame is expected to take the second longest time of so many painted last. With the median, half of
+/// them would be late and painted for nothing; with the longest, one that was held up would have frames skipped
+/// that are in time.
 const RECENT: usize = 5;
 
 /// The times that recent frames took to paint. The caller leaves out those that take longer than the next one:

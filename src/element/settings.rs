@@ -242,7 +242,7 @@ properties! {
     precision: Precision = Precision::Auto, (),
         "precision", "Precision",
         "What the network's features are computed in; sums are always f32. One that the device lacks is an error: CPUs have \
-         f32, and bf16 with AMX; GPUs have all, tf32 and bf16 from Ampere on. auto is f16 on GPUs, bf16 with AMX, else f32", READY;
+         f32, and bf16 with AMX; GPUs with cuDNN have all, tf32 and bf16 from Ampere on. auto is f16 on those, bf16 with AMX, else f32", READY;
     loss_scale: LossScale = config.loss_scale.into(), (),
         "loss-scale", "Loss scale", "What the losses are divided by before alpha and beta", LIVE;
     frame_interval: u32 = config.frame_interval, (1, 100_000),
@@ -349,7 +349,7 @@ impl Settings {
             .map_err(|error| InvalidSetting::new("device", value, error))
     }
 
-    /// Where the weights are read from: a file, else a name in the data directory.
+    /// Where the weights are read from: a file, else a name in a data directory.
     pub fn weights(&self) -> WeightsSource {
         let Some(path) = self.weights.clone() else {
             return WeightsSource::BuiltIn;

@@ -65,6 +65,9 @@ impl Conv3x3 {
     /// On the CPU, bf16 needs AMX, and either an image with a replicated border as the input or features
     /// padded with zeros; the numbers of feature channels are multiples of [`amx::CHANNEL_MULTIPLE`].
     /// An image is `f32` in every format.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the device lacks the format.
     pub fn new(kernel: &Tensor, bias: &Tensor, border: Border, format: Format) -> Result<Self> {
         let (out_channels, in_channels, kh, kw) = kernel.dims4()?;
         if (kh, kw) != (3, 3) || bias.dims() != [out_channels] {
@@ -88,10 +91,12 @@ impl Conv3x3 {
         })
     }
 
+    /// Channels of the input.
     pub fn in_channels(&self) -> usize {
         self.in_channels
     }
 
+    /// Channels of the output.
     pub fn out_channels(&self) -> usize {
         self.out_channels
     }

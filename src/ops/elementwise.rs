@@ -3,7 +3,7 @@
 //! Element-wise operations and reductions: the vector arithmetic of the optimisers, and the losses
 //! that are sums over elements, with their gradients.
 //!
-//! Images are `f32`, features `f32` or `bf16`; sums are `f64`.
+//! Images are `f32`, features in the network's [`Format`](super::Format); sums are `f64`.
 
 #[cfg(feature = "cudnn")]
 use super::cuda::vector;

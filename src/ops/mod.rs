@@ -15,7 +15,7 @@
 //! - CUDA, with the feature `cudnn`: the project's own kernels, cuDNN and cuBLAS (`cuda`).
 //! - Any other, such as CUDA without that feature: composed of candle's own operations.
 //!
-//! Most operations match on the device in each call, in this order of arms. A convolution packs its
+//! Most operations choose in each call, in this order. A convolution packs its
 //! kernel for the backend and so chooses it once, in [`conv::Conv3x3::new`]. Outside
 //! tests `use_cpu_kernels` is always true. Tests turn it off (`for_each_backend`,
 //! `with_composed_ops`) to run the composed operations on the CPU, where these also emulate the
@@ -67,10 +67,13 @@ use std::marker::PhantomData;
 /// wider in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
+    /// Single precision.
     F32,
     /// Stored as `f32`; operands of products are rounded to a 10-bit fraction.
     Tf32,
+    /// bfloat16: f32's range, and a 7-bit fraction.
     Bf16,
+    /// Half precision: up to 65504, and a 10-bit fraction.
     F16,
 }
 

@@ -9,7 +9,8 @@ use std::result::Result;
 /// A sequence of operations that is the same, on the same tensors, in each run.
 ///
 /// On CUDA the first run executes it, which allocates memory and chooses algorithms, the second
-/// captures it as a CUDA graph, and later ones replay that. On other devices each run executes it.
+/// executes it once more and captures it as a CUDA graph, and later ones replay that. On other devices
+/// each run executes it.
 #[derive(Default)]
 pub struct Recorded {
     #[cfg(feature = "cudnn")]
@@ -31,6 +32,7 @@ enum State {
 const MAX_CAPTURE_FAILURES: u32 = 3;
 
 impl Recorded {
+    /// Does `work`.
     #[cfg(not(feature = "cudnn"))]
     pub fn run<E: From<Error> + Display>(
         &mut self,

@@ -50,6 +50,7 @@ pub struct SumsReader {
 }
 
 impl SumsReader {
+    /// For sums `f64` `[n]`.
     pub fn new(sums: Tensor) -> Result<Self> {
         Ok(Self {
             #[cfg(feature = "cudnn")]

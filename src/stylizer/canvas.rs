@@ -213,7 +213,7 @@ impl Canvas {
                 };
                 (Some(start.image), target)
             }
-            // The strokes, that is the result less its frame, stay where they are, over the new frame.
+            // The difference of the result from its frame stays where it is, over the new frame.
             // The last result unchanged can satisfy the content loss of deep layers without ever
             // showing what moved.
             Scene::Moving(_) if previous => {

@@ -29,6 +29,7 @@ pub enum OptimizerKind {
     /// Limited-memory BFGS with a line search.
     #[default]
     Lbfgs,
+    /// Adam, with steps of the learning rate.
     Adam,
 }
 
@@ -74,6 +75,7 @@ pub const MAX_WEIGHT: f64 = 1e12;
 pub struct LayerWeights(Vec<(Layer, f64)>);
 
 impl LayerWeights {
+    /// Each layer with its weight, in the order of the text.
     pub fn iter(&self) -> impl Iterator<Item = (Layer, f64)> {
         self.0.iter().copied()
     }
@@ -173,12 +175,14 @@ pub struct Config {
     /// The time after which a frame's optimisation stops, though not before its second evaluation.
     /// None is unlimited.
     pub time_budget: Option<Duration>,
+    /// How the objective is minimised.
     pub optimizer: OptimizerKind,
     /// Adam's step size, above 0, where pixels range over 0..1. L-BFGS does not use it.
     pub learning_rate: f64,
     /// The number of steps that L-BFGS remembers, at least 1, each of which takes the memory of two
     /// images.
     pub lbfgs_history: u32,
+    /// The image that a frame starts from.
     pub init: Init,
     /// The fraction of noise, 0 to 1, in the start of a frame that does not go on from a result.
     pub noise: f64,
@@ -189,6 +193,7 @@ pub struct Config {
     /// The weight of the [temporal term](super::objective::Losses::temporal), 0 to [`MAX_WEIGHT`].
     /// Without effect unless `motion` is [`MotionKind::Flow`].
     pub temporal_weight: f64,
+    /// How the previous result is moved with the picture.
     pub motion: MotionKind,
     /// The [change](super::motion::scene::cut_score) from which a frame begins a new scene, 0 to 1; 1
     /// turns the detection off.
@@ -197,10 +202,12 @@ pub struct Config {
     pub skip_still: bool,
     /// How the network halves its features between blocks.
     pub pooling: Pooling,
-    /// The longest side of the optimised image in pixels: larger frames are scaled down, and their
-    /// results up again. None is the frame's own size, up to [`MAX_SIDE`](super::resize::MAX_SIDE).
+    /// The longest side of the optimised image in pixels, at least 1: larger frames are scaled down, and
+    /// their results up again. None is the frame's own size, up to [`MAX_SIDE`](super::resize::MAX_SIDE).
     pub max_size: Option<u32>,
+    /// Where the result's colours come from.
     pub color: Color,
+    /// What a layer's loss is divided by.
     pub loss_scale: LossScale,
     /// Of so many frames, at least 1, one is painted, and its result repeated for the others.
     pub frame_interval: u32,

@@ -21,7 +21,9 @@ pub enum DeviceChoice {
     /// The first GPU if it works, else the CPU.
     #[default]
     Auto,
+    /// The CPU.
     Cpu,
+    /// The GPU of this number.
     Cuda(usize),
 }
 
@@ -109,8 +111,8 @@ fn configured(device: Device) -> candle_core::Result<Device> {
         let _ =
             unsafe { sys::cuMemPoolSetAttribute(pool, attribute, from_mut(&mut threshold).cast()) };
     }
-    // SAFETY: all uses of a tensor are in the device's one stream, which orders them without
-    // events.
+    // SAFETY: all uses of a tensor are in the device's main stream, or in the capture stream, which
+    // waits for it and for which it waits (`ops::cuda::graph`): they are ordered without an event each.
     unsafe { gpu.disable_event_tracking() };
     Ok(device)
 }

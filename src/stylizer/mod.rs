@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use style::StyleImage;
 
-/// Why a frame was not stylised.
+/// Why a stylizer could not be made or changed, or a frame was not stylised.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cancelled")]
@@ -60,6 +60,7 @@ impl From<vgg::Error> for Error {
 /// What was done for a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
+    /// Evaluations of the objective; 0 if the last result was repeated.
     pub iterations: u32,
     /// Why the optimisation stopped; None if the last result was repeated.
     pub reason: Option<Reason>,
@@ -112,6 +113,9 @@ pub struct Stylizer {
 
 impl Stylizer {
     /// A stylizer that paints in the manner of `style`.
+    ///
+    /// # Errors
+    /// With settings that are invalid or name layers that the network lacks, or if its threads cannot be started.
     pub fn new(vgg: Arc<Vgg>, style: StyleImage, config: Config) -> Result<Self, Error> {
         config.validate(&vgg)?;
         Ok(Self {
@@ -128,6 +132,7 @@ impl Stylizer {
         })
     }
 
+    /// The settings in use.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -137,6 +142,7 @@ impl Stylizer {
         self.vgg.device()
     }
 
+    /// The network in use.
     pub fn vgg(&self) -> &Arc<Vgg> {
         &self.vgg
     }
@@ -219,11 +225,13 @@ impl Stylizer {
         }
     }
 
-    /// Paints a frame `[h, w, 3]` on the CPU; the result has the same form. Values are the video's
-    /// own non-linear R'G'B', 0..1. Runs in the stylizer's own rayon pool.
+    /// Paints a frame, an f32 tensor `[h, w, 3]` in the CPU's memory; the result has the same form. Values
+    /// are the video's own non-linear R'G'B', 0..1. Runs in the stylizer's own rayon pool.
     ///
-    /// Fails with [`Error::Cancelled`] once `cancel` returns true. It is asked before every layer;
-    /// where a GPU replays a CUDA graph, only before the evaluation that the graph is of.
+    /// # Errors
+    /// [`Error::Cancelled`] once `cancel` returns true. It is asked before every layer; where a GPU replays a
+    /// CUDA graph, only before the evaluation that the graph is of. Others if the frame has another form, does
+    /// not fit into memory, or the device fails.
     pub fn stylize(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(Tensor, Report), Error> {
         let (h, w, _) = frame.dims3()?;
         self.replace_frame_size(Some((h, w)));

@@ -103,6 +103,9 @@ impl Objective {
     }
 
     /// Takes the content from a frame `[h, w, 3]`.
+    ///
+    /// # Errors
+    /// If `cancel` returns true, or features overflow the network's precision.
     pub fn set_content(&mut self, frame: &Tensor, cancel: Cancel) -> Result<(), Error> {
         let Some(deepest) = self.terms.content.iter().map(|term| term.layer).max() else {
             return Ok(());
@@ -129,7 +132,7 @@ impl Objective {
     }
 
     /// Takes the style from an image `[h, w, 3]` of any size not below
-    /// [`crate::vgg::MIN_SIDE`].
+    /// [`crate::vgg::MIN_SIDE`]. Fails as [`set_content`](Self::set_content) does.
     pub fn set_style(&mut self, image: &Tensor, cancel: Cancel) -> Result<(), Error> {
         let Some(deepest) = self.terms.style.iter().map(|term| term.layer).max() else {
             return Ok(());

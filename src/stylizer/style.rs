@@ -60,6 +60,9 @@ pub struct StyleImage(RgbImage);
 
 impl StyleImage {
     /// Decodes a PNG, JPEG or WebP file; the format is recognised by the content.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another format or damaged, or is too small or too large.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let (file, len) = open(path)?;
         if len == 0 {

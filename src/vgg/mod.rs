@@ -203,6 +203,9 @@ pub struct Vgg {
 
 impl Vgg {
     /// Puts `weights` on `device`, in f32. They may end at any layer, but not before conv1_1.
+    ///
+    /// # Errors
+    /// Where the device has no memory for them.
     pub fn new(weights: &Weights, device: &Device) -> candle_core::Result<Self> {
         Self::build(weights.clone(), device, Format::F32)
     }
@@ -266,6 +269,7 @@ impl Vgg {
         &self.preprocessing
     }
 
+    /// The device that it computes on.
     pub fn device(&self) -> &Device {
         &self.device
     }

@@ -13,16 +13,17 @@ use std::fmt;
 /// the weights of conv1_1, which keep 16 bits. Sums are f32 or wider in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// The fastest that keeps the gradient's direction: f16 on GPUs, bf16 on CPUs with AMX, else
-    /// f32.
+    /// The fastest that keeps the gradient's direction: f16 on GPUs with cuDNN, bf16 on CPUs with AMX,
+    /// else f32.
     #[default]
     Auto,
+    /// On any device.
     F32,
-    /// On GPUs.
+    /// On GPUs from Ampere on, with cuDNN.
     Tf32,
-    /// On GPUs, and on CPUs with AMX if the network's channels are multiples of 32.
+    /// The same, and on CPUs with AMX if the network's channels are multiples of 32.
     Bf16,
-    /// On GPUs: more precise than bf16, but activations beyond 65504 overflow.
+    /// On GPUs with cuDNN: more precise than bf16, but activations beyond 65504 overflow.
     F16,
 }
 

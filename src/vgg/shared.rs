@@ -33,6 +33,9 @@ static NETWORKS: LazyLock<Mutex<HashMap<Key, Weak<Vgg>>>> = LazyLock::new(Mutex:
 
 impl Vgg {
     /// The network of `source` on `device` in `precision`: the one already in use, or newly loaded.
+    ///
+    /// # Errors
+    /// If the weights cannot be read, or the device lacks the precision or memory for them.
     pub fn shared(
         source: &WeightsSource,
         device: &Device,

@@ -91,6 +91,7 @@ impl VnniMatrix {
         });
     }
 
+    /// The columns of the matrix.
     pub fn columns(&self) -> usize {
         match self.steps {
             0 => 0,

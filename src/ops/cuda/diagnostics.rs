@@ -11,6 +11,7 @@ const MAX_NOTES: usize = 1000;
 
 static NOTES: Mutex<Vec<Note>> = Mutex::new(Vec::new());
 
+/// What was noted.
 pub enum Note {
     /// The times of a convolution's algorithms and why others failed, or a capture that took a
     /// second attempt.

@@ -4,7 +4,8 @@
 //! products.
 //!
 //! All work of a device is enqueued on its main stream, in the order of the calls, whichever thread
-//! makes them. CUDA graphs are captured on a stream of their own and launched on the main stream.
+//! makes them. CUDA graphs are captured on a stream of their own and launched on the main stream. The work
+//! of a graph is executed on that stream once before, in the main stream's order: each waits for the other.
 
 mod backend;
 pub mod conv;

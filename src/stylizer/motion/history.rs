@@ -33,6 +33,7 @@ pub struct FrameHistory {
 }
 
 impl FrameHistory {
+    /// The pyramid of the latest frame.
     pub fn latest(&self) -> Option<&Pyramid> {
         self.frames.front().map(|latest| &latest.pyramid)
     }
@@ -54,6 +55,7 @@ impl FrameHistory {
             .extend(latest.and_then(|latest| latest.detail.take()));
     }
 
+    /// Drops all frames.
     pub fn clear(&mut self) {
         self.truncate(0);
     }

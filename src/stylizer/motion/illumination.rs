@@ -20,6 +20,7 @@ pub struct Illumination {
 }
 
 impl Illumination {
+    /// Of the image that the thumbnail is of.
     pub fn new(thumbnail: &Thumbnail) -> Self {
         let (h, w) = (thumbnail.h.div_ceil(SQUARES), thumbnail.w.div_ceil(SQUARES));
         let mean = |block: usize| {

@@ -18,9 +18,9 @@ pub const PAD: usize = 16;
 /// Lower bound of a level's shorter side: a patch of the flow still fits in.
 const MIN_SIDE: usize = 8;
 
-/// Lower bound of the coarsest level's longer side, at which a displacement by a quarter of the
-/// picture is a few pixels.
-const COARSEST_SIDE: usize = 12;
+/// Lower bound of the longer side of a halved level, where a displacement by a quarter of the picture is some
+/// pixels, and of the shorter side of an image whose finest level has half its size.
+const COARSEST_SIDE: usize = 24;
 
 /// The finest level of images with more pixels than this has half their size: patches see enough
 /// there, in a quarter of the time.
@@ -114,7 +114,7 @@ impl Pyramid {
     /// Fails for tensors of another shape, or that are not contiguous ones on the CPU.
     pub fn new(image: &Tensor) -> Result<Self> {
         let (h, w, _) = image.dims3()?;
-        let halved = h * w > MAX_PIXELS && h.min(w) >= 2 * COARSEST_SIDE;
+        let halved = h * w > MAX_PIXELS && h.min(w) >= COARSEST_SIDE;
         let (level, thumbnail) = with_values([image], |[image]: [&[f32]; 1]| {
             let row = |y: usize| &image[3 * w * y..][..3 * w];
             let level = match halved {
@@ -133,7 +133,7 @@ impl Pyramid {
         let mut levels = vec![level];
         while let Some(last) = levels.last()
             && last.h.min(last.w) / 2 >= MIN_SIDE
-            && last.h.max(last.w) / 2 >= 2 * COARSEST_SIDE
+            && last.h.max(last.w) / 2 >= COARSEST_SIDE
         {
             let halved = last.halved();
             levels.push(halved);

@@ -22,7 +22,9 @@ const MIN_ENERGY: f64 = 1e-12;
 /// after `loss-scale` and before α and β.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Losses {
+    /// Σ v_l content_l over the content layers.
     pub content: f64,
+    /// Σ w_l style_l over the style layers.
     pub style: f64,
     /// The squared differences between neighbours, across and down, by the number of values: the
     /// quadratic form that style transfer programs call total variation.
@@ -38,10 +40,15 @@ pub struct Losses {
 /// to frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossWeights {
+    /// α, of the content loss.
     pub alpha: f64,
+    /// β, of the style loss.
     pub beta: f64,
+    /// Of [`Losses::variation`].
     pub tv_weight: f64,
+    /// Of [`Losses::temporal`].
     pub temporal_weight: f64,
+    /// What the content and the style loss are divided by.
     pub loss_scale: LossScale,
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The optimisers. Both carry over to the next frame what they have learnt: Adam all of it, L-BFGS the
-//! length of a first step and, while the objective stays the same, all of it.
+//! The optimisers. Both carry over to the next frame what they have learnt: Adam all of it, unless the
+//! loss has fallen to another scale, L-BFGS the length of a first step and, while the objective stays the
+//! same, all of it.
 
 mod adam;
 mod inverse_hessian;
@@ -54,6 +55,7 @@ pub enum Reason {
 pub struct Outcome {
     /// The number of evaluations of the objective.
     pub iterations: u32,
+    /// Why it ended.
     pub reason: Reason,
     /// The losses of the image that the frame started from.
     pub initial: Losses,

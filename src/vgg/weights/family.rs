@@ -52,7 +52,9 @@ impl fmt::Display for Family {
 
 /// The names of a layer's tensors.
 pub struct TensorNames {
+    /// Of the kernel.
     pub kernel: String,
+    /// Of the bias.
     pub bias: String,
     /// The module name of its batch norm.
     pub norm: Option<String>,
@@ -60,6 +62,7 @@ pub struct TensorNames {
 
 /// The family of a file, and the tensors of its convolutions.
 pub struct NetworkLayout {
+    /// Who made the file.
     pub family: Family,
     /// From conv1_1 on.
     pub layers: Vec<TensorNames>,
@@ -273,8 +276,8 @@ fn module_numbers(blocks: &[usize; 5], first: usize, modules: usize) -> Vec<usiz
 /// The first row of torchvision's first kernel.
 const TORCHVISION_KERNEL: [f32; 3] = [-0.053474, -0.049257, -0.067942];
 
-/// The least number of positive biases among conv1_1's 64 in Caffe's networks. Its VGG-16 has 63, torchvision's networks
-/// about half.
+/// The least number of positive biases among conv1_1's 64 in Caffe's networks. Caffe's VGG-16 has 63, torchvision's
+/// networks have about half.
 const CAFFE_POSITIVE_BIASES: usize = 56;
 
 /// Whether a network with torchvision's module numbers is Caffe's. conv1_1's kernel identifies torchvision's. Otherwise the

@@ -54,7 +54,9 @@ pub enum WeightsSource {
 /// CPU, and how an image is prepared for them.
 #[derive(Clone, Debug)]
 pub struct Weights {
+    /// Each convolution's kernel and bias.
     pub convs: Vec<(Tensor, Tensor)>,
+    /// How an image is prepared.
     pub preprocessing: Preprocessing,
     /// The name that the file's metadata give, or the family that the file was recognised as.
     pub family: String,
@@ -128,6 +130,9 @@ impl Weights {
     }
 
     /// Reads and checks weights.
+    ///
+    /// # Errors
+    /// If there is no such file, or one of no format or network that is read, or a damaged one.
     pub fn load(source: &WeightsSource) -> Result<Self, Error> {
         match source {
             WeightsSource::BuiltIn => Self::from_bytes(BUILT_IN),
@@ -148,6 +153,9 @@ impl Weights {
     }
 
     /// Reads and checks the weights in a file's bytes.
+    ///
+    /// # Errors
+    /// The same as of [`load`](Self::load).
     pub fn from_bytes(file: &[u8]) -> Result<Self, Error> {
         let archive = Archive::open(file)?;
         let layout = NetworkLayout::find(&archive)?;

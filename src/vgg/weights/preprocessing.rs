@@ -18,15 +18,22 @@ const CAFFE_MEAN: [f64; 3] = [103.939, 116.779, 123.68];
 /// `range`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocessing {
+    /// The order of the channels.
     pub channels: Channels,
+    /// The range of the values.
     pub range: ValueRange,
+    /// The mean of each channel.
     pub mean: [f64; 3],
+    /// What each channel is divided by, less its mean.
     pub std: [f64; 3],
 }
 
+/// The order of an image's channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channels {
+    /// Red first.
     Rgb,
+    /// Blue first.
     Bgr,
 }
 
@@ -48,6 +55,7 @@ impl Preprocessing {
         std: [1.0; 3],
     };
 
+    /// RGB 0..1, by ImageNet's mean and deviation.
     pub const TORCHVISION: Self = Self {
         channels: Channels::Rgb,
         range: ValueRange::One,
@@ -55,6 +63,7 @@ impl Preprocessing {
         std: IMAGENET_STD,
     };
 
+    /// BGR 0..255, less ImageNet's mean.
     pub const CAFFE: Self = Self {
         channels: Channels::Bgr,
         range: ValueRange::Byte,
