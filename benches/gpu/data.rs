@@ -5,6 +5,7 @@
 use crate::report::Outcome;
 use candle_core::{DType, Device, Shape, Tensor};
 use gstgatys::ops::Format;
+use gstgatys::ops::transfer::to_host;
 use rayon::prelude::*;
 
 /// The device under test, and the formats it supports.
@@ -110,7 +111,7 @@ pub fn sum(device: &Device) -> Outcome<Tensor> {
 
 /// The values of a tensor on any device.
 pub fn values(tensor: &Tensor) -> Outcome<Vec<f64>> {
-    let tensor = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    let tensor = to_host(tensor)?.flatten_all()?;
     Ok(tensor.to_dtype(DType::F64)?.to_vec1()?)
 }
 

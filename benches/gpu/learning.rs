@@ -9,6 +9,7 @@ use crate::problem::{on, problem, take_capture_failures};
 use crate::report::{Outcome, Report};
 use candle_core::{DType, Device, Tensor};
 use gstgatys::ops::elementwise::copy;
+use gstgatys::ops::transfer::to_host;
 use gstgatys::stylizer::config::{Config, OptimizerKind};
 use gstgatys::stylizer::objective::Losses;
 use gstgatys::stylizer::optimizer::{Budget, optimizer};
@@ -83,7 +84,7 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
         };
         // On the CPU, as candle's GPU kernels would have to be compiled first.
         let mut evaluate = |x: &Tensor, gradient: &Tensor| -> Result<Losses, Error> {
-            let difference = (x.to_device(&Device::Cpu)? - &target)?;
+            let difference = (to_host(x)? - &target)?;
             let slope = (&difference * &curvature)?;
             copy(gradient, &slope.to_device(device)?)?;
             let products = (slope.to_dtype(DType::F64)? * difference.to_dtype(DType::F64)?)?;
@@ -98,7 +99,7 @@ fn quadratic(device: &Device, kind: OptimizerKind) -> Outcome<Vec<Minimum>> {
         }
         let outcome = optimizer.minimize(&image, budget, &mut evaluate)?;
         minima.push(Minimum {
-            image: image.to_device(&Device::Cpu)?.copy()?,
+            image: to_host(&image)?.copy()?,
             evaluations: outcome.iterations,
             initial: outcome.initial.total,
             value: outcome.best.total,
@@ -139,13 +140,13 @@ pub fn recordings(bench: &Bench, options: &Options, report: &mut Report) {
             let problem = problem(&bench.device, precision, &pictures)?;
             let launched = || -> Outcome<Tensor> {
                 problem.evaluate();
-                Ok(problem.gradient.to_device(&Device::Cpu)?.copy()?)
+                Ok(to_host(&problem.gradient)?.copy()?)
             };
             // A graph is for certain tensors: with others the evaluation is executed directly.
             let direct = || -> Outcome<Tensor> {
                 let gradient = problem.image.zeros_like()?;
                 problem.evaluate_at(&problem.image.copy()?, &gradient);
-                Ok(gradient.to_device(&Device::Cpu)?)
+                Ok(to_host(&gradient)?)
             };
             take_capture_failures();
             for _ in 0..3 {

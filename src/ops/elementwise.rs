@@ -7,6 +7,7 @@
 
 #[cfg(feature = "cudnn")]
 use super::cuda::vector;
+use super::transfer::to_host;
 use super::{
     Scalar, op1, op2, op3, read_factor, store, to_f32, use_cpu_kernels, with_values, write_sum,
 };
@@ -133,11 +134,11 @@ pub fn dot(x: &Tensor, y: &Tensor) -> Result<f64> {
         Device::Cuda(_) => {
             let sum = Tensor::zeros(1, DType::F64, x.device())?;
             vector::dot(x, y, &sum)?;
-            sum.squeeze(0)?.to_scalar()
+            to_host(&sum)?.squeeze(0)?.to_scalar()
         }
         _ => {
             let products = (x.to_dtype(DType::F64)? * y.to_dtype(DType::F64)?)?;
-            products.sum_all()?.to_scalar()
+            to_host(&products.sum_all()?)?.to_scalar()
         }
     }
 }

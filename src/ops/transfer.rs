@@ -4,6 +4,16 @@
 
 use candle_core::{Device, Result, Tensor};
 
+/// Copies a tensor to the CPU, once what computes it is done.
+///
+/// A copy to memory that is not page-locked may still be under way when CUDA's call returns: the
+/// driver waits for it as a rule, but that is not promised.
+pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
+    let host = tensor.to_device(&Device::Cpu)?;
+    tensor.device().synchronize()?;
+    Ok(host)
+}
+
 /// Copies images to a device and back, on CUDA through page-locked staging memory.
 #[derive(Default)]
 pub struct Transfer {
@@ -27,7 +37,7 @@ impl Transfer {
         match image.device() {
             #[cfg(feature = "cudnn")]
             device @ Device::Cuda(_) => self.staging(device)?.download(image),
-            _ => image.to_device(&Device::Cpu)?.copy(),
+            _ => to_host(image)?.copy(),
         }
     }
 
@@ -72,6 +82,6 @@ impl SumsReader {
             read_back.copy(&self.sums)?;
             return Ok(read_back.read()?.to_vec());
         }
-        self.sums.to_vec1()
+        to_host(&self.sums)?.to_vec1()
     }
 }

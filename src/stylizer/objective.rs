@@ -12,6 +12,7 @@ mod terms;
 use super::config::LayerWeights;
 use crate::ops::elementwise::{copy, scale_by, squares};
 use crate::ops::record::Recorded;
+use crate::ops::transfer::to_host;
 use crate::vgg::{Cancel, Error, Layer, LayerTensors, Pooling, Vgg};
 use candle_core::{DType, Tensor};
 use exchange::{Exchange, TermSlot};
@@ -264,7 +265,7 @@ fn check_overflow(features: &LayerTensors, deepest: Layer, vgg: &Vgg) -> Result<
     for (index, layer) in layers().enumerate() {
         squares(features.layer(layer), &sums.narrow(0, index, 1)?)?;
     }
-    let sums = sums.to_vec1::<f64>()?;
+    let sums = to_host(&sums)?.to_vec1::<f64>()?;
     match layers().zip(sums).find(|(_, sum)| !sum.is_finite()) {
         Some((layer, _)) => Err(Error::Overflow(layer, vgg.precision())),
         None => Ok(()),

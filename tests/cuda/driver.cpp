@@ -321,9 +321,9 @@ CALL cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream str
     expect_context(__func__);
     expect_memory((void*)from, bytes, __func__);
     enqueue(stream, [=] { std::memcpy(to, (void*)from, bytes); });
+    // To other memory, too, a copy may be under way when the call returns.
     if (!is_pinned(to)) {
         expect_not_captured(stream, __func__);
-        work_off(stream, stream->enqueued);
     }
     OK;
 }

@@ -9,10 +9,11 @@ use super::cudnn::CudnnConvolution;
 use super::diagnostics::{Note, note};
 use super::plan::ConvOperands;
 use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, is_capturing, suffix};
+use crate::ops::transfer::to_host;
 use crate::threads::lock;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use std::sync::{LazyLock, Mutex};
 
 /// 3x3 convolution of features with bias and ReLU, stride 1, zero padding.
@@ -35,7 +36,7 @@ impl Conv {
     pub fn new(kernel: &Tensor, bias: &Tensor, format: Format) -> Result<Self> {
         let (n_out, n_in, _, _) = kernel.dims4()?;
         let device = kernel.device();
-        let [kernel, bias] = [kernel, bias].map(|tensor| tensor.to_device(&Device::Cpu));
+        let [kernel, bias] = [kernel, bias].map(to_host);
         let (kernel, bias) = (kernel?, bias?);
         let channels_last = |kernel: &Tensor| -> Result<Tensor> {
             let kernel = kernel.permute((0, 2, 3, 1))?.to_dtype(format.dtype())?;
@@ -199,8 +200,7 @@ impl ImageConv {
         Ok(Self {
             format,
             n_out: kernel.dims()[0],
-            kernel: kernel
-                .to_device(&Device::Cpu)?
+            kernel: to_host(kernel)?
                 .permute((2, 3, 1, 0))?
                 .contiguous()?
                 .to_device(kernel.device())?,

@@ -4,6 +4,7 @@
 //! step lengths, so only [`DevicePairs::count_and_curvature`] waits for the device.
 
 use super::{Arg, Gpu, THREADS, address, arg, vector};
+use crate::ops::transfer::to_host;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Values that a block takes; the same as `BLOCK_VALUES` in `kernels/lbfgs.cuh`.
@@ -125,7 +126,7 @@ impl DevicePairs {
 
     /// The number of pairs and the curvature scale, 0 if unknown. Waits for the device.
     pub fn count_and_curvature(&self) -> Result<(usize, f64)> {
-        let state = self.state.to_vec1::<f64>()?;
+        let state = to_host(&self.state)?.to_vec1::<f64>()?;
         Ok((state[0] as usize, state[2]))
     }
 
