@@ -65,20 +65,36 @@ check_all() {
     grep ' 0 failed' "$made/losses.md"
 }
 
-pipeline() {
-    gst-launch-1.0 -q videotestsrc num-buffers=1 pattern=smpte ! pngenc ! filesink location="$made/style.png"
+# paint FRAMES PROPERTY...: a pipeline that prints its messages.
+paint() {
+    local frames=$1
+    shift
     GST_REGISTRY=$made/registry GST_PLUGIN_PATH=$CARGO_TARGET_DIR/release GST_DEBUG=gatys:2 run gst-launch-1.0 -m --no-fault \
-        videotestsrc num-buffers=4 pattern=ball ! video/x-raw,width=67,height=45 ! videoconvert ! \
-        gatys style-image="$made/style.png" iterations=3 initial-iterations=5 device=cuda ! fakesink > "$made/pipeline.log"
-    [[ $(grep -c 'gatys, .*device=(string)cuda:0, precision=(string)f16' "$made/pipeline.log") == 4 ]] || {
+        videotestsrc num-buffers="$frames" pattern=ball ! video/x-raw,width=67,height=45 ! videoconvert ! \
+        gatys style-image="$made/style.png" iterations=3 initial-iterations=5 "$@" ! fakesink > "$made/pipeline.log" 2>&1
+}
+
+# painted FRAMES PATTERN: whether so many of the last pipeline's messages match.
+painted() {
+    [[ $(grep -c "gatys, .*$2" "$made/pipeline.log") == "$1" ]] || {
         cat "$made/pipeline.log" >&2
-        echo "cuda.sh: the pipeline did not paint 4 frames on the device" >&2
+        echo "cuda.sh: the pipeline did not paint $1 frames with $2" >&2
         exit 1
     }
+}
+
+pipelines() {
+    gst-launch-1.0 -q videotestsrc num-buffers=1 pattern=smpte ! pngenc ! filesink location="$made/style.png"
+    paint 4 device=cuda
+    painted 4 'device=(string)cuda:0, precision=(string)f16'
+    # A driver that does not know the kernels' version of PTX.
+    GPU_DRIVER_IS_OLD=1 paint 1 device=auto
+    painted 1 'device=(string)cpu'
+    grep -q 'WARNING.*GPU 0 cannot be used' "$made/pipeline.log"
 }
 
 program=$(LIBRARY_PATH=$made/stubs:$LIBRARY_PATH benches/gpu/program.sh --features cuda,cudnn --lib)
 build_stand_ins
 rm -rf "$made/cache" "$made/registry"
 if (($#)); then check "$@"; else check_all; fi
-pipeline
+pipelines

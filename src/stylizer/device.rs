@@ -98,7 +98,7 @@ fn configured(device: Device) -> candle_core::Result<Device> {
 }
 
 /// Makes a GPU keep freed memory for later allocations, and record no event for each use of a
-/// tensor.
+/// tensor. With cuDNN it is set up for the operations, too: fails where the driver cannot load the kernels.
 #[cfg(feature = "cuda")]
 fn configured(device: Device) -> candle_core::Result<Device> {
     let gpu = device.as_cuda_device()?;
@@ -114,6 +114,8 @@ fn configured(device: Device) -> candle_core::Result<Device> {
     // SAFETY: all uses of a tensor are in the device's main stream, or in the capture stream, which
     // waits for it and for which it waits (`ops::cuda::graph`): they are ordered without an event each.
     unsafe { gpu.disable_event_tracking() };
+    #[cfg(feature = "cudnn")]
+    crate::ops::cuda::set_up(&device)?;
     Ok(device)
 }
 

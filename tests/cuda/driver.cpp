@@ -466,6 +466,9 @@ CALL cuEventElapsedTime_v2(float* milliseconds, CUevent from, CUevent to) {
 
 CALL cuModuleLoadData(CUmodule* module, const void* image) {
     expect_no_capture(__func__);
+    if (std::getenv("GPU_DRIVER_IS_OLD")) {
+        return CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
+    }
     const std::regex entry(R"(\.entry\s+(\w+)\s*\(([^)]*)\))"), parameter(R"(\.param\s+\.(\w+))");
     *module = new CUmod_st;
     const std::string text = (const char*)image;

@@ -311,6 +311,14 @@ fn features_arg(tensor: &Tensor) -> Result<Arg> {
     address(tensor).map(Arg::Features)
 }
 
+/// Sets up a GPU for the operations, which its first operation would do otherwise.
+///
+/// # Errors
+/// If the driver is too old for the kernels, or cuDNN or cuBLAS cannot be used.
+pub fn set_up(device: &Device) -> Result<()> {
+    Gpu::of(device).map(drop)
+}
+
 /// A GPU's compute capability: (8, 0) for Ampere's A100, (9, 0) for Hopper.
 pub fn compute_capability(device: &Device) -> Result<(i32, i32)> {
     let stream = device.as_cuda_device()?.cuda_stream();
