@@ -28,6 +28,9 @@ build() {
     local environment
     environment=$(.ci/cuda-toolkit.sh target/cuda-toolkit)
     eval "$environment"
+    # Not the folder of other builds: tests compile the kernels fast, not fast kernels (tests/cuda.sh).
+    export CARGO_TARGET_DIR=$PWD/$made/build
+    unset NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS
     "$here/stubs.sh" "$made/stubs"
     export LIBRARY_PATH=$PWD/$made/stubs:$LIBRARY_PATH
     program=$("$here/program.sh" --no-default-features --features cudnn)
@@ -64,7 +67,7 @@ for element in "${elements[@]}"; do
     [[ -n $plugin ]] || die "GStreamer has no element $element"
     cp -L "$plugin" "$folder/plugins"
 done
-cp target/release/libgstgatys.so "$folder/plugins"
+cp "$made/build/release/libgstgatys.so" "$folder/plugins"
 make_pictures
 copy_libraries "$folder"/bin/* "$folder"/plugins/*
 chmod u+w "$folder"/lib/*

@@ -19,7 +19,7 @@ while (($#)); do
     esac
     shift
 done
-parts=(convolutions pooling gram content vectors optimizers losses recordings instances times pipeline peer throughput)
+parts=(vectors convolutions pooling gram content optimizers losses recordings instances times pipeline peer throughput races)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/logs"
@@ -58,7 +58,8 @@ for path in nvidia.__path__: print(*glob.glob(path + "/*/lib"), sep="\n")' 2>/de
         printf '%s\n' /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib /usr/local/nvidia/lib64 /usr/local/nvidia/lib
         ldconfig -p 2>/dev/null | sed -nE 's/.*lib(cuda|cublas|cudnn|curand|nvrtc)\.so\.[0-9]+ .*=> (.*)\/[^/]*/\2/p' || true
         echo /usr/lib/x86_64-linux-gnu)
-    for library in libcuda.so.1 libcudart.so.13 libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13 libcudnn.so.9; do
+    # The driver's folder comes last, as it may have other versions of CUDA's libraries.
+    for library in libcudart.so.13 libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13 libcudnn.so.9 libcuda.so.1; do
         for folder in "${candidates[@]}"; do
             if [[ -n $folder && -e $folder/$library ]]; then echo "$folder"; continue 2; fi
         done
@@ -223,12 +224,13 @@ gpu() {
 export -f pipeline rates
 export here work cuda device longest
 declare -p frames > "$work/frames"
-# The most important parts come first. Most end long before their limit; what is left of the time limits the last ones.
-gpu convolutions 50
+# The most important parts come first. Most end long before their limit; what is left of the time limits the last ones. The first
+# one has to load and compile much: it is one that is short itself.
+gpu vectors 40
+gpu convolutions 60
 gpu pooling 20
 gpu gram 25
 gpu content 20
-gpu vectors 20
 gpu optimizers 20
 gpu losses 80
 gpu recordings 60
@@ -237,6 +239,11 @@ gpu times 90
 part pipeline 90 bash -c "set -euo pipefail; source '$work/frames'; rates"
 part peer 95 "$python" "$here/peer.py" --seconds 65 --device "$device"
 gpu throughput 40
+# Whether threads of a block disturb each other in shared memory: no check of results is sure to show it.
+if command -v compute-sanitizer >/dev/null; then
+    part races 60 env LD_LIBRARY_PATH="$cuda" compute-sanitizer --tool racecheck --error-exitcode 1 \
+        "$here/gpu" pooling gram content vectors optimizers --device "$device" --quick
+fi
 profile > "$work/logs/profile.csv" 2> "$work/logs/profile.err" || true
 write
 cat "$out"
