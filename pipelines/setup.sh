@@ -23,7 +23,8 @@ die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 install_packages() {
     local missing=() package
     for package in "${packages[@]}"; do
-        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+        # A line for each architecture that the package is there for.
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
     done
     [[ ${#missing[@]} == 0 ]] && return
     echo "setup: to build and run the plugin, these packages are missing and will be installed: ${missing[*]}"

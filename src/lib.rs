@@ -29,6 +29,9 @@
 //! # }
 //! ```
 
+#[cfg(target_endian = "big")]
+compile_error!("candle reads weights as little-endian numbers");
+
 #[cfg(feature = "plugin")]
 pub mod element;
 pub mod ops;

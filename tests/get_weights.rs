@@ -115,8 +115,11 @@ impl Home {
 
     fn get(&self, arguments: &[&str]) -> Ended {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/get.sh");
+        // The script runs cargo, for which all is built in this test's own folder.
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
         run(Command::new(script)
             .args(arguments)
+            .env("CARGO_TARGET_DIR", target)
             .env("XDG_DATA_HOME", self.0.path()))
     }
 
