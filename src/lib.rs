@@ -30,7 +30,7 @@
 //! ```
 
 #[cfg(target_endian = "big")]
-compile_error!("candle reads weights as little-endian numbers");
+compile_error!("candle takes the little-endian numbers of weights as the machine's own");
 
 #[cfg(feature = "plugin")]
 pub mod element;

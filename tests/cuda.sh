@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
-# cuda.sh [PART ...]: builds the crate for CUDA and runs the checks of benches/gpu, or some of their parts, and a pipeline with
-# device=cuda, where there is neither a GPU nor CUDA: with stand-ins for CUDA's libraries, which compute on the CPU (tests/cuda).
+# cuda.sh [PART ...]: builds the crate for CUDA and runs the checks of benches/gpu, or some of their parts, and pipelines with
+# device=cuda and device=auto, where there is neither a GPU nor CUDA: with stand-ins for CUDA's libraries, which compute on the CPU (tests/cuda).
 # With CUDNN=/path/of/libcudnn.so.9 (9.8 or later; the folder in LD_LIBRARY_PATH, and cuBLAS' libraries in it, too) cuDNN itself
 # says which engines an H200 has for each convolution, and whether they take its plan. x86-64 Linux.
 set -euo pipefail
@@ -65,22 +65,25 @@ check_all() {
     grep ' 0 failed' "$made/losses.md"
 }
 
+# Ends with the last pipeline's output and a message.
+fail() {
+    cat "$made/pipeline.log" >&2
+    echo "cuda.sh: $1" >&2
+    exit 1
+}
+
 # paint FRAMES PROPERTY...: a pipeline that prints its messages.
 paint() {
     local frames=$1
     shift
     GST_REGISTRY=$made/registry GST_PLUGIN_PATH=$CARGO_TARGET_DIR/release GST_DEBUG=gatys:2 run gst-launch-1.0 -m --no-fault \
         videotestsrc num-buffers="$frames" pattern=ball ! video/x-raw,width=67,height=45 ! videoconvert ! \
-        gatys style-image="$made/style.png" iterations=3 initial-iterations=5 "$@" ! fakesink > "$made/pipeline.log" 2>&1
+        gatys style-image="$made/style.png" iterations=3 initial-iterations=5 "$@" ! fakesink > "$made/pipeline.log" 2>&1 || fail "the pipeline with $* failed"
 }
 
-# painted FRAMES PATTERN: whether so many of the last pipeline's messages match.
+# painted FRAMES PATTERN: fails unless so many of the last pipeline's messages match.
 painted() {
-    [[ $(grep -c "gatys, .*$2" "$made/pipeline.log") == "$1" ]] || {
-        cat "$made/pipeline.log" >&2
-        echo "cuda.sh: the pipeline did not paint $1 frames with $2" >&2
-        exit 1
-    }
+    [[ $(grep -c "gatys, .*$2" "$made/pipeline.log") == "$1" ]] || fail "the pipeline did not paint $1 frames with $2"
 }
 
 pipelines() {
@@ -90,7 +93,7 @@ pipelines() {
     # A driver that does not know the kernels' version of PTX.
     GPU_DRIVER_IS_OLD=1 paint 1 device=auto
     painted 1 'device=(string)cpu'
-    grep -q 'WARNING.*GPU 0 cannot be used' "$made/pipeline.log"
+    grep -q 'WARNING.*GPU 0 cannot be used' "$made/pipeline.log" || fail "there is no warning of an old driver"
 }
 
 program=$(LIBRARY_PATH=$made/stubs:$LIBRARY_PATH benches/gpu/program.sh --features cuda,cudnn --lib)

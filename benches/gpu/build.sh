@@ -28,7 +28,7 @@ build() {
     local environment
     environment=$(.ci/cuda-toolkit.sh target/cuda-toolkit)
     eval "$environment"
-    # Not the folder of other builds: tests compile the kernels fast, not fast kernels (tests/cuda.sh).
+    # Not the folder of other builds: tests compile slow kernels, to save time (tests/cuda.sh).
     export CARGO_TARGET_DIR=$PWD/$made/build
     unset NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS
     "$here/stubs.sh" "$made/stubs"

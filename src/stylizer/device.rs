@@ -86,7 +86,12 @@ fn cuda(ordinal: usize) -> Result<Device, Error> {
     // panic.
     let open = || Device::new_cuda_with_stream(ordinal).and_then(configured);
     let device = catch_unwind(AssertUnwindSafe(open))
-        .map_err(|_| Error::Cuda(ordinal, "there is no CUDA driver".into()))?
+        .map_err(|_| {
+            Error::Cuda(
+                ordinal,
+                "there is no CUDA driver, or it does not work".into(),
+            )
+        })?
         .map_err(|error| Error::Cuda(ordinal, error.to_string()))?;
     gpus.insert(ordinal, device.clone());
     Ok(device)

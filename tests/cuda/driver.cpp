@@ -309,7 +309,7 @@ CALL cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, CUstre
         enqueue(stream, [=] { std::memcpy((void*)to, from, bytes); });
         OK;
     }
-    // Other memory is read before the call returns.
+    // Other memory is read before the call returns. That is the rule, not a promise, but candle relies on it everywhere.
     expect_not_captured(stream, __func__);
     auto copy = std::make_shared<std::vector<char>>((char*)from, (char*)from + bytes);
     enqueue(stream, [=] { std::memcpy((void*)to, copy->data(), bytes); });
@@ -320,11 +320,12 @@ CALL cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream str
     Guard guard(device_lock);
     expect_context(__func__);
     expect_memory((void*)from, bytes, __func__);
-    enqueue(stream, [=] { std::memcpy(to, (void*)from, bytes); });
-    // To other memory, too, a copy may be under way when the call returns.
     if (!is_pinned(to)) {
         expect_not_captured(stream, __func__);
+        // To such memory, too, the copy may be under way when the call returns.
+        std::memset(to, POISON, bytes);
     }
+    enqueue(stream, [=] { std::memcpy(to, (void*)from, bytes); });
     OK;
 }
 
