@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
 # cuda.sh [PART ...]: builds the crate for CUDA and runs the checks of benches/gpu, or some of their parts, and pipelines with
-# device=cuda and device=auto, where there is neither a GPU nor CUDA: with stand-ins for CUDA's libraries, which compute on the CPU (tests/cuda).
-# With CUDNN=/path/of/libcudnn.so.9 (9.8 or later; the folder in LD_LIBRARY_PATH, and cuBLAS' libraries in it, too) cuDNN itself
-# says which engines an H200 has for each convolution, and whether they take its plan. x86-64 Linux.
+# device=cuda and device=auto, where there is neither a GPU nor CUDA: with stand-ins for CUDA's libraries, which compute on the
+# CPU (tests/cuda). With CUDNN=/path/of/libcudnn.so.9 (9.8 or later; the folder in LD_LIBRARY_PATH, and cuBLAS' libraries in it,
+# too) cuDNN itself says which engines an H200 has for each convolution, and whether they take its plan. x86-64 Linux.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -78,7 +78,8 @@ paint() {
     shift
     GST_REGISTRY=$made/registry GST_PLUGIN_PATH=$CARGO_TARGET_DIR/release GST_DEBUG=gatys:2 run gst-launch-1.0 -m --no-fault \
         videotestsrc num-buffers="$frames" pattern=ball ! video/x-raw,width=67,height=45 ! videoconvert ! \
-        gatys style-image="$made/style.png" iterations=3 initial-iterations=5 "$@" ! fakesink > "$made/pipeline.log" 2>&1 || fail "the pipeline with $* failed"
+        gatys style-image="$made/style.png" iterations=3 initial-iterations=5 "$@" ! fakesink > "$made/pipeline.log" 2>&1 ||
+        fail "the pipeline with $* failed"
 }
 
 # painted FRAMES PATTERN: fails unless so many of the last pipeline's messages match.
