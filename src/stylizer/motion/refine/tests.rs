@@ -182,25 +182,3 @@ fn the_same_as_by_plain_loops() {
         }
     }
 }
-
-#[test]
-fn errors_from_pixel_to_pixel_are_smoothed_out() {
-    let (u, v) = (0.8, -0.4);
-    for size @ (h, w) in SIZES {
-        let (from, _) = picture(size, waves);
-        let (to, _) = picture(size, |y, x| waves(y - v, x - u));
-        let mut field = Field::zeros(h, w);
-        for i in 0..h * w {
-            let error = 0.5 * (1.7 * i as f32).sin();
-            (field.u[i], field.v[i]) = (u + error, v - error);
-        }
-        let error = |field: &Field| {
-            let errors = field.u.iter().zip(&field.v);
-            errors.map(|(a, b)| (a - u).hypot(b - v)).sum::<f32>() / (h * w) as f32
-        };
-        let before = error(&field);
-        refine(&from, &to, &mut field, 1);
-        let after = error(&field);
-        assert!(after < 0.5 * before, "{h}x{w}: {after} of {before}");
-    }
-}
