@@ -135,7 +135,8 @@ Status cublasGemmStridedBatchedEx(Context* handle, int a_operation,
                                           const void* beta, void* c_start, int c_type, int c_stride,
                                           long long c_step, int count, int compute, int) {
     std::lock_guard guard(device_lock);
-    if (compute != CUBLAS_COMPUTE_32F) {
+    // Products in tf32 are computed in f32.
+    if (compute != CUBLAS_COMPUTE_32F && !(compute == CUBLAS_COMPUTE_32F_FAST_TF32 && a_type == CUDA_R_32F)) {
         fault("a matrix product computed in %d", compute);
     }
     // The library's own workspace may not be allocated during a capture.
