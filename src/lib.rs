@@ -32,6 +32,9 @@
 #[cfg(target_endian = "big")]
 compile_error!("candle takes the little-endian numbers of weights as the machine's own");
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the memory that frames take is estimated in usize, which needs 64 bits");
+
 #[cfg(feature = "plugin")]
 pub mod element;
 pub mod ops;
