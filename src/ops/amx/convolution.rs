@@ -88,6 +88,13 @@ pub fn kernel(
     })
 }
 
+/// Lines from a position to the next: an odd number, so one more than its channels take where those
+/// are even. In the L1 cache, lines whose distance is a multiple of 64 share 12 places: with 16
+/// lines to a position, say, strips would drive each other out between one tap and the next.
+fn position_stride(n_in: usize) -> usize {
+    n_in / TILE_DEPTH | 1
+}
+
 /// A convolution of one input.
 pub struct Convolution<'a> {
     amx: Amx,
@@ -99,6 +106,8 @@ pub struct Convolution<'a> {
     border: usize,
     source: ConvInput<'a>,
     kernel: &'a VnniMatrix,
+    /// Distance between neighbouring positions in the copy, in lines.
+    stride: usize,
     /// Distance of each step's lines from a position's first line, in lines.
     offsets: Vec<usize>,
 }
@@ -137,9 +146,10 @@ impl<'a> Convolution<'a> {
         }
         let (h, w) = (h + 2 * border - 2, w + 2 * border - 2);
         let chunks = n_in / TILE_DEPTH;
+        let stride = position_stride(n_in);
         let offsets = (0..9 * chunks).map(|step| {
             let (chunk, tap) = (step / 9, step % 9);
-            (tap / 3 * (w + 2) + tap % 3) * chunks + chunk
+            (tap / 3 * (w + 2) + tap % 3) * stride + chunk
         });
         Self {
             amx,
@@ -149,6 +159,7 @@ impl<'a> Convolution<'a> {
             border,
             source,
             kernel,
+            stride,
             offsets: offsets.collect(),
         }
     }
@@ -164,7 +175,7 @@ impl<'a> Convolution<'a> {
     /// Splits the output into pieces for a number of threads. No sum depends on the split.
     pub fn pieces(&self, threads: usize) -> impl IndexedParallelIterator<Item = Piece> + use<> {
         let (h, n_out) = (self.h, self.kernel.columns());
-        let row_bytes = (self.w + 2) * self.n_in * size_of::<bf16>();
+        let row_bytes = (self.w + 2) * self.stride * size_of::<Line>();
         let most = (MAX_PIECE_BYTES / row_bytes).saturating_sub(2).clamp(1, h);
         // A multiple of the number of threads, so that all finish at about the same time.
         let bands = h.div_ceil(most).next_multiple_of(threads).min(h);
@@ -205,24 +216,21 @@ impl<'a> Convolution<'a> {
     ) {
         let Piece { rows, channels } = piece;
         assert!(rows.end <= self.h && channels.end <= self.kernel.columns());
-        let (pitch, chunks) = (self.w + 2, self.n_in / TILE_DEPTH);
+        let (pitch, stride) = (self.w + 2, self.stride);
         // Past the last pixel's taps, room for the unused positions of the last strip.
-        let len = ((rows.len() + 2) * pitch + TILE_ROWS) * chunks;
+        let len = ((rows.len() + 2) * pitch + TILE_ROWS) * stride;
         if scratch.lines.len() < len {
             scratch.lines.resize(len, Line::ZEROS);
         }
         let lines = &mut scratch.lines[..len];
-        for (y, row) in (rows.start..).zip(lines.chunks_exact_mut(pitch * chunks)) {
+        for (y, row) in (rows.start..).zip(lines.chunks_exact_mut(pitch * stride)) {
             if y < rows.end + 2 {
                 self.copy_row(y, row);
             }
         }
         self.layout_strips(rows, &mut scratch.strips);
 
-        let positions = LeftOperand {
-            lines,
-            stride: chunks,
-        };
+        let positions = LeftOperand { lines, stride };
         let tiles = TilesGuard::configure(self.amx);
         let mut sums = Accumulators::ZEROS;
         for pass in channels.clone().step_by(PASS_CHANNELS) {
@@ -230,7 +238,7 @@ impl<'a> Convolution<'a> {
                 // If fewer than three are left, the last one fills up the rest.
                 let starts = std::array::from_fn(|i| {
                     let strip = strips[i.min(strips.len() - 1)];
-                    ((strip.y - rows.start) * pitch + strip.x) * chunks
+                    ((strip.y - rows.start) * pitch + strip.x) * stride
                 });
                 for channel in
                     (pass..(pass + PASS_CHANNELS).min(channels.end)).step_by(TILE_COLUMNS)
@@ -275,7 +283,7 @@ impl<'a> Convolution<'a> {
         }
     }
 
-    /// Copies the input row of the first tap of output row `y` to `to` `[w + 2, n_in]`, with its
+    /// Copies the input row of the first tap of output row `y` to `to` `[w + 2, stride]`, with its
     /// border.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -284,25 +292,30 @@ impl<'a> Convolution<'a> {
         let Some(y) = y.checked_sub(self.border).filter(|&y| y < h) else {
             return to.fill(Line::ZEROS);
         };
-        let edge = self.border * self.n_in / TILE_DEPTH;
+        let edge = self.border * self.stride;
         let (left, rest) = to.split_at_mut(edge);
-        let (inside, right) = rest.split_at_mut(w * self.n_in / TILE_DEPTH);
+        let (inside, right) = rest.split_at_mut(w * self.stride);
         left.fill(Line::ZEROS);
         right.fill(Line::ZEROS);
         let row = |values: &'a [bf16]| {
             let values = &values[y * w * self.n_in..][..w * self.n_in];
-            values.as_chunks::<TILE_DEPTH>().0
+            let chunks = values.as_chunks::<TILE_DEPTH>().0;
+            chunks.chunks_exact(self.n_in / TILE_DEPTH)
         };
+        let pixels = inside.chunks_exact_mut(self.stride);
         match self.source {
             ConvInput::Features(values) => {
-                for (line, values) in inside.iter_mut().zip(row(values)) {
-                    line.0 = *values;
+                for (lines, values) in pixels.zip(row(values)) {
+                    for (line, values) in lines.iter_mut().zip(values) {
+                        line.0 = *values;
+                    }
                 }
             }
             ConvInput::MaskedGradient(values, active) => {
-                let sources = row(values).iter().zip(row(active));
-                for (line, (values, active)) in inside.iter_mut().zip(sources) {
-                    avx512::copy_active(values, active, &mut line.0);
+                for ((lines, values), active) in pixels.zip(row(values)).zip(row(active)) {
+                    for ((line, values), active) in lines.iter_mut().zip(values).zip(active) {
+                        avx512::copy_active(values, active, &mut line.0);
+                    }
                 }
             }
         }
