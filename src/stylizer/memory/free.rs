@@ -8,6 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::sys;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use std::fs;
+use std::path::Path;
 #[cfg(feature = "cuda")]
 use std::ptr::{from_mut, null_mut};
 use sysinfo::System;
@@ -34,10 +35,38 @@ fn machine_free_bytes() -> Option<usize> {
     let in_container = system.cgroup_limits().map(|limits| {
         // Not `free_memory`, which takes the cache of files for used.
         let free = limits.total_memory.saturating_sub(limits.rss);
-        free.saturating_add(limits.free_swap)
+        // `free_swap` is the machine's.
+        let swap = cgroup_free_swap(Path::new("/sys/fs/cgroup"))
+            .map_or(limits.free_swap, |swap| swap.min(limits.free_swap));
+        free.saturating_add(swap)
     });
     let free = in_container.map_or(free, |in_container| free.min(in_container));
     Some(free.try_into().unwrap_or(usize::MAX))
+}
+
+/// What the limits of a control group, of version 2 or 1, leave of swap, in bytes. None if there is no
+/// limit.
+fn cgroup_free_swap(group: &Path) -> Option<u64> {
+    let number = |file: &str| -> Option<u64> {
+        let text = fs::read_to_string(group.join(file)).ok()?;
+        text.trim().parse().ok()
+    };
+    let version_2 = || {
+        // The word `max` if there is none.
+        let limit = number("memory.swap.max")?;
+        Some(limit.saturating_sub(number("memory.swap.current")?))
+    };
+    let version_1 = || {
+        // Memory and swap together, less memory.
+        let swap = |file: &str| {
+            let together = number(&format!("memory/memory.memsw.{file}"))?;
+            Some(together.saturating_sub(number(&format!("memory/memory.{file}"))?))
+        };
+        let limited = number("memory/memory.memsw.limit_in_bytes")? < i64::MAX as u64 / 2;
+        let left = swap("limit_in_bytes")?.saturating_sub(swap("usage_in_bytes")?);
+        limited.then_some(left)
+    };
+    version_2().or_else(version_1)
 }
 
 /// What the limit of this process' address space (`ulimit -v`) leaves, in bytes. None if there is none,
@@ -103,5 +132,40 @@ pub fn give_back_memory(device: &Device) {
     if let Ok(pool) = memory_pool(gpu) {
         // SAFETY: the pool is that of a live context.
         let _ = unsafe { sys::cuMemPoolTrimTo(pool, 0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the files of a control group, with their contents, leave of swap.
+    fn free_swap(files: &[(&str, &str)]) -> Option<u64> {
+        let group = tempfile::tempdir().unwrap();
+        fs::create_dir(group.path().join("memory")).unwrap();
+        for (file, content) in files {
+            fs::write(group.path().join(file), format!("{content}\n")).unwrap();
+        }
+        cgroup_free_swap(group.path())
+    }
+
+    #[test]
+    fn a_containers_swap_is_what_its_limit_leaves() {
+        assert_eq!(free_swap(&[]), None);
+        for (limit, left) in [("0", Some(0)), ("5000", Some(3000)), ("max", None)] {
+            let files = [("memory.swap.max", limit), ("memory.swap.current", "2000")];
+            assert_eq!(free_swap(&files), left);
+        }
+        let version_1 = |together, used| {
+            free_swap(&[
+                ("memory/memory.limit_in_bytes", "10000"),
+                ("memory/memory.usage_in_bytes", "8000"),
+                ("memory/memory.memsw.limit_in_bytes", together),
+                ("memory/memory.memsw.usage_in_bytes", used),
+            ])
+        };
+        assert_eq!(version_1("10000", "8000"), Some(0));
+        assert_eq!(version_1("15000", "10000"), Some(3000));
+        assert_eq!(version_1("9223372036854771712", "8000"), None);
     }
 }
