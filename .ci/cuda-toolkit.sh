@@ -45,7 +45,7 @@ try_compiler() {
 command -v c++ >/dev/null || die "needs a C++ compiler (g++)"
 
 mkdir -p "$(dirname "$1")"
-dir=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+dir=$(CDPATH='' cd "$(dirname "$1")" && pwd)/$(basename "$1")
 [[ $dir != *[[:space:]]* ]] || die "nvcc does not take blanks in its own path: $dir"
 
 # The folder appears under its name when it is complete, and names what it was made from: an unfinished or older one is made anew.
@@ -60,7 +60,7 @@ if [[ $(cat "$dir/made-from" 2>/dev/null) != "${wheels[*]}" ]]; then
     mv "$dir.part" "$dir"
 fi
 
-home=$dir/nvidia/cu13
+printf -v home %q "$dir/nvidia/cu13"
 cat <<END
 export CUDA_HOME=$home CUDA_PATH=$home NVCC=$home/bin/nvcc
 export PATH=$home/bin:\$PATH

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MPL-2.0
 # run.sh [SECONDS]: feeds the weights' readers damaged files for so long (60), beginning with those in tests/families.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+PATH=${CARGO_HOME:-${HOME-}/.cargo}/bin:$PATH
 command -v cargo-fuzz >/dev/null || cargo install --quiet --locked --version '^0.13' cargo-fuzz
 corpus=target/fuzz-corpus
 mkdir -p "$corpus"

@@ -4,7 +4,7 @@
 # packages (and any PACKAGE named), and a Rust toolchain. Uses root for apt-get alone, and no network where nothing is missing.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 packages=(
     build-essential pkg-config
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev

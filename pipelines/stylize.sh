@@ -25,7 +25,7 @@ for file in "${@:1:2}"; do
     [[ -r $file ]] || { echo "${0##*/}: $file is not there, or cannot be read" >&2; exit 1; }
 done
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 example() { cargo run --quiet --release --manifest-path "$root/Cargo.toml" --example "$@"; }
 
 make_sample() {

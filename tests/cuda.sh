@@ -5,7 +5,7 @@
 # CPU (tests/cuda). With CUDNN=/path/of/libcudnn.so.9 (9.8 or later; the folder in LD_LIBRARY_PATH, and cuBLAS' libraries in it,
 # too) cuDNN itself says which engines an H200 has for each convolution, and whether they take its plan. x86-64 Linux.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 made=$PWD/target/cuda
 # Not the folder of the other builds: the plugin in it would take the place of the one for the CPU.

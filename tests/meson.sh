@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MPL-2.0
 # Installs the plugin with meson below a temporary folder, and asks GStreamer whether it finds the element there.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MPL-2.0
 # run.sh [ARGUMENT ...]: sets up what is missing and runs every test; the arguments go to cargo test.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 pipelines/setup.sh python3-venv curl
 .ci/python.sh weights/requirements.txt target/python

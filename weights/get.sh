@@ -45,17 +45,17 @@ if [[ ${#given[@]} != 0 ]]; then
 fi
 sha256=$(tr A-F a-f <<<"$sha256")
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# As GLib finds it, which takes no relative path.
-[[ ${XDG_DATA_HOME:-} == /* ]] || XDG_DATA_HOME=$(echo ~/.local/share)
-directory=$XDG_DATA_HOME/gst-plugin-gatys
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# As GLib finds it.
+[[ ${XDG_DATA_HOME:-/} == /* ]] || die "XDG_DATA_HOME is not an absolute path: $XDG_DATA_HOME"
+directory=${XDG_DATA_HOME:-$(echo ~/.local/share)}/gst-plugin-gatys
 made=$directory/imagenet.safetensors
 part=$directory/${url##*/}.part
 
 need() { command -v "$1" >/dev/null || die "needs the program $1: ${2:-install the package $1}"; }
 
 sum() {
-    if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d' ' -f1
+    if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi <"$1" | cut -d' ' -f1
 }
 
 # What to do without a network.
@@ -91,7 +91,8 @@ download() {
         "start again to go on." "$(by_hand)"
 }
 
-example() { cargo "$1" --quiet --release --manifest-path "$root/Cargo.toml" --example weights "${@:2}"; }
+# Without the lock, which a compiler's server that it starts would keep.
+example() { cargo "$1" --quiet --release --manifest-path "$root/Cargo.toml" --example weights "${@:2}" 9>&-; }
 
 convert() {
     example run -- "$1" "$made.part"

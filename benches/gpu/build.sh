@@ -4,7 +4,7 @@
 # plugin, the parts of GStreamer for one pipeline, a clip, and peer.py. It needs neither a GPU nor CUDA, and leaves CUDA's own
 # libraries out. Needs what pipelines/setup.sh installs, python3 with pip, and xz.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 
 made=target/gpu

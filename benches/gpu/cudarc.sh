@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MPL-2.0
 # cudarc.sh: prints the folder of the sources of cudarc, of the version in Cargo.lock.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cargo metadata --locked --features cudnn --format-version 1 --manifest-path "$root/Cargo.toml" | python3 -c '
 import json, os, sys
 packages = json.load(sys.stdin)["packages"]

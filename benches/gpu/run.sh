@@ -5,7 +5,7 @@
 # output of each part, of cuDNN and of a profiler, and the chosen algorithms. Needs CUDA 13's libraries with cuDNN 9, and PyTorch
 # for one part; no network. The exit status is 0 only if all demands are met. `--device cpu --quick` tests the script without a GPU.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 out=$PWD/RESULTS.md device=cuda quick=() python='' longest=0
 frames=(24 120)

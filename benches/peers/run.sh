@@ -3,7 +3,7 @@
 # run.sh [OPTION ...]: compares an evaluation with PyTorch's; the options go to compare.py (--help lists them).
 # PEERS_PYTHON=PYTHON takes a Python that has the packages in requirements.txt instead of making target/peers.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 if [[ -z ${PEERS_PYTHON:-} ]]; then
     .ci/python.sh benches/peers/requirements.txt target/peers

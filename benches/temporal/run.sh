@@ -5,7 +5,7 @@
 # run.sh --flow [OPTION ...]: compares the time spent on motion with that of OpenCV's flow; the options go to flow.py (--help lists them).
 # TEMPORAL_PYTHON=PYTHON takes a Python that has the packages in requirements.txt instead of making target/temporal/python.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 made=target/temporal
 mkdir -p "$made"
 

@@ -90,10 +90,11 @@ fn parse(args: Vec<OsString>) -> Result<Job, Failure> {
         return Err(Failure::Usage(what.into()));
     };
     let properties = args.map(|arg| {
-        let property = arg.to_str().and_then(|arg| arg.split_once('='));
-        let (name, value) = property.ok_or_else(|| {
-            Failure::Usage(format!("{} is not PROPERTY=VALUE", arg.to_string_lossy()))
-        })?;
+        let refused = |why| Failure::Usage(format!("{} is not {why}", arg.to_string_lossy()));
+        let text = arg.to_str().ok_or_else(|| refused("UTF-8"))?;
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| refused("PROPERTY=VALUE"))?;
         Ok((name.to_owned(), value.to_owned()))
     });
     Ok(Job {
