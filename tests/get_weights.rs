@@ -114,13 +114,17 @@ impl Home {
     }
 
     fn get(&self, arguments: &[&str]) -> Ended {
+        Self::get_in(self.0.path(), arguments)
+    }
+
+    fn get_in(data_home: &Path, arguments: &[&str]) -> Ended {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/get.sh");
         // The script runs cargo, for which all is built in this test's own folder.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
         run(Command::new(script)
             .args(arguments)
             .env("CARGO_TARGET_DIR", target)
-            .env("XDG_DATA_HOME", self.0.path()))
+            .env("XDG_DATA_HOME", data_home))
     }
 
     /// The files that the script has left there.
@@ -308,6 +312,9 @@ fn a_file_of_ones_own() {
     let ended = home.get(&["no such file"]);
     ended.assert_refused("no such file");
     assert!(ended.stderr.contains("no such file"), "{ended}");
+    let ended = Home::get_in(Path::new("data"), &[own.to_str().unwrap()]);
+    ended.assert_refused("a relative folder");
+    assert!(ended.stderr.contains("XDG_DATA_HOME"), "{ended}");
     for arguments in [
         &["--url"][..],
         &["--url", "http://127.0.0.1/x"],

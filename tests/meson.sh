@@ -20,4 +20,8 @@ grep -q "Filename *$plugin" "$work/manual" ||
     { echo "meson.sh: gst-inspect-1.0 finds another gatys:" >&2; grep Filename "$work/manual" >&2; exit 1; }
 GST_REGISTRY=$work/registry2 meson devenv -C "$work/build" gst-inspect-1.0 gatys > /dev/null ||
     { echo "meson.sh: there is no gatys in meson's own environment" >&2; exit 1; }
+built=$(echo "$work"/build/libgstgatys.*)
+ln "$built" "$work/in-use"
+meson compile -C "$work/build"
+[[ ! $built -ef $work/in-use ]] || { echo "meson.sh: meson compile writes over a library that may be in use" >&2; exit 1; }
 echo "meson.sh: gst-inspect-1.0 finds gatys in ${plugin%/*}"
