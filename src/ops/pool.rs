@@ -167,16 +167,14 @@ impl Pooling {
                     let corners = corners(rows, x, w, n);
                     let (left, right) = top[..2 * n].split_at_mut(n);
                     let (lower_left, lower_right) = bottom[..2 * n].split_at_mut(n);
-                    for (i, upstream) in upstream.chunks(CHANNEL_CHUNK).enumerate() {
-                        let range = i * CHANNEL_CHUNK..i * CHANNEL_CHUNK + upstream.len();
-                        let shares = route_to_first_max(
+                    let mut shares = [left, right, lower_left, lower_right];
+                    for first in (0..n).step_by(CHANNEL_CHUNK) {
+                        let range = first..(first + CHANNEL_CHUNK).min(n);
+                        route_to_first_max(
                             corners.map(|corner| &corner[range.clone()]),
-                            upstream,
+                            &upstream[range.clone()],
+                            shares.each_mut().map(|shares| &mut shares[range.clone()]),
                         );
-                        let corners = [&mut *left, right, lower_left, lower_right];
-                        for (corner, shares) in corners.into_iter().zip(&shares) {
-                            corner[range.clone()].copy_from_slice(&shares[..upstream.len()]);
-                        }
                     }
                 }
             }
@@ -202,30 +200,30 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Channels that [`route_to_first_max`] processes at a time.
-const CHANNEL_CHUNK: usize = 16;
+/// The most channels that [`route_to_first_max`] processes at a time.
+const CHANNEL_CHUNK: usize = 128;
 
-/// For each of up to [`CHANNEL_CHUNK`] channels, `upstream` in the first of the four corners that
-/// holds the maximum, zeros in the others. Works on arrays of fixed size, so that it vectorises.
+/// For each of up to [`CHANNEL_CHUNK`] channels, writes `upstream` to the share of the first of the four
+/// corners that holds the maximum, zeros to the others'. Goes through the channels once for each
+/// corner: a loop over all slices at once would not vectorise.
 #[inline(always)]
-fn route_to_first_max<T: Scalar>(four: [&[T]; 4], upstream: &[T]) -> [[T; CHANNEL_CHUNK]; 4] {
-    let array = |values: &[T]| {
-        let mut array = [T::zero(); CHANNEL_CHUNK];
-        array[..values.len()].copy_from_slice(values);
-        array
-    };
-    let (four, upstream) = (four.map(array), array(upstream));
-    let mut shares = [[T::zero(); CHANNEL_CHUNK]; 4];
-    for i in 0..CHANNEL_CHUNK {
-        let [a, b, c, d] = four.map(|values| values[i].as_f32());
-        let best = larger(larger(a, b), larger(c, d));
-        let share = |first: bool| if first { upstream[i] } else { T::zero() };
-        shares[0][i] = share(a == best);
-        shares[1][i] = share((a != best) & (b == best));
-        shares[2][i] = share((a != best) & (b != best) & (c == best));
-        shares[3][i] = share((a != best) & (b != best) & (c != best));
+fn route_to_first_max<T: Scalar>(corners: [&[T]; 4], upstream: &[T], shares: [&mut [T]; 4]) {
+    let n = upstream.len();
+    let (mut largest, mut remaining) = ([0.0; CHANNEL_CHUNK], [T::zero(); CHANNEL_CHUNK]);
+    let (largest, remaining) = (&mut largest[..n], &mut remaining[..n]);
+    remaining.copy_from_slice(upstream);
+    for (i, largest) in largest.iter_mut().enumerate() {
+        let [a, b, c, d] = corners.map(|corner| corner[i].as_f32());
+        *largest = larger(larger(a, b), larger(c, d));
     }
-    shares
+    for (corner, shares) in corners.into_iter().zip(shares) {
+        let channels = corner.iter().zip(&*largest).zip(&mut *remaining);
+        for (((value, largest), remaining), share) in channels.zip(shares) {
+            let first = value.as_f32() == *largest;
+            *share = if first { *remaining } else { T::zero() };
+            *remaining = if first { T::zero() } else { *remaining };
+        }
+    }
 }
 
 /// The four pixels `[n]` of the window of output pixel `x`, in a pair of rows `[2, w, n]`.
@@ -296,7 +294,7 @@ mod tests {
     fn both_poolings_and_their_gradients_match_the_reference() {
         for_each_backend(|backend| {
             for (h, w) in SIZES {
-                for n in [1, 3, 20] {
+                for n in [1, 3, 20, 150] {
                     for pooling in [Pooling::Avg, Pooling::Max] {
                         let case = format!("{backend}, {h}x{w}x{n}, {pooling:?}");
                         check(&case, pooling, Array::random(h, w, n, 1));
