@@ -92,7 +92,7 @@ pub fn kernel(
 /// are even. In the L1 cache, lines whose distance is a multiple of 64 share 12 places: with 16
 /// lines to a position, say, strips would drive each other out between one tap and the next.
 fn position_stride(n_in: usize) -> usize {
-    n_in / TILE_DEPTH | 1
+    (n_in / TILE_DEPTH) | 1
 }
 
 /// A convolution of one input.

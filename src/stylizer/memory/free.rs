@@ -31,22 +31,19 @@ fn machine_free_bytes() -> Option<usize> {
     if system.total_memory() == 0 {
         return None;
     }
-    let free = system.available_memory().saturating_add(system.free_swap());
-    let in_container = system.cgroup_limits().map(|limits| {
-        // Not `free_memory`, which takes the cache of files for used.
-        let free = limits.total_memory.saturating_sub(limits.rss);
-        // `free_swap` is the machine's.
-        let swap = cgroup_free_swap(Path::new("/sys/fs/cgroup"))
-            .map_or(limits.free_swap, |swap| swap.min(limits.free_swap));
-        free.saturating_add(swap)
-    });
-    let free = in_container.map_or(free, |in_container| free.min(in_container));
-    Some(free.try_into().unwrap_or(usize::MAX))
+    let (mut free, mut swap) = (system.available_memory(), system.free_swap());
+    if let Some(limits) = system.cgroup_limits() {
+        // Not `free_memory`, which takes the cache of files for used; `free_swap` is the machine's.
+        free = free.min(limits.total_memory.saturating_sub(limits.rss));
+        let group = Path::new("/sys/fs/cgroup");
+        swap = swap.min(cgroup_free_swap(group, limits.total_memory).unwrap_or(swap));
+    }
+    Some(free.saturating_add(swap).try_into().unwrap_or(usize::MAX))
 }
 
-/// What the limits of a control group, of version 2 or 1, leave of swap, in bytes. None if there is no
-/// limit.
-fn cgroup_free_swap(group: &Path) -> Option<u64> {
+/// What the limits of a control group, of version 2 or 1, leave of swap to one that may have
+/// `total_memory`, in bytes. None if there is no limit.
+fn cgroup_free_swap(group: &Path, total_memory: u64) -> Option<u64> {
     let number = |file: &str| -> Option<u64> {
         let text = fs::read_to_string(group.join(file)).ok()?;
         text.trim().parse().ok()
@@ -57,14 +54,12 @@ fn cgroup_free_swap(group: &Path) -> Option<u64> {
         Some(limit.saturating_sub(number("memory.swap.current")?))
     };
     let version_1 = || {
-        // Memory and swap together, less memory.
-        let swap = |file: &str| {
-            let together = number(&format!("memory/memory.memsw.{file}"))?;
-            Some(together.saturating_sub(number(&format!("memory/memory.{file}"))?))
-        };
-        let limited = number("memory/memory.memsw.limit_in_bytes")? < i64::MAX as u64 / 2;
-        let left = swap("limit_in_bytes")?.saturating_sub(swap("usage_in_bytes")?);
-        limited.then_some(left)
+        // The limit is on memory and swap together.
+        let limit = number("memory/memory.memsw.limit_in_bytes")?;
+        let used = number("memory/memory.memsw.usage_in_bytes")?
+            .saturating_sub(number("memory/memory.usage_in_bytes")?);
+        let left = limit.saturating_sub(total_memory).saturating_sub(used);
+        (limit < i64::MAX as u64 / 2).then_some(left)
     };
     version_2().or_else(version_1)
 }
@@ -146,7 +141,7 @@ mod tests {
         for (file, content) in files {
             fs::write(group.path().join(file), format!("{content}\n")).unwrap();
         }
-        cgroup_free_swap(group.path())
+        cgroup_free_swap(group.path(), 10_000)
     }
 
     #[test]
@@ -158,7 +153,6 @@ mod tests {
         }
         let version_1 = |together, used| {
             free_swap(&[
-                ("memory/memory.limit_in_bytes", "10000"),
                 ("memory/memory.usage_in_bytes", "8000"),
                 ("memory/memory.memsw.limit_in_bytes", together),
                 ("memory/memory.memsw.usage_in_bytes", used),
