@@ -17,6 +17,7 @@ use gstgatys::stylizer::config::Config;
 use gstgatys::stylizer::style::StyleImage;
 use gstgatys::stylizer::{Error, Stylizer};
 use gstgatys::vgg::Vgg;
+use gstgatys::vgg::weights::MAX_CHANNELS;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -246,9 +247,6 @@ fn a_smaller_max_size_set_before_the_caps_counts() {
 const WIDTH: u32 = 2048;
 const LARGE_STYLE: u32 = 2 * WIDTH;
 
-/// The most channels that a layer may have.
-const MOST_CHANNELS: usize = 512;
-
 /// A network with a first layer so wide that, at a `style-scale` of 3.99 or 4, its features of a large style image take
 /// more than the machine's memory; and that style image. None where no layer may be so wide.
 fn wide() -> Option<(Files, PathBuf)> {
@@ -258,7 +256,7 @@ fn wide() -> Option<(Files, PathBuf)> {
     let bytes_of_channel = (4 * WIDTH as usize).pow(2) * DType::F32.size_in_bytes();
     let mut channels = NARROW;
     channels[0] = memory * 101 / 100 / bytes_of_channel + 1;
-    if channels[0] > MOST_CHANNELS {
+    if channels[0] > MAX_CHANNELS {
         eprintln!("left out: this machine has too much memory");
         return None;
     }

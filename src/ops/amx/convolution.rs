@@ -88,13 +88,6 @@ pub fn kernel(
     })
 }
 
-/// Lines from a position to the next: an odd number, so one more than its channels take where those
-/// are even. In the L1 cache, lines whose distance is a multiple of 64 share 12 places: with 16
-/// lines to a position, say, strips would drive each other out between one tap and the next.
-fn position_stride(n_in: usize) -> usize {
-    (n_in / TILE_DEPTH) | 1
-}
-
 /// A convolution of one input.
 pub struct Convolution<'a> {
     amx: Amx,
@@ -106,7 +99,10 @@ pub struct Convolution<'a> {
     border: usize,
     source: ConvInput<'a>,
     kernel: &'a VnniMatrix,
-    /// Distance between neighbouring positions in the copy, in lines.
+    /// Distance between neighbouring positions in the copy, in lines: an odd number, so one more than
+    /// the channels take where that is even. In the L1 cache, lines whose distance is a multiple of 64
+    /// share 12 places: with 16 lines to a position, say, strips would drive each other out between
+    /// one tap and the next.
     stride: usize,
     /// Distance of each step's lines from a position's first line, in lines.
     offsets: Vec<usize>,
@@ -146,7 +142,7 @@ impl<'a> Convolution<'a> {
         }
         let (h, w) = (h + 2 * border - 2, w + 2 * border - 2);
         let chunks = n_in / TILE_DEPTH;
-        let stride = position_stride(n_in);
+        let stride = chunks | 1;
         let offsets = (0..9 * chunks).map(|step| {
             let (chunk, tap) = (step / 9, step % 9);
             (tap / 3 * (w + 2) + tap % 3) * stride + chunk

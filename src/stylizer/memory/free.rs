@@ -54,7 +54,7 @@ fn cgroup_free_swap(group: &Path, total_memory: u64) -> Option<u64> {
         Some(limit.saturating_sub(number("memory.swap.current")?))
     };
     let version_1 = || {
-        // The limit is on memory and swap together.
+        // The limit is on memory and swap together; a number near the largest if there is none.
         let limit = number("memory/memory.memsw.limit_in_bytes")?;
         let used = number("memory/memory.memsw.usage_in_bytes")?
             .saturating_sub(number("memory/memory.usage_in_bytes")?);

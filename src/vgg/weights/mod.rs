@@ -29,7 +29,7 @@ const BUILT_IN: &[u8] = include_bytes!("../../../weights/vgg19-procedural.safete
 const MAX_FILE: u64 = 4 << 30;
 
 /// No layer of a VGG-19 has more channels.
-const MAX_CHANNELS: usize = 512;
+pub const MAX_CHANNELS: usize = 512;
 
 /// The size of the largest kernel in bytes, in f64.
 const MAX_KERNEL: usize = MAX_CHANNELS * MAX_CHANNELS * 9 * 8;
