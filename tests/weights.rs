@@ -12,7 +12,7 @@ use common::files::{
 };
 use gstgatys::vgg::Layer;
 use gstgatys::vgg::weights::preprocessing::Preprocessing;
-use gstgatys::vgg::weights::{Weights, WeightsSource};
+use gstgatys::vgg::weights::{Error, Weights, WeightsSource};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype, TensorView};
@@ -26,29 +26,39 @@ use tempfile::TempDir;
 /// More memory than any of these tests may allocate at once.
 const TOO_MUCH: usize = 64 << 20;
 
-/// The system's allocator, recording the largest allocation.
+/// The system's allocator, recording the largest allocation, and the most that was held.
 struct Watched;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static MOST_HELD: AtomicUsize = AtomicUsize::new(0);
+
+fn hold(size: usize) {
+    LARGEST.fetch_max(size, Ordering::Relaxed);
+    let held = HELD.fetch_add(size, Ordering::Relaxed) + size;
+    MOST_HELD.fetch_max(held, Ordering::Relaxed);
+}
 
 // SAFETY: every call goes on to the system's allocator as it is.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        hold(layout.size());
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        hold(layout.size());
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        LARGEST.fetch_max(size, Ordering::Relaxed);
+        hold(size);
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -290,26 +300,122 @@ fn damaged_files() {
     }
 }
 
-/// A zip file of one entry `archive/data.pkl`, as PyTorch writes first (PKWARE's APPNOTE.TXT, section 4.3).
-fn zip(pickle: &[u8]) -> Vec<u8> {
-    let name = b"archive/data.pkl";
-    let crc = crc32(pickle).to_le_bytes();
-    let size = (pickle.len() as u32).to_le_bytes();
+/// A message in an HDF5 object's header (HDF5 File Format Specification, section IV.A.1.a).
+fn message(kind: u16, data: &[u8]) -> Vec<u8> {
+    let padded = data.len().next_multiple_of(8);
+    let mut message = [kind.to_le_bytes(), (padded as u16).to_le_bytes()].concat();
+    message.extend([0; 4]);
+    message.extend(data);
+    message.resize(8 + padded, 0);
+    message
+}
+
+/// An HDF5 file whose root group links `links` times to one dataset, of a type with `members` members.
+fn linked(links: u32, members: u16) -> Vec<u8> {
+    const NOWHERE: [u8; 8] = [0xFF; 8];
+    const ROOT: u64 = 96;
+    let header = |messages: &[Vec<u8>]| {
+        let (count, bytes) = (messages.len() as u16, messages.concat());
+        let length = (bytes.len() as u32).to_le_bytes();
+        let count = count.to_le_bytes();
+        [&[1, 0][..], &count, &[1, 0, 0, 0], &length, &[0; 4], &bytes].concat()
+    };
+    let group = |dataset: u64| {
+        let link = |name: u32| {
+            let name = format!("{name:05}");
+            let start = [1, 8, 0, name.len() as u8];
+            message(
+                6,
+                &[&start, name.as_bytes(), &dataset.to_le_bytes()].concat(),
+            )
+        };
+        let mut messages = vec![message(2, &[&[0, 0][..], &NOWHERE, &NOWHERE].concat())];
+        messages.extend((0..links).map(link));
+        header(&messages)
+    };
+    let integer = b"a\0\0\x10\x08\0\0\x04\0\0\0\0\0\x20\0".repeat(members.into());
+    let members = members.to_le_bytes();
+    let compound = [&[0x36][..], &members, &[0, 4, 0, 0, 0], &integer].concat();
+    let one = 1u64.to_le_bytes();
+    let dataset = header(&[
+        message(1, &[&[1, 1, 0, 0, 0, 0, 0, 0][..], &one].concat()),
+        message(3, &compound),
+        message(8, &[&[3, 1][..], &NOWHERE, &[0; 8]].concat()),
+    ]);
+    let root = group(ROOT + group(0).len() as u64);
+    let end = ROOT + (root.len() + dataset.len()) as u64;
+    let superblock = [
+        &b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0\x04\0\x10\0\0\0\0\0"[..],
+        &[0; 8],
+        &NOWHERE,
+        &end.to_le_bytes(),
+        &NOWHERE,
+        &[0; 8],
+        &ROOT.to_le_bytes(),
+        &[0; 24],
+    ];
+    [&superblock.concat()[..], &root, &dataset].concat()
+}
+
+/// Links to a dataset are small, and what is known of the dataset may be large.
+#[test]
+fn many_links_to_a_dataset() {
+    let file = linked(2000, 3900);
+    let held = HELD.load(Ordering::Relaxed);
+    MOST_HELD.store(held, Ordering::Relaxed);
+    let error = Weights::from_bytes(&file).unwrap_err();
+    assert!(matches!(error, Error::NoNetwork), "{error}");
+    let more = MOST_HELD.load(Ordering::Relaxed) - held;
+    assert!(more < 4 * TOO_MUCH, "{more} bytes for {}", file.len());
+
+    let error = Weights::from_bytes(&linked(5000, 1)).unwrap_err();
+    assert!(error.to_string().contains("more than"), "{error}");
+}
+
+/// A zip file in which all names stand for the same file (PKWARE's APPNOTE.TXT, section 4.3).
+fn zip(names: &[&str], content: &[u8]) -> Vec<u8> {
+    let crc = crc32(content).to_le_bytes();
+    let size = (content.len() as u32).to_le_bytes();
     // Compression, time and date; checksum and sizes; length of the name, no extra field.
-    let common = [
-        &[0; 6][..],
-        &crc,
-        &size,
-        &size,
-        &[name.len() as u8, 0, 0, 0],
+    let common = |name: &str| {
+        let length = [name.len() as u8, 0, 0, 0];
+        [&[0; 6][..], &crc, &size, &size, &length].concat()
+    };
+    let first = names[0];
+    let local = [
+        b"PK\x03\x04\x0a\0\0\0",
+        &common(first)[..],
+        first.as_bytes(),
+        content,
     ]
     .concat();
-    let local = [b"PK\x03\x04\x0a\0\0\0", &common[..], name, pickle].concat();
-    let central = [b"PK\x01\x02\x0a\0\x0a\0\0\0", &common[..], &[0; 14], name].concat();
+    let entry = |name: &&str| {
+        let start = b"PK\x01\x02\x0a\0\x0a\0\0\0";
+        [start, &common(name)[..], &[0; 14], name.as_bytes()].concat()
+    };
+    let central: Vec<u8> = names.iter().flat_map(entry).collect();
     let (at, length) = (local.len() as u32, central.len() as u32);
     let place = [length.to_le_bytes(), at.to_le_bytes()].concat();
-    let end = [b"PK\x05\x06\0\0\0\0\x01\0\x01\0", &place[..], &[0; 2]].concat();
+    let count = [names.len() as u8, 0];
+    let end = [b"PK\x05\x06\0\0\0\0", &count[..], &count, &place, &[0; 2]].concat();
     [local, central, end].concat()
+}
+
+/// A zip file of PyTorch's with this pickle.
+fn pickled(pickle: &[u8]) -> Vec<u8> {
+    zip(&["archive/data.pkl"], pickle)
+}
+
+/// What many names share could be decompressed again for each.
+#[test]
+fn files_of_an_archive_may_not_overlap() {
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n";
+    let length = [header.len() as u8, 0];
+    let array = [b"\x93NUMPY\x01\0", &length[..], header.as_bytes(), &[0; 4]].concat();
+    let error = Weights::from_bytes(&zip(&["a.npy"], &array)).unwrap_err();
+    assert!(matches!(error, Error::NoNetwork), "{error}");
+    let error = Weights::from_bytes(&zip(&["a.npy", "b.npy"], &array)).unwrap_err();
+    assert!(error.to_string().contains("overlap"), "{error}");
 }
 
 /// Pickles that `torch.save` never writes, and what is wrong with each. The opcodes are those of CPython's
@@ -403,7 +509,7 @@ fn hostile_pickles_are_refused() {
     picture(32, 32).save(&style).unwrap();
     for (name, pickle, cause) in hostile_pickles() {
         let path: PathBuf = folder.path().join(format!("{name}.pth"));
-        fs::write(&path, zip(&pickle)).unwrap();
+        fs::write(&path, pickled(&pickle)).unwrap();
         let launch = format!(
             "ulimit -v 4000000; exec gst-launch-1.0 videotestsrc num-buffers=1 ! gatys n-threads=1 style-image={} \
              weights={} ! fakesink",

@@ -7,8 +7,10 @@ use candle_core::safetensors::SliceSafetensors;
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
+use std::io::Cursor;
 use std::rc::Rc;
 use zip::ZipArchive;
+use zip::result::ZipError;
 
 /// The error says for a person what is wrong with a file, or one of its tensors.
 pub type Result<T> = std::result::Result<T, String>;
@@ -97,8 +99,12 @@ impl<'a> Archive<'a> {
                 pth::legacy_entries(file).map_err(damaged("a PyTorch file"))?
             }
             FileFormat::Zip => {
-                let zip = ZipArchive::new(std::io::Cursor::new(file))
-                    .map_err(|error| damaged("a zip archive")(error.to_string()))?;
+                let unreadable = |error: ZipError| damaged("a zip archive")(error.to_string());
+                let mut zip = ZipArchive::new(Cursor::new(file)).map_err(unreadable)?;
+                // A few bytes that all files share would be decompressed for each.
+                if zip.has_overlapping_files().map_err(unreadable)? {
+                    return Err(damaged("a zip archive")("its files overlap".into()));
+                }
                 if npz::is_npz(&zip) {
                     npz::entries(zip).map_err(damaged("NumPy's arrays"))?
                 } else if pth::is_pytorch(&zip) {

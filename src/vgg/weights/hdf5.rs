@@ -5,12 +5,16 @@
 use super::MAX_KERNEL;
 use super::archive::{Entries, Entry, Result};
 use candle_core::{DType, Device, Tensor};
-use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions};
+use hdf5_reader::group::Group;
+use hdf5_reader::{Datatype, Hdf5File, OpenOptions};
 use std::collections::HashSet;
 
 /// The longest path of a group that is looked into: a file of nested groups would take memory as the
 /// square of its size.
 const MAX_PATH: usize = 1000;
+
+/// The most groups and datasets: links may name one object again and again, at a few bytes each. Keras' files have a hundred.
+const MAX_MEMBERS: usize = 4096;
 
 /// A file's datasets, by path.
 pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
@@ -24,27 +28,37 @@ pub fn entries(file: &[u8]) -> Result<Entries<'static>> {
     let mut groups = vec![(String::new(), file.root_group().map_err(cause)?)];
     // A group may be linked several times, even below itself.
     let mut seen = HashSet::new();
+    let mut members = 0;
     while let Some((path, group)) = groups.pop() {
         if path.len() > MAX_PATH || !seen.insert(group.address()) {
             continue;
         }
-        let (inner, datasets) = group.members().map_err(cause)?;
-        for dataset in datasets {
-            entries.insert(
-                format!("{path}{}", base_name(dataset.name())),
-                entry(dataset),
-            );
+        let (inner, datasets) = group.member_names().map_err(cause)?;
+        members += inner.len() + datasets.len();
+        if members > MAX_MEMBERS {
+            return Err(format!(
+                "it has more than {MAX_MEMBERS} groups and datasets"
+            ));
         }
-        let inner = inner.into_iter();
-        groups.extend(inner.map(|group| (format!("{path}{}/", base_name(group.name())), group)));
+        for name in datasets {
+            let shape = group.dataset(&name).map_err(cause)?.shape().to_vec();
+            let path = format!("{path}{name}");
+            entries.insert(path, entry(&group, name, &shape));
+        }
+        for name in inner {
+            let inner = group.group(&name).map_err(cause)?;
+            groups.push((format!("{path}{name}/"), inner));
+        }
     }
     Ok(entries)
 }
 
-fn entry(dataset: Dataset) -> Entry<'static> {
-    let shape = dataset.shape();
+/// A dataset of a group. It is opened when it is read: a dataset that is kept holds a copy of its header, which may be long.
+fn entry(group: &Group, name: String, shape: &[u64]) -> Entry<'static> {
     let shape: Vec<usize> = shape.iter().map(|&side| side as usize).collect();
+    let group = group.clone();
     Entry::new(shape.clone(), move || {
+        let dataset = group.dataset(&name).map_err(cause)?;
         let Datatype::FloatingPoint { size, .. } = dataset.dtype() else {
             return Err("it is not of floats".into());
         };
@@ -58,10 +72,6 @@ fn entry(dataset: Dataset) -> Entry<'static> {
         Tensor::from_raw_buffer(&values, dtype, &shape, &Device::Cpu)
             .map_err(|error| error.to_string())
     })
-}
-
-fn base_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn cause(error: hdf5_reader::error::Error) -> String {
