@@ -196,6 +196,43 @@ fn style_image_of_a_size_that_cannot_be() {
     folder.refuses("style-image", &path, &["cut short"]);
 }
 
+/// The decoder would take as much memory as the metadata claim to need. RFC 9649 has the chunks.
+#[test]
+fn a_style_image_that_claims_to_have_gigabytes_of_metadata() {
+    let folder = Folder::new();
+    let chunk = |name: &[u8; 4], claimed: u32, data: &[u8]| {
+        [name, &claimed.to_le_bytes()[..], data].concat()
+    };
+    let exif = chunk(b"EXIF", 0xFFFF_FF00, b"none");
+    let canvas = [63, 0, 0, 47, 0, 0];
+    let still = [
+        b"WEBP".to_vec(),
+        chunk(b"VP8X", 10, &[&[8, 0, 0, 0][..], &canvas].concat()),
+        encoded(ImageFormat::WebP)[12..].to_vec(),
+        exif.clone(),
+    ];
+    let animated = [
+        b"WEBP".to_vec(),
+        chunk(b"VP8X", 10, &[&[2, 0, 0, 0][..], &canvas].concat()),
+        chunk(b"ANIM", 6, &[0; 6]),
+        chunk(b"ANMF", 28, &[&[0; 16], &exif[..]].concat()),
+    ];
+    for (name, chunks) in [("still", still), ("animated", animated)] {
+        let body = chunks.concat();
+        let path = folder.write("style.webp", chunk(b"RIFF", body.len() as u32, &body));
+        let launch = format!(
+            "ulimit -v 4000000; exec gst-launch-1.0 videotestsrc num-buffers=1 ! video/x-raw,width=32,height=32 ! \
+             gatys n-threads=1 initial-iterations=1 style-image='{}' ! fakesink",
+            path.display()
+        );
+        let ended = run(gstreamer("sh").arg("-c").arg(launch));
+        match name {
+            "still" => ended.assert_succeeded(name),
+            _ => ended.assert_refused(name),
+        }
+    }
+}
+
 #[test]
 fn weights_that_are_no_file() {
     let folder = Folder::new();

@@ -35,7 +35,7 @@ pub enum Error {
     Decode(ImageError),
     #[error("it is a JPEG image that is cut short")]
     CutShort,
-    #[error("it is larger than {MAX_FILE_SIDE}x{MAX_FILE_SIDE} pixels or than {} MiB in memory", MAX_BYTES >> 20)]
+    #[error("it is larger than {MAX_FILE_SIDE}x{MAX_FILE_SIDE} pixels or than {} MiB", MAX_BYTES >> 20)]
     TooLarge,
     #[error("it is {width}x{height} pixels, and at least {MIN_SIDE}x{MIN_SIDE} are needed")]
     TooSmall { width: u32, height: u32 },
@@ -68,15 +68,19 @@ impl StyleImage {
         if len == 0 {
             return Err(Error::Empty);
         }
-        let mut reader = ImageReader::new(BufReader::new(file)).with_guessed_format()?;
-        if reader.format() == Some(ImageFormat::Jpeg) {
-            let mut file = reader.into_inner();
-            if !has_jpeg_end(&mut file)? {
-                return Err(Error::CutShort);
-            }
-            file.rewind()?;
-            reader = ImageReader::with_format(file, ImageFormat::Jpeg);
+        let reader = ImageReader::new(BufReader::new(file)).with_guessed_format()?;
+        let format = reader.format().ok_or(Error::UnknownFormat)?;
+        if len > MAX_BYTES {
+            return Err(Error::TooLarge);
         }
+        let mut file = reader.into_inner();
+        if format == ImageFormat::Jpeg && !has_jpeg_end(&mut file)? {
+            return Err(Error::CutShort);
+        }
+        let webp = format == ImageFormat::WebP;
+        let orientation = webp.then(|| webp_orientation(&mut file)).transpose()?;
+        file.rewind()?;
+        let mut reader = ImageReader::with_format(file, format);
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_FILE_SIDE);
         limits.max_image_height = Some(MAX_FILE_SIDE);
@@ -84,7 +88,10 @@ impl StyleImage {
         reader.limits(limits);
         let mut decoder = reader.into_decoder()?;
         // A broken EXIF block does not make the picture unusable.
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let orientation = match orientation {
+            Some(orientation) => orientation,
+            None => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+        };
         if decoder.total_bytes() > MAX_BYTES {
             return Err(Error::TooLarge);
         }
@@ -152,6 +159,37 @@ fn has_jpeg_end(file: &mut impl BufRead) -> io::Result<bool> {
                 }
             }
         }
+    }
+}
+
+/// The orientation that a WebP file's EXIF chunk gives. The decoder would allocate what the chunk claims to have.
+///
+/// The structure is that of RIFF (RFC 9649, sections 2.3 to 2.7): after 12 bytes, chunks of a name, a length and as
+/// many bytes, padded to an even number. Only after VP8X is there EXIF.
+fn webp_orientation(file: &mut (impl Read + Seek)) -> io::Result<Orientation> {
+    file.seek_relative(12)?;
+    let mut is_first = true;
+    loop {
+        let mut header = Vec::with_capacity(8);
+        file.by_ref().take(8).read_to_end(&mut header)?;
+        let Some((name, size)) = header.split_first_chunk::<4>() else {
+            return Ok(Orientation::NoTransforms);
+        };
+        let Ok(size) = <[u8; 4]>::try_from(size).map(u32::from_le_bytes) else {
+            return Ok(Orientation::NoTransforms);
+        };
+        match name {
+            b"EXIF" => {
+                let mut exif = Vec::new();
+                file.by_ref().take(size.into()).read_to_end(&mut exif)?;
+                let orientation = Orientation::from_exif_chunk(&exif);
+                return Ok(orientation.unwrap_or(Orientation::NoTransforms));
+            }
+            b"VP8X" => is_first = false,
+            _ if is_first => return Ok(Orientation::NoTransforms),
+            _ => (),
+        }
+        file.seek_relative(i64::from(size) + i64::from(size % 2))?;
     }
 }
 

@@ -25,13 +25,15 @@ fn load(bytes: &[u8], name: &str) -> Result<RgbImage, Error> {
     StyleImage::load(&path).map(|style| style.0)
 }
 
-/// `jpeg` with an EXIF segment before all others. JEITA CP-3451, section 4.6.4: the tag 0x0112
-/// is the orientation, a SHORT.
+/// `jpeg` with an EXIF segment before all others.
 fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
-    let mut exif = b"Exif\0\0II*\0\x08\0\0\0".to_vec();
-    exif.extend([1, 0, 0x12, 0x01, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0]);
-    exif.extend([0; 4]);
-    with_segment(jpeg, &exif)
+    with_segment(jpeg, &[b"Exif\0\0", &exif(orientation)[..]].concat())
+}
+
+/// JEITA CP-3451, section 4.6.4: the tag 0x0112 is the orientation, a SHORT.
+fn exif(orientation: u8) -> Vec<u8> {
+    let tag = [0x12, 0x01, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0];
+    [&b"II*\0\x08\0\0\0\x01\0"[..], &tag, &[0; 4]].concat()
 }
 
 fn with_segment(jpeg: &[u8], segment: &[u8]) -> Vec<u8> {
@@ -182,6 +184,51 @@ fn every_truncated_file_is_refused() {
         // As within a PNG's last chunk.
         assert!(load(&bytes[..bytes.len() - 8], "style").is_err());
     }
+}
+
+/// A chunk of a WebP file (RFC 9649, section 2.3).
+fn chunk(name: &[u8], claimed: u32, data: &[u8]) -> Vec<u8> {
+    [name, &claimed.to_le_bytes(), data].concat()
+}
+
+/// `webp` in the extended format (RFC 9649, section 2.7), with an EXIF chunk.
+fn with_exif_chunk(webp: &[u8], exif: &[u8]) -> Vec<u8> {
+    let extended = chunk(b"VP8X", 10, &[8, 0, 0, 0, 63, 0, 0, 31, 0, 0]);
+    let body = [b"WEBP", &extended[..], &webp[12..], exif].concat();
+    chunk(b"RIFF", body.len() as u32, &body)
+}
+
+#[test]
+fn orientation_of_webp_is_obeyed() {
+    let webp = encoded(halves(64, 32), ImageFormat::WebP);
+    let exif = exif(6);
+    let length = exif.len() as u32;
+    let webp = with_exif_chunk(&webp, &chunk(b"EXIF", length, &exif));
+    let image = load(&webp, "webp").unwrap();
+    assert_eq!(image.dimensions(), (32, 64));
+    assert_near(image.get_pixel(16, 8), RED);
+}
+
+/// The decoder allocates what a chunk claims to have.
+#[test]
+fn webp_metadata_may_claim_any_length() {
+    let webp = encoded(halves(64, 32), ImageFormat::WebP);
+    for claimed in [0, 3, 4, 5, 1 << 30, 0xFFFF_FF00, u32::MAX] {
+        let exif = chunk(b"EXIF", claimed, b"abc\0");
+        let image = load(&with_exif_chunk(&webp, &exif), "webp").unwrap();
+        assert_eq!(image.dimensions(), (64, 32));
+    }
+}
+
+#[test]
+fn files_larger_than_any_picture_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse.jpg");
+    std::fs::write(&path, encoded(halves(64, 32), ImageFormat::Jpeg)).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(MAX_BYTES + 1).unwrap();
+    let error = StyleImage::load(&path).unwrap_err();
+    assert!(matches!(error, Error::TooLarge), "{error}");
 }
 
 #[test]
