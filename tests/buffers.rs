@@ -23,8 +23,16 @@ fn frame_with_meta(
     let mut buffer = gst::Buffer::from_mut_slice(vec![0xA5; size]);
     let writable = buffer.get_mut().unwrap();
     writable.set_pts(gst::ClockTime::ZERO);
+    add_meta(writable, info, offset, stride);
+    let mut frame = VideoFrameRef::from_buffer_ref_writable(writable, info).unwrap();
+    write(&mut frame, picture, |_| 0);
+    drop(frame);
+    buffer
+}
+
+fn add_meta(buffer: &mut gst::BufferRef, info: &VideoInfo, offset: usize, stride: usize) {
     gst_video::VideoMeta::add_full(
-        writable,
+        buffer,
         gst_video::VideoFrameFlags::empty(),
         info.format(),
         info.width(),
@@ -33,10 +41,6 @@ fn frame_with_meta(
         &[stride as i32],
     )
     .unwrap();
-    let mut frame = VideoFrameRef::from_buffer_ref_writable(writable, info).unwrap();
-    write(&mut frame, picture, |_| 0);
-    drop(frame);
-    buffer
 }
 
 #[test]
@@ -193,4 +197,23 @@ fn rows_that_are_said_to_lie_beyond_the_memory_are_an_error() {
         let error = only_error(&painter.bus);
         assert!(error.message().contains("its memory has"), "{error}");
     }
+}
+
+/// Of several, GStreamer maps the one with the number 0, not the first.
+#[test]
+fn rows_are_where_the_meta_that_is_mapped_says() {
+    let files = Files::new();
+    let info = info(VideoFormat::Rgb, 33, 24);
+    let row = 33 * 3;
+    let mut painter = Painter::with_info(&element(&files), info.clone());
+    let mut frame = frame_with_meta(&info, &picture(33, 24, 0), 0, row);
+    let writable = frame.get_mut().unwrap();
+    let mut first = writable.meta_mut::<gst_video::VideoMeta>().unwrap();
+    // SAFETY: it is the meta of a buffer that nobody else has.
+    unsafe { (*first.as_mut_ptr()).id = 1 };
+    let last_row = writable.size() - row;
+    add_meta(writable, &info, last_row, row);
+    assert_eq!(painter.harness.push(frame), Err(gst::FlowError::Error));
+    let error = only_error(&painter.bus);
+    assert!(error.message().contains("its memory has"), "{error}");
 }

@@ -107,7 +107,10 @@ fn row_stride(frame: &impl VideoFrameExt, len: usize) -> candle_core::Result<usi
     };
     // Without a meta GStreamer compares the size itself, and with one it maps a single memory.
     let buffer = frame.buffer();
-    let offset = buffer.meta::<VideoMeta>().map(|meta| meta.offset()[0]);
+    // Of several it takes the one with the number 0, or the lowest.
+    let metas = buffer.iter_meta::<VideoMeta>();
+    let meta = metas.min_by_key(|meta| (meta.id() != 0, meta.id()));
+    let offset = meta.map(|meta| meta.offset()[0]);
     if let Some(offset) = offset
         && let Some((memories, skipped)) = buffer.find_memory(offset..offset + 1)
     {
