@@ -7,11 +7,12 @@ mod common;
 
 use common::Files;
 use common::painter::{FIRST, LATER, PATIENCE, Painter, assert_ends, element};
-use common::video::{DURATION, Pixels, info, picture};
+use common::video::{DURATION, Pixels, frame, info, picture};
 use gst::prelude::*;
 use gst_video::{VideoFormat, VideoInfo};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn segment() -> gst::Event {
     gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())
@@ -51,6 +52,45 @@ fn a_flush_starts_anew() {
         assert!(painter.harness.push_event(gst::event::FlushStop::new(true)));
         assert!(painter.harness.push_event(segment()));
     });
+}
+
+/// As where an application links the element to what plays already, and then starts it.
+#[test]
+fn what_is_pushed_while_it_starts_is_painted() {
+    let files = Files::new();
+    let element = element(&files);
+    let sink = gst::ElementFactory::make("fakesink").property("async", false);
+    let sink = sink.build().unwrap();
+    let pipeline = gst::Pipeline::new();
+    pipeline.add_many([&element, &sink]).unwrap();
+    element.link(&sink).unwrap();
+    let source = gst::Pad::new(gst::PadDirection::Src);
+    source.link(&element.static_pad("sink").unwrap()).unwrap();
+    source.set_active(true).unwrap();
+
+    let (starting, started) = mpsc::channel();
+    element.connect_notify(Some("weights-info"), move |_, _| {
+        let _ = starting.send(());
+        // Time for the other thread to push.
+        thread::sleep(Duration::from_millis(300));
+    });
+    let pushing = thread::spawn(move || {
+        started.recv().unwrap();
+        let info = info(VideoFormat::Rgb, 32, 24);
+        let caps = info.to_caps().unwrap();
+        assert!(source.push_event(gst::event::StreamStart::new("video")));
+        assert!(source.push_event(gst::event::Caps::new(&caps)));
+        assert!(source.push_event(segment()));
+        [0, 1, 2].map(|index| {
+            let picture = picture(32, 24, index);
+            source.push(frame(&info, &picture, index.into(), |_| 0))
+        })
+    });
+    pipeline.set_state(gst::State::Playing).unwrap();
+    assert_eq!(pushing.join().unwrap(), [Ok(gst::FlowSuccess::Ok); 3]);
+    let stats: gst::Structure = element.property("stats");
+    assert_eq!(stats.get::<u64>("frame").unwrap(), 2, "{stats}");
+    pipeline.set_state(gst::State::Null).unwrap();
 }
 
 /// After a seek while PAUSED no other frame may follow for long.

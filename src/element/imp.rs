@@ -50,7 +50,7 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 /// The weights, and the properties `device` and `precision`.
 type NetworkSource = (WeightsSource, Option<String>, Precision);
 
-/// No lock is held while foreign code runs, so what a poisoned one guards is whole.
+/// None of these locks is held while foreign code runs, so what a poisoned one guards is whole.
 #[derive(Default)]
 pub struct Gatys {
     controls: Controls,
@@ -137,7 +137,13 @@ impl ElementImpl for Gatys {
             gst::StateChange::PausedToReady => self.stopping.store(true, Ordering::SeqCst),
             _ => (),
         }
+        // Pads take data before `start` is done, which loads a network, and the base class forgets the caps
+        // that come meanwhile. So what is pushed waits; handlers that `start` calls must not wait for it.
+        let element = self.obj();
+        let sink = element.sink_pad();
+        let waits = (transition == gst::StateChange::ReadyToPaused).then(|| sink.stream_lock());
         let changed = self.parent_change_state(transition);
+        drop(waits);
         if transition == gst::StateChange::ReadyToNull {
             *lock(&self.network) = None;
         }
