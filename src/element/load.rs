@@ -14,6 +14,9 @@ use std::fmt::Display;
 use std::panic::{UnwindSafe, catch_unwind};
 use std::path::Path;
 
+/// The longest cause of an error that quotes a file, in characters.
+const MAX_CAUSE: usize = 1000;
+
 /// The stylizer that `settings` describe, and why it is on the CPU if `device=auto` found no usable
 /// GPU in a build with CUDA.
 pub fn stylizer(settings: &Settings) -> Result<(Stylizer, Option<String>), ErrorMessage> {
@@ -71,7 +74,24 @@ fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
         ),
         None => String::new(),
     };
-    format!("weights=‘{}’: {error}{named}", path.display())
+    format!("weights=‘{}’: {}{named}", path.display(), printable(error))
+}
+
+/// An error that quotes a file, fit for a terminal: with blanks for control characters, and not of any length.
+fn printable(error: &impl Display) -> String {
+    let error = error.to_string();
+    let mut characters = error.chars().map(|character| {
+        if character.is_control() {
+            ' '
+        } else {
+            character
+        }
+    });
+    let mut printable: String = characters.by_ref().take(MAX_CAUSE).collect();
+    if characters.next().is_some() {
+        printable.push('…');
+    }
+    printable
 }
 
 /// Loads the image that `style-image` names.
@@ -156,6 +176,25 @@ pub fn apply(settings: &Settings, stylizer: &mut Stylizer) -> Vec<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_quote_files_in_printable_characters() {
+        let quoting = |value: String| {
+            let (key, expected) = ("std", "numbers are needed");
+            let source = WeightsSource::File("a.pth".into());
+            let error = crate::vgg::weights::Error::Metadata {
+                key,
+                value,
+                expected,
+            };
+            weights_error(&source, &shared::Error::Weights(error))
+        };
+        let error = quoting("\x1b]0;title\x07é\0\u{9b}1m".into());
+        assert!(error.contains("‘ ]0;title é  1m’"), "{error:?}");
+        let error = quoting("1".repeat(1 << 20));
+        assert!(error.starts_with("weights=‘a.pth’: its metadata give std as ‘111"));
+        assert!(error.contains("111…") && error.len() < 2 * MAX_CAUSE);
+    }
 
     #[test]
     fn a_decoder_that_panics_is_an_error() {
