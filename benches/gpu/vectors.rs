@@ -5,7 +5,7 @@
 use crate::Options;
 use crate::data::{Bench, count_differing, factor, noise, pixels, relative_error, sum};
 use crate::report::{Outcome, Report};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use gstgatys::ops::elementwise as vector;
 
 /// A few roundings in f32: a GPU contracts products and sums to fused multiply-adds.
@@ -68,6 +68,17 @@ pub fn vectors(bench: &Bench, report: &mut Report) {
             count_differing(&to, &x)
         });
     }
+    report.check("other types and lengths are refused", 0.0, || {
+        let (_, x) = bench.host_and_device_f32(noise((13, 9, 3), 1))?;
+        let (_, shorter) = bench.host_and_device_f32(noise((13, 8, 3), 2))?;
+        let doubles = noise((13, 9, 3), 3).to_dtype(DType::F64)?;
+        let others = [shorter, doubles.to_device(&bench.device)?];
+        let taken = |(_, op): &(_, Op)| {
+            let taken = others.iter().filter(|other| op(&x, other, other).is_ok());
+            taken.count() as f64
+        };
+        Ok(OPS[2..].iter().map(taken).sum())
+    });
 }
 
 /// The losses of the image itself, total variation and the temporal loss: sums and gradients.

@@ -50,7 +50,7 @@ mod im2col;
 mod kernels;
 mod microkernel;
 pub mod pool;
-pub mod record;
+pub(crate) mod record;
 #[cfg(test)]
 pub(crate) mod reference;
 pub mod transfer;

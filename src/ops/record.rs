@@ -6,7 +6,8 @@ use candle_core::{Device, Error};
 use std::fmt::Display;
 use std::result::Result;
 
-/// A sequence of operations that is the same, on the same tensors, in each run.
+/// A sequence of operations that is the same, on the same tensors, in each run. Its owner must keep these
+/// tensors: a recording has only their addresses.
 ///
 /// On CUDA the first run executes it, which allocates memory and chooses algorithms, the second
 /// executes it once more and captures it as a CUDA graph, and later ones replay that. On other devices
@@ -54,7 +55,8 @@ impl Recorded {
             return work();
         }
         match &mut self.state {
-            State::Recorded(recording) => recording.launch()?,
+            // SAFETY: who runs the work again has kept its tensors.
+            State::Recorded(recording) => unsafe { recording.launch()? },
             State::WarmedUp(MAX_CAPTURE_FAILURES) => work()?,
             State::WarmedUp(failures) => {
                 let failures = *failures + 1;

@@ -8,12 +8,15 @@ use super::super::conv_algorithm::ConvAlgorithm;
 use super::cudnn::CudnnConvolution;
 use super::diagnostics::{Note, note};
 use super::plan::ConvOperands;
-use super::{Arg, Gpu, MAX_BLOCKS, StreamGuard, address, arg, features_arg, is_capturing, suffix};
+use super::{
+    Arg, Gpu, MAX_BLOCKS, StreamGuard, address, checked_address, features, floats, is_capturing,
+    suffix,
+};
 use crate::ops::transfer::to_host;
 use crate::threads::lock;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cudnn::result::get_version;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use std::sync::{LazyLock, Mutex};
 
 /// 3x3 convolution of features with bias and ReLU, stride 1, zero padding.
@@ -34,7 +37,9 @@ pub struct Conv {
 impl Conv {
     /// Takes a kernel `[n_out, n_in, 3, 3]` and a bias `[n_out]`, both `f32`, on the device to use.
     pub fn new(kernel: &Tensor, bias: &Tensor, format: Format) -> Result<Self> {
-        let (n_out, n_in, _, _) = kernel.dims4()?;
+        let (n_out, n_in, 3, 3) = kernel.dims4()? else {
+            bail!("a kernel of 3x3 is needed, not {:?}", kernel.dims());
+        };
         let device = kernel.device();
         let [kernel, bias] = [kernel, bias].map(to_host);
         let (kernel, bias) = (kernel?, bias?);
@@ -56,16 +61,17 @@ impl Conv {
     /// `output = relu(input * kernel + bias)` for an input of height and width `size`.
     pub fn forward(&self, size: [usize; 2], input: &Tensor, output: &Tensor) -> Result<()> {
         let gpu = Gpu::of(input.device())?;
+        let (dtype, positions) = (self.format.dtype(), size[0] * size[1]);
+        let count = positions * self.n_out;
         let operands = ConvOperands {
-            input: address(input)?,
+            input: checked_address(input, dtype, positions * self.n_in)?,
             kernel: address(&self.kernel)?,
             adjoint: None,
-            bias: Some(address(&self.rounded_bias)?),
-            output: address(output)?,
+            bias: Some(checked_address(&self.rounded_bias, dtype, self.n_out)?),
+            output: checked_address(output, dtype, count)?,
         };
         let convolution = CudnnConvolution::new(self.format, size, [self.n_in, self.n_out]);
-        let bias = features_arg(&self.bias)?;
-        let count = output.elem_count();
+        let bias = features(&self.bias, DType::F32, self.n_out)?;
         let bias_relu = |stream: &StreamGuard| {
             let args = [
                 Arg::Features(operands.output),
@@ -73,7 +79,6 @@ impl Conv {
                 Arg::Long(count as i64),
                 Arg::Int(self.n_out as i32),
             ];
-            let dtype = self.format.dtype();
             stream
                 .launch_features("bias_relu", dtype, (count, self.n_out), &args)
                 .map(drop)
@@ -93,26 +98,26 @@ impl Conv {
         masked: bool,
     ) -> Result<()> {
         let gpu = Gpu::of(upstream.device())?;
+        let (dtype, positions) = (self.format.dtype(), size[0] * size[1]);
+        let count = positions * self.n_out;
         let operands = ConvOperands {
-            input: address(upstream)?,
+            input: checked_address(upstream, dtype, count)?,
             kernel: address(&self.adjoint)?,
             adjoint: Some(address(&self.kernel)?),
             bias: None,
-            output: address(gradient)?,
+            output: checked_address(gradient, dtype, positions * self.n_in)?,
         };
         let convolution = CudnnConvolution::new(self.format, size, [self.n_out, self.n_in]);
         let key = self.cache_key("backward", size, [self.n_out, self.n_in], &gpu)?;
         let stream = gpu.lock_stream()?;
         // cuDNN has engines that take the derivative along, but compiles each at run time.
         if !masked {
-            let count = upstream.elem_count();
             let args = [
-                features_arg(upstream)?,
-                features_arg(output)?,
+                Arg::Features(operands.input),
+                features(output, dtype, count)?,
                 Arg::Long(count as i64),
             ];
-            let (dtype, items) = (self.format.dtype(), (count, self.n_out));
-            stream.launch_features("relu_backward", dtype, items, &args)?;
+            stream.launch_features("relu_backward", dtype, (count, self.n_out), &args)?;
         }
         run_fastest(&stream, &key, &convolution, operands, |_| Ok(()))
     }
@@ -210,16 +215,17 @@ impl ImageConv {
 
     /// `output = relu(image * kernel + bias)`
     pub fn forward(&self, [h, w]: [usize; 2], image: &Tensor, output: &Tensor) -> Result<()> {
+        let dtype = self.format.dtype();
         let args = [
-            arg(image)?,
-            arg(&self.kernel)?,
-            arg(&self.bias)?,
-            arg(output)?,
+            floats(image, h * w * 3)?,
+            floats(&self.kernel, 27 * self.n_out)?,
+            floats(&self.bias, self.n_out)?,
+            features(output, dtype, h * w * self.n_out)?,
             Arg::Int(h as i32),
             Arg::Int(w as i32),
             Arg::Int(self.n_out as i32),
         ];
-        let kernel = format!("image_conv_{}", suffix(self.format.dtype())?);
+        let kernel = format!("image_conv_{}", suffix(dtype)?);
         // The blocks stride over strips of the image.
         Gpu::of(image.device())?
             .lock_stream()?
@@ -234,20 +240,20 @@ impl ImageConv {
         output: &Tensor,
         gradient: &Tensor,
     ) -> Result<()> {
+        let (dtype, count) = (self.format.dtype(), h * w * self.n_out);
         let args = [
-            features_arg(upstream)?,
-            features_arg(output)?,
-            arg(&self.kernel)?,
-            arg(gradient)?,
+            features(upstream, dtype, count)?,
+            features(output, dtype, count)?,
+            floats(&self.kernel, 27 * self.n_out)?,
+            floats(gradient, h * w * 3)?,
             Arg::Int(h as i32),
             Arg::Int(w as i32),
             Arg::Int(self.n_out as i32),
         ];
-        let items = (upstream.elem_count(), self.n_out);
         // The blocks stride over tiles of the image.
         Gpu::of(gradient.device())?
             .lock_stream()?
-            .launch_features("image_conv_backward", self.format.dtype(), items, &args)
+            .launch_features("image_conv_backward", dtype, (count, self.n_out), &args)
             .map(drop)
     }
 }

@@ -3,7 +3,7 @@
 //! Gram matrices on a GPU, and the gradient through them.
 
 use super::vector::reduce;
-use super::{Arg, Gpu, StreamGuard, address, arg, suffix};
+use super::{Arg, Gpu, StreamGuard, checked_address, floats, suffix, sums};
 use candle_core::cuda_backend::cudarc::cublas::result::{gemm_ex, gemm_strided_batched_ex};
 use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasHandle_t, cublasOperation_t, cublasPointerMode_t,
@@ -30,7 +30,7 @@ pub fn gram(features: &Tensor, [m, n]: [usize; 2], output: &Tensor) -> Result<()
     let gpu = Gpu::of(features.device())?;
     let stream = gpu.lock_stream()?;
     let products = split_products(&stream, features, [m, n])?;
-    let args = [&products[..], &[arg(output)?, Arg::Int(n as i32)]].concat();
+    let args = [&products[..], &[floats(output, n * n)?, Arg::Int(n as i32)]].concat();
     stream.launch_1d("gram_average", n * n, &args).map(drop)
 }
 
@@ -43,7 +43,8 @@ pub fn gram_residual(
 ) -> Result<()> {
     reduce(sum, |stream, partials| {
         let products = split_products(stream, features, [m, n])?;
-        let output = [arg(target)?, arg(residual)?, partials, Arg::Int(n as i32)];
+        let [target, residual] = [floats(target, n * n)?, floats(residual, n * n)?];
+        let output = [target, residual, partials, Arg::Int(n as i32)];
         let args = [&products[..], &output].concat();
         stream.launch_1d("gram_residual", n * n, &args)
     })
@@ -59,7 +60,7 @@ fn split_products(stream: &StreamGuard, features: &Tensor, [m, n]: [usize; 2]) -
     let (positions, remainder) = (m / splits, m % splits);
     let matrix_bytes = DType::F32.size_in_bytes() * n * n;
     let products = stream.scratch("Gram matrices", (max_splits + 1) * matrix_bytes)?;
-    let features = address(features)?;
+    let features = checked_address(features, dtype, m * n)?;
     let remaining = features + (splits * positions * n * dtype.size_in_bytes()) as u64;
     gram_products(stream, dtype, (features, [n, positions]), splits, products)?;
     if remainder > 0 {
@@ -147,15 +148,17 @@ pub fn gram_backward(
         &format!("normalise_residual_{}", suffix(dtype)?),
         n * n,
         &[
-            arg(residual)?,
-            arg(squares)?,
-            arg(factor)?,
+            floats(residual, n * n)?,
+            sums(squares, 1)?,
+            floats(factor, 1)?,
             Arg::Address(normalised),
             Arg::Address(alpha),
             Arg::Int((n * n) as i32),
         ],
     )?;
-    let (features, gradient) = (address(features)?, address(gradient)?);
+    let [features, gradient] =
+        [features, gradient].map(|tensor| checked_address(tensor, dtype, m * n));
+    let (features, gradient) = (features?, gradient?);
     let handle = configured_handle(&stream, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)?;
     // In cuBLAS's column-major order, with D symmetric: D Fᵀ, `[n, m]`.
     // SAFETY: the matrices have these sizes, and α and β are in device memory.

@@ -22,7 +22,7 @@ const CAPTURE_MODES: [CUstreamCaptureMode; 2] = [
     CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED,
 ];
 
-/// A CUDA graph of operations. It has their tensors' addresses, so these must not be reallocated.
+/// A CUDA graph of operations. It has their tensors' addresses, and does not keep them.
 pub struct CapturedGraph {
     graph: CudaGraph,
     gpu: Arc<Gpu>,
@@ -71,10 +71,13 @@ impl CapturedGraph {
     }
 
     /// Launches the graph on the main stream.
-    pub fn launch(&mut self) -> Result<()> {
+    ///
+    /// # Safety
+    /// The tensors that the captured work uses must live until the graph is done.
+    pub unsafe fn launch(&mut self) -> Result<()> {
         let main = lock(&self.gpu.main);
         main.stream.context().bind_to_thread().w()?;
-        // SAFETY: the graph was instantiated, and `&mut self` keeps other threads off it.
+        // SAFETY: the graph was instantiated, `&mut self` keeps other threads off it, and its tensors are there.
         unsafe { result::graph::launch(self.graph.cu_graph_exec(), main.stream.cu_stream()) }.w()
     }
 }

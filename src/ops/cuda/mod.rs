@@ -209,8 +209,9 @@ impl StreamGuard<'_> {
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the callers pass the arguments in the types and order of the kernel's parameters;
-        // the addresses are those of tensors and scratch memory of the sizes that the kernel expects.
+        // SAFETY: the callers pass the arguments in the types and order of the kernel's parameters; the
+        // addresses are those of scratch memory and of tensors that the callers made, or whose types and
+        // lengths `checked_address` compares, in the sizes that the kernel expects.
         unsafe { builder.launch(config) }.w().map(drop)
     }
 
@@ -301,14 +302,36 @@ fn address(tensor: &Tensor) -> Result<u64> {
     Ok(base + (start * tensor.dtype().size_in_bytes()) as u64)
 }
 
-/// A tensor as a kernel's argument.
+/// The device address of a contiguous tensor, which must have `count` values of a type.
+fn checked_address(tensor: &Tensor, dtype: DType, count: usize) -> Result<u64> {
+    if tensor.dtype() != dtype || tensor.elem_count() != count {
+        bail!(
+            "a tensor of {count} values in {dtype:?} is needed, not {:?} in {:?}",
+            tensor.dims(),
+            tensor.dtype()
+        );
+    }
+    address(tensor)
+}
+
+/// A tensor of the caller's own as a kernel's argument.
 fn arg(tensor: &Tensor) -> Result<Arg> {
     address(tensor).map(Arg::Address)
 }
 
-/// Features as a kernel's argument.
-fn features_arg(tensor: &Tensor) -> Result<Arg> {
-    address(tensor).map(Arg::Features)
+/// `count` values in `f32`.
+fn floats(tensor: &Tensor, count: usize) -> Result<Arg> {
+    checked_address(tensor, DType::F32, count).map(Arg::Address)
+}
+
+/// `count` sums in `f64`.
+fn sums(tensor: &Tensor, count: usize) -> Result<Arg> {
+    checked_address(tensor, DType::F64, count).map(Arg::Address)
+}
+
+/// `count` values of features.
+fn features(tensor: &Tensor, dtype: DType, count: usize) -> Result<Arg> {
+    checked_address(tensor, dtype, count).map(Arg::Features)
 }
 
 /// Sets up a GPU for the operations, which its first operation would do otherwise.

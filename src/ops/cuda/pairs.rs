@@ -3,7 +3,7 @@
 //! The curvature pairs of L-BFGS on a GPU, and the search direction from them. The host only chooses
 //! step lengths, so only [`DevicePairs::count_and_curvature`] waits for the device.
 
-use super::{Arg, Gpu, THREADS, address, arg, vector};
+use super::{Arg, Gpu, THREADS, address, arg, floats, vector};
 use crate::ops::transfer::to_host;
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -74,16 +74,20 @@ impl DevicePairs {
         let gpu = Gpu::of(image.device())?;
         let stream = gpu.lock_stream()?;
         let (history, values) = (Arg::Int(self.history as i32), Arg::Long(self.values as i64));
+        let [image, gradient, trial, trial_gradient, direction] =
+            [image, gradient, trial, trial_gradient, direction]
+                .map(|tensor| floats(tensor, self.values));
+        let (image, gradient) = (image?, gradient?);
         let [state, vectors, sums] = [arg(&self.state)?, arg(&self.vectors)?, arg(&self.sums)?];
         let coefficients = arg(&self.coefficients)?;
         let (rows, tiles) = self.partials.dims2()?;
         let (rows, tiles) = (rows as u32, tiles as u32);
         let partials = address(&self.partials)?;
         let args = [
-            arg(image)?,
-            arg(gradient)?,
-            arg(trial)?,
-            arg(trial_gradient)?,
+            image,
+            gradient,
+            trial?,
+            trial_gradient?,
             state,
             vectors,
             Arg::Address(partials),
@@ -107,9 +111,9 @@ impl DevicePairs {
             state,
             vectors,
             coefficients,
-            arg(image)?,
-            arg(gradient)?,
-            arg(direction)?,
+            image,
+            gradient,
+            direction?,
             history,
             values,
         ];

@@ -3,7 +3,7 @@
 //! Pooling on a GPU.
 
 use super::super::pool::Pooling;
-use super::{Arg, Gpu, features_arg};
+use super::{Arg, Gpu, features};
 use candle_core::{Result, Tensor};
 
 pub fn forward(pooling: Pooling, input: &Tensor, output: &Tensor) -> Result<()> {
@@ -11,12 +11,12 @@ pub fn forward(pooling: Pooling, input: &Tensor, output: &Tensor) -> Result<()> 
         Pooling::Avg => "pool_avg",
         Pooling::Max => "pool_max",
     };
-    launch_pooling(
-        kernel,
-        input,
-        output,
-        &[features_arg(input)?, features_arg(output)?],
-    )
+    let ([count, pooled], dtype) = (counts(input)?, input.dtype());
+    let args = [
+        features(input, dtype, count)?,
+        features(output, dtype, pooled)?,
+    ];
+    launch_pooling(kernel, input, output, &args)
 }
 
 pub fn backward(
@@ -29,12 +29,19 @@ pub fn backward(
         Pooling::Avg => "pool_avg_backward",
         Pooling::Max => "pool_max_backward",
     };
+    let ([count, pooled], dtype) = (counts(input)?, input.dtype());
     let args = [
-        features_arg(upstream)?,
-        features_arg(input)?,
-        features_arg(gradient)?,
+        features(upstream, dtype, pooled)?,
+        features(input, dtype, count)?,
+        features(gradient, dtype, count)?,
     ];
     launch_pooling(kernel, input, gradient, &args)
+}
+
+/// The values of `input` `[h, w, n]`, and of its output.
+fn counts(input: &Tensor) -> Result<[usize; 2]> {
+    let (h, w, n) = input.dims3()?;
+    Ok([h * w * n, (h / 2) * (w / 2) * n])
 }
 
 /// Launches a kernel over `dst` whose last parameters are the dimensions of `input`.

@@ -4,7 +4,7 @@
 
 use super::pairs::tiles;
 use super::read_back::ReadBack;
-use super::{Arg, Gpu, arg};
+use super::{Arg, Gpu, arg, floats};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Σ (trial − image)² and Σ gradient (trial − image). Their partial sums are copied to the host right
@@ -35,11 +35,11 @@ impl StepSums {
     ) -> Result<()> {
         let values = image.elem_count();
         let args = [
-            arg(image)?,
-            arg(gradient)?,
+            floats(image, values)?,
+            floats(gradient, values)?,
             Arg::Float(length as f32),
-            arg(direction)?,
-            arg(trial)?,
+            floats(direction, values)?,
+            floats(trial, values)?,
             arg(&self.partials)?,
             Arg::Long(values as i64),
         ];

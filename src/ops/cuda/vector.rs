@@ -3,10 +3,10 @@
 //! The GPU side of [`elementwise`](crate::ops::elementwise): vector operations, Adam's step, sums,
 //! and the losses but for style.
 
-use super::{Arg, Gpu, StreamGuard, address, arg, features_arg, suffix};
+use super::{Arg, Gpu, StreamGuard, address, checked_address, features, floats, suffix};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::{memcpy_dtod_async, memset_d8_async};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 /// Launches a kernel over the values of `dst` whose last parameter is their number.
 fn launch_over(kernel: &str, dst: &Tensor, args: &[Arg]) -> Result<()> {
@@ -27,12 +27,13 @@ pub fn clear(dst: &Tensor) -> Result<()> {
 pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
     let gpu = Gpu::of(dst.device())?;
     let stream = gpu.lock_stream()?;
-    let bytes = dst.elem_count() * dst.dtype().size_in_bytes();
+    let (dtype, count) = (dst.dtype(), dst.elem_count());
+    let bytes = count * dtype.size_in_bytes();
     // SAFETY: the memory is that of two tensors of the same type and size.
     unsafe {
         memcpy_dtod_async(
             address(dst)?,
-            address(src)?,
+            checked_address(src, dtype, count)?,
             bytes,
             stream.handles.stream.cu_stream(),
         )
@@ -41,21 +42,22 @@ pub fn copy(dst: &Tensor, src: &Tensor) -> Result<()> {
 }
 
 pub fn scale_by(factor: &Tensor, x: &Tensor) -> Result<()> {
-    launch_over("scale_by", x, &[arg(factor)?, arg(x)?])
+    let values = floats(x, x.elem_count())?;
+    launch_over("scale_by", x, &[floats(factor, 1)?, values])
 }
 
 pub fn decay(average: &Tensor, decay: f64, x: &Tensor, squared: bool) -> Result<()> {
     let (decay, squared) = (Arg::Float(decay as f32), Arg::Int(squared.into()));
-    launch_over("decay", average, &[arg(average)?, decay, arg(x)?, squared])
+    let count = average.elem_count();
+    let [values, x] = [floats(average, count)?, floats(x, count)?];
+    launch_over("decay", average, &[values, decay, x, squared])
 }
 
 pub fn adam_step(x: &Tensor, rate: f64, m: &Tensor, correction: f64, v: &Tensor) -> Result<()> {
     let [rate, correction] = [rate, correction].map(|value| Arg::Float(value as f32));
-    launch_over(
-        "adam_step",
-        x,
-        &[arg(x)?, rate, arg(m)?, correction, arg(v)?],
-    )
+    let count = x.elem_count();
+    let [values, m, v] = [floats(x, count)?, floats(m, count)?, floats(v, count)?];
+    launch_over("adam_step", x, &[values, rate, m, correction, v])
 }
 
 /// A reduction in two stages, into `sum`. `launch` launches a kernel that writes partial sums to the given
@@ -68,15 +70,17 @@ pub(super) fn reduce(
     let stream = gpu.lock_stream()?;
     let partials = stream.partials()?;
     let parts = launch(&stream, Arg::Address(partials))?;
-    stream.sum_partials(partials, parts, 1, address(sum)?)
+    let sum = checked_address(sum, DType::F64, 1)?;
+    stream.sum_partials(partials, parts, 1, sum)
 }
 
 /// Σ x y into `sum`.
 pub fn dot(x: &Tensor, y: &Tensor, sum: &Tensor) -> Result<()> {
-    let count = x.elem_count();
-    let kernel = format!("dot_{}", suffix(x.dtype())?);
+    let (dtype, count) = (x.dtype(), x.elem_count());
+    let kernel = format!("dot_{}", suffix(dtype)?);
     reduce(sum, |stream, partials| {
-        let args = [arg(x)?, arg(y)?, partials, Arg::Long(count as i64)];
+        let [x, y] = [features(x, dtype, count)?, features(y, dtype, count)?];
+        let args = [x, y, partials, Arg::Long(count as i64)];
         stream.launch_1d(&kernel, count, &args)
     })
 }
@@ -89,18 +93,18 @@ pub fn content_loss(
     sum: &Tensor,
 ) -> Result<()> {
     let (_, _, n) = f.dims3()?;
-    let count = f.elem_count();
+    let (dtype, count) = (f.dtype(), f.elem_count());
     reduce(sum, |stream, partials| {
         let args = [
-            features_arg(f)?,
-            features_arg(p)?,
-            arg(factor)?,
-            features_arg(gradient)?,
+            features(f, dtype, count)?,
+            features(p, dtype, count)?,
+            floats(factor, 1)?,
+            features(gradient, dtype, count)?,
             Arg::Int(accumulate.into()),
             partials,
             Arg::Long(count as i64),
         ];
-        stream.launch_features("content_loss", f.dtype(), (count, n), &args)
+        stream.launch_features("content_loss", dtype, (count, n), &args)
     })
 }
 
@@ -112,16 +116,17 @@ pub fn total_variation(
 ) -> Result<()> {
     let (h, w, _) = image.dims3()?;
     let [rows, columns] = [h, w].map(|side| Arg::Int(side as i32));
+    let count = h * w * 3;
     reduce(sum, |stream, partials| {
         let args = [
-            arg(image)?,
-            arg(factor)?,
-            arg(gradient)?,
+            floats(image, count)?,
+            floats(factor, 1)?,
+            floats(gradient, count)?,
             partials,
             rows,
             columns,
         ];
-        stream.launch_1d("total_variation", image.elem_count(), &args)
+        stream.launch_1d("total_variation", count, &args)
     })
 }
 
@@ -133,16 +138,16 @@ pub fn temporal_loss(
     sum: &Tensor,
 ) -> Result<()> {
     let (h, w, _) = image.dims3()?;
-    let pixels = Arg::Long((h * w) as i64);
+    let pixels = h * w;
     reduce(sum, |stream, partials| {
         let args = [
-            arg(image)?,
-            arg(target)?,
-            arg(factor)?,
-            arg(gradient)?,
+            floats(image, pixels * 3)?,
+            floats(target, pixels * 4)?,
+            floats(factor, 1)?,
+            floats(gradient, pixels * 3)?,
             partials,
-            pixels,
+            Arg::Long(pixels as i64),
         ];
-        stream.launch_1d("temporal_loss", h * w, &args)
+        stream.launch_1d("temporal_loss", pixels, &args)
     })
 }
