@@ -141,9 +141,8 @@ impl ElementImpl for Gatys {
         // that come meanwhile. So what is pushed waits; handlers that `start` calls must not wait for it.
         let element = self.obj();
         let sink = element.sink_pad();
-        let waits = (transition == gst::StateChange::ReadyToPaused).then(|| sink.stream_lock());
+        let _waits = (transition == gst::StateChange::ReadyToPaused).then(|| sink.stream_lock());
         let changed = self.parent_change_state(transition);
-        drop(waits);
         if transition == gst::StateChange::ReadyToNull {
             *lock(&self.network) = None;
         }

@@ -79,19 +79,11 @@ fn weights_error(source: &WeightsSource, error: &shared::Error) -> String {
 
 /// An error that quotes a file, fit for a terminal: with blanks for control characters, and not of any length.
 fn printable(error: &impl Display) -> String {
-    let error = error.to_string();
-    let mut characters = error.chars().map(|character| {
-        if character.is_control() {
-            ' '
-        } else {
-            character
-        }
-    });
-    let mut printable: String = characters.by_ref().take(MAX_CAUSE).collect();
-    if characters.next().is_some() {
-        printable.push('…');
+    let error = error.to_string().replace(char::is_control, " ");
+    match error.char_indices().nth(MAX_CAUSE) {
+        Some((end, _)) => format!("{}…", &error[..end]),
+        None => error,
     }
-    printable
 }
 
 /// Loads the image that `style-image` names.

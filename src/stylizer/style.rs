@@ -172,13 +172,11 @@ fn webp_orientation(file: &mut (impl Read + Seek)) -> io::Result<Orientation> {
     loop {
         let mut header = Vec::with_capacity(8);
         file.by_ref().take(8).read_to_end(&mut header)?;
-        let Some((name, size)) = header.split_first_chunk::<4>() else {
+        let Ok([name @ .., a, b, c, d]) = <[u8; 8]>::try_from(header) else {
             return Ok(Orientation::NoTransforms);
         };
-        let Ok(size) = <[u8; 4]>::try_from(size).map(u32::from_le_bytes) else {
-            return Ok(Orientation::NoTransforms);
-        };
-        match name {
+        let size = u32::from_le_bytes([a, b, c, d]);
+        match &name {
             b"EXIF" => {
                 let mut exif = Vec::new();
                 file.by_ref().take(size.into()).read_to_end(&mut exif)?;

@@ -156,9 +156,8 @@ pub fn gram_backward(
             Arg::Int((n * n) as i32),
         ],
     )?;
-    let [features, gradient] =
-        [features, gradient].map(|tensor| checked_address(tensor, dtype, m * n));
-    let (features, gradient) = (features?, gradient?);
+    let features = checked_address(features, dtype, m * n)?;
+    let gradient = checked_address(gradient, dtype, m * n)?;
     let handle = configured_handle(&stream, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)?;
     // In cuBLAS's column-major order, with D symmetric: D Fᵀ, `[n, m]`.
     // SAFETY: the matrices have these sizes, and α and β are in device memory.

@@ -74,10 +74,7 @@ impl DevicePairs {
         let gpu = Gpu::of(image.device())?;
         let stream = gpu.lock_stream()?;
         let (history, values) = (Arg::Int(self.history as i32), Arg::Long(self.values as i64));
-        let [image, gradient, trial, trial_gradient, direction] =
-            [image, gradient, trial, trial_gradient, direction]
-                .map(|tensor| floats(tensor, self.values));
-        let (image, gradient) = (image?, gradient?);
+        let (image, gradient) = (floats(image, self.values)?, floats(gradient, self.values)?);
         let [state, vectors, sums] = [arg(&self.state)?, arg(&self.vectors)?, arg(&self.sums)?];
         let coefficients = arg(&self.coefficients)?;
         let (rows, tiles) = self.partials.dims2()?;
@@ -86,8 +83,8 @@ impl DevicePairs {
         let args = [
             image,
             gradient,
-            trial?,
-            trial_gradient?,
+            floats(trial, self.values)?,
+            floats(trial_gradient, self.values)?,
             state,
             vectors,
             Arg::Address(partials),
@@ -113,7 +110,7 @@ impl DevicePairs {
             coefficients,
             image,
             gradient,
-            direction?,
+            floats(direction, self.values)?,
             history,
             values,
         ];
